@@ -1,0 +1,58 @@
+"""Differentiable, batched Grad-CAM for Captum, and Batch-CAM losses to train with it.
+
+The public names load on first use, so that ``import batchcam_captum.functional`` needs torch alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import functional
+    from .attribution import BatchGradCam, LayerCapture
+    from .losses import BatchCamLoss, ImageLoss, PrototypeContrastiveLoss, PrototypeLoss
+    from .prototypes import ClassPrototypes
+    from .training import CamRegularizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchCamLoss",
+    "BatchGradCam",
+    "CamRegularizer",
+    "ClassPrototypes",
+    "ImageLoss",
+    "LayerCapture",
+    "PrototypeContrastiveLoss",
+    "PrototypeLoss",
+    "__version__",
+    "functional",
+]
+
+_HOMES = {
+    "BatchCamLoss": ".losses",
+    "BatchGradCam": ".attribution",
+    "CamRegularizer": ".training",
+    "ClassPrototypes": ".prototypes",
+    "ImageLoss": ".losses",
+    "LayerCapture": ".attribution",
+    "PrototypeContrastiveLoss": ".losses",
+    "PrototypeLoss": ".losses",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module (PEP 562)."""
+    if name == "functional":
+        return import_module(".functional", __name__)
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(home, __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,25 @@
+"""The only place that imports Captum's private names, and the boundary to a package without type stubs."""
+
+from __future__ import annotations
+
+from captum._utils.common import (  # type: ignore[import-untyped]
+    _format_additional_forward_args as format_additional_forward_args,
+)
+from captum._utils.common import _format_tensor_into_tuples as format_tensor_into_tuples
+from captum._utils.common import _reduce_list as reduce_list
+from captum._utils.common import _run_forward as run_forward
+from captum._utils.common import _sort_key_list as sort_key_list
+from captum._utils.gradient import (  # type: ignore[import-untyped]
+    _extract_device_ids as extract_device_ids,
+)
+from captum.attr import LayerGradCam  # type: ignore[import-untyped]
+
+__all__ = [
+    "LayerGradCam",
+    "extract_device_ids",
+    "format_additional_forward_args",
+    "format_tensor_into_tuples",
+    "reduce_list",
+    "run_forward",
+    "sort_key_list",
+]

@@ -1,0 +1,253 @@
+"""Captum's LayerGradCam, batched, differentiable on request, and without side effects."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import activation_gradients, grad_cam, rectify
+from . import _captum
+from .capture import LayerRecorder, own_forward
+from .state import state_kept
+from .targets import Target, select_target
+
+Attribution = Tensor | tuple[Tensor, ...]
+
+
+class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
+    """Grad-CAM of a whole batch from one forward and one ``torch.autograd.grad``; swaps in for ``captum.attr.LayerGradCam``.
+
+    The same constructor, the same :meth:`attribute`, the same values. What differs: the maps are detached unless
+    ``differentiable=True``, and then their full second-order gradient reaches the weights after the layer (with Captum's
+    default arguments the maps require a gradient, but the channel weights are constants). A call leaves everything as it was:
+    ``.grad``, ``requires_grad``, training modes, BatchNorm's statistics, hooks and torch's random state, also when it raises.
+
+    Args:
+        forward_func: the model, or any callable that runs it.
+        layer: the layer whose activations are explained, usually the last convolutional one; or its name in
+            ``forward_func``, such as ``"layer4.1"``.
+        device_ids: only for a ``forward_func`` that applies a DataParallel model without being one, as in Captum.
+
+    Raises:
+        TypeError: ``layer`` is neither a module nor a name, or a name is given with a ``forward_func`` that is no module.
+        ValueError: the model has no layer of this name.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import BatchGradCam
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10)
+        ... )
+        >>> grad_cam = BatchGradCam(model, model[1])
+        >>> grad_cam.attribute(torch.rand(4, 3, 16, 16), target=[3, 1, 0, 9]).shape
+        torch.Size([4, 1, 14, 14])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Tensor],
+        layer: nn.Module | str,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        super().__init__(forward_func, _find_layer(forward_func, layer), device_ids)
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Attribution:
+        """Attribute each sample's score to places in the layer.
+
+        Args:
+            inputs: (N, …), or a tuple of tensors with N first, passed to ``forward_func`` in this order.
+            target: which score is explained: None, an integer, a tuple, N of either in a list, or a tensor; see
+                :func:`~batchcam_captum.attribution.targets.select_target`.
+            additional_forward_args: one argument or a tuple of them, passed on after the inputs.
+            attribute_to_layer_input: explain what the layer receives instead of what it returns.
+            relu_attributions: keep only what speaks for the target.
+            attr_dim_summation: sum over the channels; without it the result has as many channels as the layer.
+            grad_kwargs: further arguments of ``torch.autograd.grad``; ``{"create_graph": True}`` is ``differentiable=True``.
+            differentiable: return maps with their graph, for a loss on them. Otherwise they are detached.
+
+        Returns:
+            (N, 1, *spatial), signed, float32 (float64 stays); a tuple where the layer has several tensors.
+
+        Raises:
+            ValueError: a target that does not fit, or contradicting arguments.
+            TypeError: an output that is no tensor, or a target of a wrong kind.
+            RuntimeError: the forward does not reach the layer, or the scores do not depend on it.
+
+        Warns:
+            UserWarning: the layer runs more than once in a forward; its last run is explained.
+        """
+        attributions, _ = self._attribute(
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            relu_attributions,
+            attr_dim_summation,
+            grad_kwargs,
+            differentiable,
+        )
+        return attributions
+
+    def attribute_with_scores(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        relu_attributions: bool = False,
+        attr_dim_summation: bool = True,
+        grad_kwargs: dict[str, Any] | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> tuple[Attribution, Tensor]:
+        """Like :meth:`attribute`, and the scores of the same forward, so that the prediction needs no second one.
+
+        Args:
+            inputs: see :meth:`attribute`.
+            target: see :meth:`attribute`.
+            additional_forward_args: see :meth:`attribute`.
+            attribute_to_layer_input: see :meth:`attribute`.
+            relu_attributions: see :meth:`attribute`.
+            attr_dim_summation: see :meth:`attribute`.
+            grad_kwargs: see :meth:`attribute`.
+            differentiable: see :meth:`attribute`; the scores keep their graph as well.
+
+        Returns:
+            The attributions, and what ``forward_func`` returned, (N, K).
+
+        Raises:
+            ValueError: see :meth:`attribute`.
+            TypeError: see :meth:`attribute`.
+            RuntimeError: see :meth:`attribute`.
+        """
+        return self._attribute(
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+            relu_attributions,
+            attr_dim_summation,
+            grad_kwargs,
+            differentiable,
+        )
+
+    def _attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Target,
+        additional_forward_args: object,
+        at_input: bool,
+        relu_attributions: bool,
+        attr_dim_summation: bool,
+        grad_kwargs: dict[str, Any] | None,
+        differentiable: bool,
+    ) -> tuple[Attribution, Tensor]:
+        grad_kwargs = dict(grad_kwargs or {})
+        if differentiable and not grad_kwargs.get("create_graph", True):
+            raise ValueError(
+                'differentiable=True contradicts grad_kwargs={"create_graph": False}; leave one of them out'
+            )
+        create_graph = grad_kwargs["create_graph"] = bool(grad_kwargs.get("create_graph", differentiable))
+        recorder = LayerRecorder(self.layer, at_input=at_input, inside_attribution=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = _normal(_captum.format_tensor_into_tuples(inputs))
+            extra = _normal(_captum.format_additional_forward_args(additional_forward_args) or ())
+            try:
+                with state_kept(self.forward_func, self.layer, _tensors((*inputs, *extra))), own_forward():
+                    recorder.attach()
+                    output = _captum.run_forward(self.forward_func, inputs, None, extra)
+                    recorder.detach()
+                    selected = select_target(output, target)
+                    activations, gradients = self._gradients(recorder, selected, grad_kwargs)
+                attributions = tuple(
+                    grad_cam(activation, gradient, channel_sum=attr_dim_summation)
+                    for activation, gradient in zip(activations, gradients, strict=True)
+                )
+                if relu_attributions:
+                    attributions = tuple(rectify(attribution) for attribution in attributions)
+                if not create_graph:
+                    attributions = tuple(attribution.detach() for attribution in attributions)
+                    output = output.detach()
+            finally:
+                recorder.release()
+        return (attributions if len(attributions) > 1 else attributions[0]), output
+
+    def _gradients(
+        self, recorder: LayerRecorder, selected: Tensor, grad_kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Activations and gradients of the whole batch; with DataParallel put together from all devices."""
+        name = type(self.layer).__name__
+        if not recorder.tensors:
+            raise RuntimeError(
+                f"{name}: expected a layer that the forward runs through, got no run of it; check that the layer belongs to "
+                f"forward_func and is used for these inputs (a compiled model runs no hooks: pass the original one)"
+            )
+        if max(recorder.runs.values()) > 1:
+            warnings.warn(
+                f"{name}: the layer runs {max(recorder.runs.values())} times in one forward; its last run is explained, as in "
+                f"Captum. To explain another run give each its own module",
+                UserWarning,
+                stacklevel=4,
+            )
+        by_device = recorder.tensors
+        for tensor in (tensor for tensors in by_device.values() for tensor in tensors):
+            if tensor.dim() < 2:
+                raise ValueError(
+                    f"{name}: expected activations (N, C, *spatial), got {tuple(tensor.shape)}; choose another layer"
+                )
+        device_ids = _captum.extract_device_ids(self.forward_func, {self.layer: by_device}, self.device_ids)
+        devices = _captum.sort_key_list(list(by_device), device_ids)
+        flat = [tensor for device in devices for tensor in by_device[device]]
+        gradients = activation_gradients(selected, flat, **grad_kwargs)
+        width = len(flat) // len(devices)
+        rows = [gradients[start : start + width] for start in range(0, len(flat), width)]
+        return (
+            _captum.reduce_list([by_device[device] for device in devices]),
+            _captum.reduce_list(rows),
+        )
+
+
+def _find_layer(forward_func: Callable[..., Tensor], layer: nn.Module | str) -> nn.Module:
+    if isinstance(layer, nn.Module):
+        return layer
+    if not isinstance(layer, str):
+        raise TypeError(f"layer: expected a torch.nn.Module or its name, got {type(layer).__name__}")
+    if not isinstance(forward_func, nn.Module):
+        raise TypeError(
+            f"layer: expected a module, got the name {layer!r} with a forward_func that is no module; pass the module itself"
+        )
+    try:
+        return forward_func.get_submodule(layer)
+    except AttributeError:
+        known = [name for name, _ in forward_func.named_modules() if name]
+        close = [name for name in known if name.split(".")[-1] == layer.split(".")[-1]] or known
+        raise ValueError(
+            f"layer: expected the name of a layer of {type(forward_func).__name__}, got {layer!r}; it has "
+            f"{', '.join(close[-8:])}"
+        ) from None
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _normal(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors made under inference_mode cannot be saved for a backward; their copies can."""
+    return tuple(
+        value.clone() if isinstance(value, Tensor) and value.is_inference() else value for value in values
+    )

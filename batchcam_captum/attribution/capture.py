@@ -1,0 +1,229 @@
+"""A layer's activations, from a forward that somebody else runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, get_ident
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+# Threads that are inside a forward of `attribute()`, which captures ignore.
+_attributing: set[int] = set()
+
+
+@contextmanager
+def own_forward() -> Iterator[None]:
+    """Mark the forwards of this thread as an attribution's own, so that captures around them do not see them."""
+    thread = get_ident()
+    outermost = thread not in _attributing
+    _attributing.add(thread)
+    try:
+        yield
+    finally:
+        if outermost:
+            _attributing.discard(thread)
+
+
+class LayerRecorder:
+    """Remembers what a layer received or returned, for as long as its hook is attached.
+
+    The hook hands a clone on and keeps the very tensor, so that an in-place operation after the layer does not rewrite what is
+    remembered. A tensor without a graph (a frozen trunk) is marked with ``requires_grad_()``, the very tensor again: a detached
+    copy would miss the paths around the layer where it is an Identity or its input feeds a residual connection.
+    :meth:`release` undoes the marks.
+
+    Args:
+        layer: whose forward is watched.
+        at_input: remember what the layer received instead of what it returned.
+        inside_attribution: see the forwards of ``attribute()`` too.
+        once: raise when the layer runs a second time; otherwise the last run counts.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        *,
+        at_input: bool = False,
+        inside_attribution: bool = False,
+        once: bool = False,
+    ) -> None:
+        self.layer = layer
+        self.at_input = at_input
+        self.inside_attribution = inside_attribution
+        self.once = once
+        self._empty()
+
+    def _empty(self) -> None:
+        self.tensors: dict[torch.device, tuple[Tensor, ...]] = {}
+        self.is_single = True
+        self.runs: dict[torch.device, int] = {}
+        self._marked: list[Tensor] = []
+        self._handle: RemovableHandle | None = None
+        self._owner = 0
+        self._lock = Lock()
+
+    def attach(self) -> None:
+        """Forget what was remembered, and watch from now on."""
+        self.release()
+        self._owner = get_ident()
+        if self.at_input:
+            self._handle = self.layer.register_forward_pre_hook(self._see)
+        else:
+            self._handle = self.layer.register_forward_hook(self._see)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hook is in place."""
+        return self._handle is not None
+
+    def detach(self) -> None:
+        """Take the hook away; what was remembered stays."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def release(self) -> None:
+        """Take the hook away, forget every tensor, and undo the marks."""
+        self.detach()
+        marked, self._marked = self._marked, []
+        self.tensors, self.runs = {}, {}
+        for tensor in marked:
+            tensor.requires_grad_(False)
+
+    def _see(self, module: nn.Module, received: tuple[Any, ...], returned: Any = None) -> Any:
+        # DataParallel runs replicas in threads of its own; every other thread is somebody else.
+        if get_ident() != self._owner and not getattr(module, "_is_replica", False):
+            return None
+        if self._owner in _attributing and not self.inside_attribution:
+            return None
+        value = received if self.at_input else returned
+        entries = list(value) if isinstance(value, tuple | list) else [value]
+        kept = tuple(entry for entry in entries if isinstance(entry, Tensor) and entry.is_floating_point())
+        if not kept:
+            self._complain_of(value)
+        if any(tensor.is_inference() for tensor in kept):
+            raise RuntimeError(
+                f"{type(module).__name__}: expected a forward that records a graph, got one under torch.inference_mode(); run "
+                f"the forward outside of it (torch.no_grad() does not help either)"
+            )
+        device = kept[0].device
+        with self._lock:
+            self.runs[device] = self.runs.get(device, 0) + 1
+            if self.once and self.runs[device] > 1:
+                raise RuntimeError(
+                    f"{type(module).__name__}: expected one run of the layer inside the with block, got a second one; open a "
+                    f"block for each forward, and choose a layer that the model runs once"
+                )
+            if torch.is_grad_enabled():
+                for tensor in kept:
+                    if not tensor.requires_grad:
+                        tensor.requires_grad_()
+                        self._marked.append(tensor)
+            self.tensors[device] = kept
+            self.is_single = len(kept) == 1
+        handed_on = [
+            entry.clone() if isinstance(entry, Tensor) and entry.is_floating_point() else entry
+            for entry in entries
+        ]
+        if not isinstance(value, tuple | list):
+            return handed_on[0]
+        if hasattr(value, "_fields"):
+            return type(value)(*handed_on)
+        return type(value)(handed_on)
+
+    def _complain_of(self, value: Any) -> NoReturn:
+        if self.at_input:
+            raise TypeError(
+                f"{type(self.layer).__name__}: expected a floating tensor among the layer's positional arguments, got none; "
+                f"attribute to the layer's output instead"
+            )
+        raise TypeError(
+            f"{type(self.layer).__name__}: expected a layer that returns a floating tensor, or a tuple or list of them, got "
+            f"{type(value).__name__}; choose a layer inside it"
+        )
+
+    # A model may be copied (EMA, SWA) or saved while a recorder watches one of its layers. The copy's recorder is empty and
+    # watches nothing: activations belong to one forward of one model.
+    def __getstate__(self) -> dict[str, Any]:
+        return {"at_input": self.at_input, "inside_attribution": self.inside_attribution, "once": self.once}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.layer = nn.Identity()
+        self._empty()
+
+
+class LayerCapture:
+    """Remembers the activations of a layer from the one forward inside a ``with`` block.
+
+    The activations keep their graph, so a gradient with respect to them can be taken as long as nobody has called
+    ``backward()`` on the scores. The hook is gone after the block, also when it raises. In-place operations after the layer
+    do no harm. Forwards of :meth:`BatchGradCam.attribute` inside the block, and those of other threads, are not seen.
+
+    Args:
+        layer: the layer whose output is remembered.
+        at_input: remember what the layer receives instead.
+
+    Raises:
+        TypeError: ``layer`` is no module.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import LayerCapture
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(inplace=True), torch.nn.Flatten())
+        >>> with LayerCapture(model[0]) as capture:
+        ...     scores = model(torch.rand(2, 1, 8, 8))
+        >>> capture.activations.shape
+        torch.Size([2, 4, 6, 6])
+    """
+
+    def __init__(self, layer: nn.Module, *, at_input: bool = False) -> None:
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
+        self._recorder = LayerRecorder(layer, at_input=at_input, once=True)
+
+    def __enter__(self) -> Self:
+        if self._recorder.attached:
+            raise RuntimeError(
+                "LayerCapture: expected a capture that is not open, got a nested one; use a capture of its own for each block"
+            )
+        self._recorder.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._recorder.detach()
+        else:
+            self._recorder.release()
+
+    @property
+    def activations(self) -> Tensor | tuple[Tensor, ...]:
+        """What the layer returned, (N, C, *spatial), graph attached; a tuple where the layer returns several tensors.
+
+        Raises:
+            RuntimeError: the layer has not run inside the block, or it ran on several devices.
+        """
+        recorder = self._recorder
+        if not recorder.tensors:
+            raise RuntimeError(
+                f"{type(recorder.layer).__name__}: expected one forward through this layer inside the with block, got none; "
+                f"call the model inside `with`, and check that the layer is part of it (a compiled model runs no hooks)"
+            )
+        if len(recorder.tensors) > 1:
+            raise RuntimeError(
+                f"{type(recorder.layer).__name__}: expected activations on one device, got {len(recorder.tensors)} devices; "
+                f"DistributedDataParallel gives each device a process of its own"
+            )
+        (tensors,) = recorder.tensors.values()
+        return tensors[0] if recorder.is_single else tensors
+
+    def release(self) -> None:
+        """Forget the activations, so that their memory can be freed."""
+        self._recorder.release()

@@ -1,0 +1,83 @@
+"""Explaining never trains: what a forward changes on the way is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+
+class _Buffers:
+    """Copies of the buffers of modules in training mode, taken before their forward."""
+
+    def __init__(self) -> None:
+        self._saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def save(self, module: nn.Module) -> None:
+        if module.training and module._buffers and module not in self._saved:
+            self._saved[module] = {
+                name: (buffer, buffer.detach().clone())
+                for name, buffer in module._buffers.items()
+                if buffer is not None
+            }
+
+    def restore(self) -> None:
+        for module, buffers in self._saved.items():
+            for name, (buffer, before) in buffers.items():
+                # Through `.data`: a graph that the caller still holds has saved the running statistics, and would refuse
+                # its backward if their version had moved.
+                buffer.data.copy_(before)
+                module._buffers[name] = buffer
+
+
+@contextmanager
+def _rng_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
+    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+    cpu = torch.get_rng_state()
+    others = {device: getattr(torch, device.type).get_rng_state(device) for device in devices}
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        for device, state in others.items():
+            getattr(torch, device.type).set_rng_state(state, device)
+
+
+@contextmanager
+def state_kept(
+    forward_func: Callable[..., Any], layer: nn.Module, tensors: Sequence[Tensor]
+) -> Iterator[None]:
+    """Put back the buffers of modules in training mode and torch's random state, also when the body raises.
+
+    Args:
+        forward_func: what is going to be called. A module's own modules are looked through beforehand; for any other callable,
+            and for a module that hides the layer, each module is looked at when it is called.
+        layer: the layer that is explained.
+        tensors: the inputs; the random state of their devices is kept beside the CPU's.
+    """
+    buffers = _Buffers()
+    owner = get_ident()
+    handle = None
+    modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
+    if layer in modules:
+        for module in modules:
+            buffers.save(module)
+    else:
+
+        def look(module: nn.Module, _: Any) -> None:
+            if get_ident() == owner:
+                buffers.save(module)
+
+        handle = register_module_forward_pre_hook(look)
+    try:
+        with _rng_kept(tensors):
+            yield
+    finally:
+        if handle is not None:
+            handle.remove()
+        buffers.restore()

@@ -1,0 +1,88 @@
+"""Pure functions on tensors: gradients, cams, maps, distances, losses, metrics. Needs torch and nothing else.
+
+Nothing in here keeps state, knows a model, or imports Captum or matplotlib.
+"""
+
+from .cam import CAM_METHODS, CamMethod, channel_weights, grad_cam
+from .checks import ValueChecks
+from .class_means import ClassWeights, class_means, class_sums, class_weights
+from .distance import (
+    DISTANCES,
+    Distance,
+    cosine_distance,
+    cosine_similarity,
+    get_distance,
+    l1_distance,
+    l2_distance,
+    ssim_distance,
+)
+from .gradients import Score, activation_gradients, select_scores
+from .images import image_maps, to_one_channel, undo_standardization
+from .losses import (
+    Resolution,
+    batch_cam_loss,
+    image_loss,
+    prototype_contrastive_loss,
+    prototype_loss,
+)
+from .maps import (
+    Normalization,
+    PreparedCams,
+    dead_cams,
+    dead_fraction,
+    normalize,
+    peak,
+    prepare,
+    rectify,
+    resize,
+)
+from .metrics import prototype_cosine, prototype_distance
+from .reduce import Reduction, reduce
+from .registry import Registry
+from .ssim import ssim
+
+__all__ = [
+    "CAM_METHODS",
+    "DISTANCES",
+    "CamMethod",
+    "ClassWeights",
+    "Distance",
+    "Normalization",
+    "PreparedCams",
+    "Reduction",
+    "Registry",
+    "Resolution",
+    "Score",
+    "ValueChecks",
+    "activation_gradients",
+    "batch_cam_loss",
+    "channel_weights",
+    "class_means",
+    "class_sums",
+    "class_weights",
+    "cosine_distance",
+    "cosine_similarity",
+    "dead_cams",
+    "dead_fraction",
+    "get_distance",
+    "grad_cam",
+    "image_loss",
+    "image_maps",
+    "l1_distance",
+    "l2_distance",
+    "normalize",
+    "peak",
+    "prepare",
+    "prototype_contrastive_loss",
+    "prototype_cosine",
+    "prototype_distance",
+    "prototype_loss",
+    "rectify",
+    "reduce",
+    "resize",
+    "select_scores",
+    "ssim",
+    "ssim_distance",
+    "to_one_channel",
+    "undo_standardization",
+]

@@ -1,0 +1,55 @@
+"""Checks of values. Shapes and dtypes raise at once; values must not make a GPU wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class ValueChecks:
+    """Collects conditions on tensor values, and raises when one does not hold.
+
+    On the CPU a condition that does not hold raises at once. On any other device looking at a value would make the
+    host wait for the device, so the outcome stays there, one boolean a condition, until :meth:`raise_failed`.
+
+    Args:
+        synchronize: look at every condition at once on every device.
+    """
+
+    def __init__(self, *, synchronize: bool = False) -> None:
+        self.synchronize = synchronize
+        self._failed: dict[str, Tensor] = {}
+
+    def require(self, holds: Tensor, message: str, detail: Callable[[], str] | None = None) -> None:
+        """Note that every element of ``holds`` has to be true.
+
+        Args:
+            holds: booleans of any shape.
+            message: what was expected and what to do.
+            detail: called for what came, and only where the values can be read at once.
+
+        Raises:
+            ValueError: an element is false, and the values can be read at once.
+        """
+        if torch.compiler.is_compiling():
+            return
+        failed = ~holds.detach().all()
+        if self.synchronize or failed.device.type == "cpu":
+            if bool(failed):
+                raise ValueError(message if detail is None else f"{message} ({detail()})")
+            return
+        earlier = self._failed.get(message)
+        self._failed[message] = failed if earlier is None else earlier.to(failed.device) | failed
+
+    def raise_failed(self) -> None:
+        """Raise what has accumulated, and forget it. Waits for the device.
+
+        Raises:
+            ValueError: a condition did not hold since the last call.
+        """
+        failed, self._failed = self._failed, {}
+        messages = [message for message, flag in failed.items() if bool(flag)]
+        if messages:
+            raise ValueError("; ".join(messages) + " (in a batch since the last check)")

@@ -1,0 +1,106 @@
+"""Labels as weights, and means over the samples of each class."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import ValueChecks
+
+
+class ClassWeights(NamedTuple):
+    """How much each sample belongs to each class."""
+
+    weights: Tensor  #: (N, K); a row of zeros where the sample is ignored
+    counted: Tensor  #: (N,) booleans, false where the sample is ignored
+    indices: Tensor | None  #: (N,) class indices, 0 where ignored; None for soft labels
+
+    def pick(self, per_class: Tensor) -> Tensor:
+        """Each sample's row: (K, …) -> (N, …); for soft labels the weighted sum of rows."""
+        if self.indices is not None:
+            return per_class.index_select(0, self.indices)
+        return (self.weights.to(per_class.dtype) @ per_class.flatten(1)).reshape(-1, *per_class.shape[1:])
+
+
+def class_weights(
+    labels: Tensor,
+    num_classes: int,
+    *,
+    num_samples: int | None = None,
+    ignore_index: int = -100,
+    dtype: torch.dtype = torch.float32,
+    checks: ValueChecks | None = None,
+) -> ClassWeights:
+    """Check labels and turn them into weights.
+
+    Args:
+        labels: integers (N,), 0 … K−1; or floating (N, K), soft labels as mixup and label smoothing make them.
+        num_classes: K.
+        num_samples: N, where known from elsewhere.
+        ignore_index: integer labels of this value are left out.
+        dtype: of the weights.
+        checks: where the check of the range goes; default: it raises at once on every device.
+
+    Returns:
+        The weights (N, K), which samples count, and the class indices of integer labels.
+
+    Raises:
+        ValueError: labels of another shape (one-hot rows of integers among them), or out of range.
+        TypeError: labels that are neither integers nor floating.
+    """
+    checks = ValueChecks(synchronize=True) if checks is None else checks
+    n = labels.shape[0] if num_samples is None and labels.dim() else num_samples
+    shape = tuple(labels.shape)
+    if labels.is_floating_point():
+        if shape != (n, num_classes):
+            raise ValueError(
+                f"labels: expected integers ({n},) or soft labels ({n}, {num_classes}), got floating {shape}; pass class "
+                f"indices as integers, or one weight a class"
+            )
+        return ClassWeights(labels.to(dtype), torch.ones_like(labels[:, 0], dtype=torch.bool), None)
+    if labels.dtype == torch.bool or labels.is_complex():
+        raise TypeError(
+            f"labels: expected integers or floating soft labels, got {labels.dtype}; pass class indices"
+        )
+    if shape != (n,):
+        remedy = (
+            "pass class indices, not one-hot rows" if labels.dim() == 2 else "pass one class index a sample"
+        )
+        raise ValueError(f"labels: expected shape ({n},), got {shape}; {remedy}")
+    indices = labels.long()
+    counted = indices != ignore_index
+    in_range = (indices >= 0) & (indices < num_classes)
+    checks.require(
+        in_range | ~counted,
+        f"labels: expected class indices from 0 to {num_classes - 1}, or {ignore_index} to ignore a sample, got others; "
+        f"check num_classes and the data set's labels",
+        lambda: f"found {sorted(set(indices[~in_range & counted].tolist()))[:5]}",
+    )
+    counted = counted & in_range
+    indices = indices.where(counted, 0)
+    weights = F.one_hot(indices, num_classes).to(dtype) * counted.unsqueeze(1)
+    return ClassWeights(weights, counted, indices)
+
+
+def class_sums(values: Tensor, weights: Tensor) -> Tensor:
+    """Σ_i w_ic x_i: (N, …), (N, K) -> (K, …), one matrix product."""
+    rows = values.flatten(1) if values.dim() > 1 else values
+    return (weights.to(values.dtype).T @ rows).reshape(weights.shape[1], *values.shape[1:])
+
+
+def class_means(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over each class's samples.
+
+    Args:
+        values: (N, …).
+        weights: (N, K), how much a sample belongs to a class, see :func:`class_weights`.
+
+    Returns:
+        The means (K, …), zero for a class without samples, and the counts (K,).
+    """
+    counts = weights.to(values.dtype).sum(0)
+    divisor = counts.masked_fill(counts == 0, 1).reshape(-1, *[1] * (values.dim() - 1))
+    return class_sums(values, weights) / divisor, counts

@@ -1,0 +1,130 @@
+"""From scores to gradients with respect to activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .precision import full_precision, no_autocast
+
+ScoreKind = Literal["label", "predicted", "log_prob_sum"]
+Score = ScoreKind | Callable[[Tensor, Tensor], Tensor]
+
+
+def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Tensor:
+    """What a cam explains: one number a sample.
+
+    Args:
+        scores: (N, K), before any softmax.
+        labels: (N,) class indices, or (N, K) soft labels. An index outside 0 … K−1 (an ignored sample) selects class 0;
+            the losses leave that sample out.
+        score: ``"label"``, the score of the label (of soft labels: the sum of the scores, weighted by them);
+            ``"predicted"``, the highest score; ``"log_prob_sum"``, Σ_c log softmax(scores)_c, which sees every class (Ross
+            et al. 2017, eq. 1); or a callable (scores, labels) -> (N,).
+
+    Returns:
+        (N,), float32 (float64 stays).
+
+    Raises:
+        ValueError: an unknown kind, scores that are not (N, K), or a callable's result that is not (N,).
+    """
+    if callable(score):
+        selected = score(scores, labels)
+    else:
+        if scores.dim() != 2:
+            raise ValueError(
+                f"scores: expected (N, K), one score a class, got {tuple(scores.shape)}; pass the classifier's scores before "
+                f"any softmax, or a callable as score="
+            )
+        with no_autocast(scores):
+            wide = full_precision(scores)
+            if score == "label":
+                if labels.dim() == 2:
+                    selected = (wide * labels).sum(1)
+                else:
+                    in_range = (labels >= 0) & (labels < scores.shape[1])
+                    selected = wide.gather(1, labels.long().where(in_range, 0).unsqueeze(1)).squeeze(1)
+            elif score == "predicted":
+                selected = wide.amax(1)
+            elif score == "log_prob_sum":
+                selected = wide.log_softmax(1).sum(1)
+            else:
+                raise ValueError(
+                    f"score: expected 'label', 'predicted', 'log_prob_sum' or a callable, got {score!r}"
+                )
+    if selected.shape != scores.shape[:1]:
+        raise ValueError(
+            f"score: expected one number a sample, ({scores.shape[0]},), got {tuple(selected.shape)} from the callable"
+        )
+    return selected
+
+
+def activation_gradients(
+    selected: Tensor,
+    activations: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+    **grad_kwargs: Any,
+) -> tuple[Tensor, ...]:
+    """∂(Σ selected)/∂A for the whole batch in one ``torch.autograd.grad``.
+
+    As long as no layer after the activations mixes samples (a BatchNorm in train mode does), row i of the result is the
+    gradient of sample i's own score.
+
+    Args:
+        selected: (N,), one score a sample, see :func:`select_scores`; or (N, 1, …).
+        activations: tensors of the graph that ``selected`` came from.
+        create_graph: record the computation, so that a loss on the result reaches the weights after the activations (the
+            second-order term).
+        retain_graph: keep the graph of ``selected`` for another backward. Default: as ``create_graph``.
+        grad_kwargs: further arguments of ``torch.autograd.grad``; ``grad_outputs`` is a sequence of N tensors.
+
+    Returns:
+        One gradient for each of the activations, of its shape.
+
+    Raises:
+        RuntimeError: ``selected`` has no graph, its graph is freed, or it does not depend on the activations.
+    """
+    if not selected.requires_grad:
+        raise RuntimeError(
+            "scores: expected scores with a graph, got scores without one; run the forward with gradients enabled, "
+            "outside torch.no_grad() and torch.inference_mode(), and do not detach"
+        )
+    if not all(activation.requires_grad for activation in activations):
+        raise RuntimeError(
+            "activations: expected activations with a graph, got some without one; run the layer with gradients enabled"
+        )
+    if "grad_outputs" in grad_kwargs:
+        outputs: tuple[Tensor, ...] = selected.unbind()
+    else:
+        outputs = (selected,)
+        grad_kwargs["grad_outputs"] = (torch.ones_like(selected),)
+    grad_kwargs.setdefault("allow_unused", not grad_kwargs.get("materialize_grads", False))
+    try:
+        with no_autocast(selected), torch.enable_grad():
+            gradients = torch.autograd.grad(
+                outputs,
+                tuple(activations),
+                create_graph=create_graph,
+                retain_graph=retain_graph,
+                **grad_kwargs,
+            )
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            "scores: expected a graph that is still there, got one that an earlier backward() has freed; add all terms to "
+            "one loss, then call backward() once"
+        ) from error
+    for gradient, activation in zip(gradients, activations, strict=True):
+        if gradient is None:
+            raise RuntimeError(
+                f"scores: expected scores that were computed from the captured activations {tuple(activation.shape)}, got "
+                f"scores of another forward, or of a path around this layer; pass what the model returned in the very "
+                f"forward in which the activations were captured"
+            )
+    return gradients

@@ -1,0 +1,88 @@
+"""Images as maps: standardisation undone, one channel, min–max to [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .maps import normalize
+from .precision import full_precision
+
+ToChannel = Callable[[Tensor], Tensor]
+
+
+def undo_standardization(
+    images: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
+) -> Tensor:
+    """Images times ``std`` plus ``mean``, the inverse of ``torchvision.transforms.Normalize(mean, std)``.
+
+    Args:
+        images: (N, C, *spatial).
+        mean: one number, or one a channel; None is 0.
+        std: one number, or one a channel; None is 1.
+
+    Returns:
+        (N, C, *spatial), floating; the very input where both are None.
+
+    Raises:
+        ValueError: as many numbers as there are channels were expected.
+    """
+    for name, value, operation in (("std", std, torch.mul), ("mean", mean, torch.add)):
+        if value is None:
+            continue
+        factor = torch.as_tensor(value, dtype=images.dtype, device=images.device)
+        if factor.dim() > 1 or factor.numel() not in (1, images.shape[1]):
+            raise ValueError(
+                f"{name}: expected one number or one for each of {images.shape[1]} channels, got {tuple(factor.shape)}"
+            )
+        images = operation(images, factor.reshape(1, -1, *[1] * (images.dim() - 2)))
+    return images
+
+
+def to_one_channel(
+    images: Tensor,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    to_channel: ToChannel | None = None,
+) -> Tensor:
+    """Reduce images of any channel count to one channel.
+
+    Args:
+        images: (N, C, *spatial). Integer images are taken as they are, without scaling: what follows is min–max.
+        mean: undone before the reduction, see :func:`undo_standardization`.
+        std: likewise.
+        to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
+
+    Returns:
+        (N, 1, *spatial), float32 (float64 stays).
+
+    Raises:
+        ValueError: images without a spatial dimension, or a ``to_channel`` that returns another shape.
+    """
+    if images.dim() < 3:
+        raise ValueError(
+            f"images: expected (N, C, *spatial), got {tuple(images.shape)}; add the missing channel dimension, "
+            f"images.unsqueeze(1)"
+        )
+    images = undo_standardization(full_precision(images), mean, std)
+    if to_channel is None:
+        return images.mean(1, keepdim=True)
+    single = to_channel(images)
+    expected = (images.shape[0], 1, *images.shape[2:])
+    if tuple(single.shape) != expected:
+        raise ValueError(f"to_channel: expected a result of shape {expected}, got {tuple(single.shape)}")
+    return full_precision(single)
+
+
+def image_maps(
+    images: Tensor,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    to_channel: ToChannel | None = None,
+) -> Tensor:
+    """Images as maps in [0, 1]: one channel (see :func:`to_one_channel`), then min–max of each; a flat image is all zero."""
+    return normalize(to_one_channel(images, mean=mean, std=std, to_channel=to_channel), "minmax")

@@ -1,0 +1,145 @@
+"""What is done to a cam before it is compared or shown: rectify, normalize, resize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import full_precision
+
+Normalization = Literal["max", "minmax", "none"]
+ResizeMode = Literal["linear", "area", "nearest", "auto"]
+
+#: A cam whose largest positive value is at most this share of its largest absolute value is dead.
+DEAD_TOLERANCE = 1e-3
+
+_LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def _over_pixels(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, tensor.dim()))
+
+
+def rectify(cams: Tensor) -> Tensor:
+    """Keep what speaks for the class: ``relu(cams)``, the outer ReLU of Grad-CAM (Selvaraju et al. 2017, eq. 2)."""
+    return F.relu(cams)
+
+
+def peak(cams: Tensor) -> Tensor:
+    """Largest absolute value of each cam: (N, …) -> (N, 1, …). Every tolerance of the package is relative to it."""
+    return cams.abs().amax(dim=_over_pixels(cams), keepdim=True)
+
+
+def dead_cams(cams: Tensor) -> Tensor:
+    """Which cams have no positive value to speak of: max relu(C) <= 1e-3 · max|C|.
+
+    Args:
+        cams: (N, 1, *spatial), signed.
+
+    Returns:
+        (N,) booleans. An all-zero cam is dead.
+    """
+    cams = full_precision(cams.detach())
+    highest = cams.amax(dim=_over_pixels(cams))
+    return highest <= DEAD_TOLERANCE * peak(cams).flatten()
+
+
+def dead_fraction(cams: Tensor) -> Tensor:
+    """Share of dead cams in a batch: (N, 1, *spatial) -> a scalar in [0, 1]; 0 for an empty batch."""
+    dead = dead_cams(cams)
+    return dead.sum() / max(dead.shape[0], 1)
+
+
+def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
+    """Bring each cam to a common scale.
+
+    Args:
+        cams: (N, …), float32 or float64; half types are computed and returned in float32.
+        method: ``"max"`` divides by the largest value, so that a rectified cam peaks at 1; ``"minmax"`` maps the smallest
+            value to 0 and the largest to 1; ``"none"`` changes nothing.
+
+    Returns:
+        (N, …). Where there is no scale to divide by (the largest value of ``"max"`` is not positive, or a ``"minmax"`` map
+        is constant, both relative to the cam's largest absolute value) the result is zero, with a zero gradient.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in get_args(Normalization):
+        raise ValueError(f"normalize: expected 'max', 'minmax' or 'none', got {method!r}")
+    cams = full_precision(cams)
+    if method == "none":
+        return cams
+    pixels = _over_pixels(cams)
+    # Relative to the cam, never absolute: the raw cams of some networks peak at 1e-11.
+    tolerance = torch.finfo(cams.dtype).eps * peak(cams.detach())
+    if method == "minmax":
+        cams = cams - cams.amin(dim=pixels, keepdim=True)
+    highest = cams.amax(dim=pixels, keepdim=True)
+    no_scale = highest.detach() <= tolerance
+    return cams.masked_fill(no_scale, 0) / highest.masked_fill(no_scale, 1)
+
+
+def resize(maps: Tensor, size: Sequence[int], mode: ResizeMode = "auto") -> Tensor:
+    """Change the spatial size of maps with one, two or three spatial dimensions.
+
+    Args:
+        maps: (N, C, *spatial).
+        size: the new spatial size, one number a dimension.
+        mode: ``"linear"`` (linear, bilinear or trilinear, pixel centres aligned as in ``align_corners=False``), ``"area"``
+            (the mean over the pixels that fall into each new one), ``"nearest"``, or ``"auto"``: area where no dimension
+            grows, linear otherwise.
+
+    Returns:
+        (N, C, *size); the very input where nothing changes.
+
+    Raises:
+        ValueError: the number of dimensions does not fit, or an unknown mode.
+    """
+    if mode not in get_args(ResizeMode):
+        raise ValueError(f"mode: expected 'linear', 'area', 'nearest' or 'auto', got {mode!r}")
+    spatial = tuple(maps.shape[2:])
+    size = tuple(size)
+    if len(size) != len(spatial) or len(spatial) not in _LINEAR_MODES:
+        raise ValueError(
+            f"resize: expected maps (N, C, *spatial) with 1 to 3 spatial dimensions and as many sizes, "
+            f"got maps {tuple(maps.shape)} and size {size}"
+        )
+    if size == spatial:
+        return maps
+    if mode == "auto":
+        shrinks = all(new <= old for new, old in zip(size, spatial, strict=True))
+        mode = "area" if shrinks else "linear"
+    if maps.shape[0] == 0:  # interpolate rejects an empty batch
+        return maps.reshape(0, maps.shape[1], *size)
+    if mode == "linear":
+        return F.interpolate(maps, size=size, mode=_LINEAR_MODES[len(size)], align_corners=False)
+    return F.interpolate(maps, size=size, mode=mode)
+
+
+class PreparedCams(NamedTuple):
+    """Cams made ready for a comparison, see :func:`prepare`."""
+
+    maps: Tensor  #: (N, 1, *spatial), rectified and normalised; zero where dead
+    dead: Tensor  #: (N,) booleans
+
+
+def prepare(cams: Tensor, method: Normalization = "max") -> PreparedCams:
+    """Rectify and normalise signed cams, and say which of them are dead.
+
+    Args:
+        cams: (N, 1, *spatial), raw and signed.
+        method: see :func:`normalize`.
+
+    Returns:
+        The maps M = relu(C) / max (with ``method="max"``), and which cams are dead. No gradient flows from ``maps`` into a
+        dead cam: dividing by its vanishing peak would make it arbitrarily large.
+    """
+    cams = full_precision(cams)
+    dead = dead_cams(cams)
+    by_sample = dead.reshape(-1, *[1] * (cams.dim() - 1))
+    return PreparedCams(normalize(rectify(cams.masked_fill(by_sample, 0)), method), dead)

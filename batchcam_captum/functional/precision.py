@@ -1,0 +1,21 @@
+"""CAMs and losses are computed in float32 with autocast off, unless the input is float64."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off for the tensor's kind of device; free when it is off already."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or unchanged where it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,48 @@
+"""The only none/mean/sum ladder of the package."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise a ``ValueError`` unless ``reduction`` is one of the known ones."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def reduce(values: Tensor, reduction: Reduction = "mean", counted: Tensor | None = None) -> Tensor:
+    """Reduce a loss over its samples, or over its classes.
+
+    Args:
+        values: (N,), one value a sample or a class.
+        reduction: ``"none"`` keeps (N,), ``"mean"`` and ``"sum"`` give a scalar.
+        counted: (N,) booleans; an entry that does not count is zero and not part of the mean. Default: all count.
+
+    Returns:
+        (N,) or a scalar. With nothing to count the scalar is a zero that is connected to the graph of ``values``,
+        so that ``backward()`` works on it.
+
+    Raises:
+        ValueError: an unknown reduction.
+
+    Example:
+        >>> import torch
+        >>> reduce(torch.tensor([1.0, 2.0, 6.0]), "mean", torch.tensor([True, True, False]))
+        tensor(1.5000)
+    """
+    check_reduction(reduction)
+    if counted is not None:
+        values = values.masked_fill(~counted, 0)
+    if reduction == "none":
+        return values
+    total = values.sum()
+    if reduction == "sum":
+        return total
+    if counted is None:
+        return total / max(values.shape[0], 1)
+    return total / counted.sum().clamp(min=1)

@@ -1,0 +1,71 @@
+"""What every cam loss has in common."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..functional import Registry, Score, ValueChecks, dead_fraction
+
+#: Loss classes by name. Your own: ``@LOSSES.register("name")`` on a subclass of :class:`CamLoss`.
+LOSSES: Registry[type[CamLoss]] = Registry("loss")
+
+
+class CamLoss(nn.Module):
+    """A loss on raw, signed cams.
+
+    A subclass implements :meth:`compute`, and may choose another map or score than the defaults.
+
+    Args:
+        validate: look at values (the range of labels) at once on every device, which makes the host wait for a GPU. Without it
+            what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
+    """
+
+    def __init__(self, *, validate: bool = False) -> None:
+        super().__init__()
+        #: Which cam the loss takes, a name in :data:`batchcam_captum.functional.CAM_METHODS`. A subclass may choose another.
+        self.method = "grad_cam"
+        #: Which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. A subclass may choose another.
+        self.score: Score = "label"
+        self.checks = ValueChecks(synchronize=validate)
+        #: Share of dead cams in the last batch: a detached scalar on the cams' device; None before the first batch.
+        self.dead_fraction: Tensor | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the loss knows; None if it does not depend on them."""
+        return None
+
+    def forward(
+        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            cams: (N, 1, *spatial), raw and signed, as :meth:`BatchGradCam.attribute` returns them with
+                ``differentiable=True``.
+            labels: (N,) class indices, or (N, K) soft labels.
+            images: (N, C, *spatial), for losses that compare with the image.
+            masks: (N, 1, *spatial), for losses that compare with a mask.
+
+        Returns:
+            A scalar, or for ``reduction="none"`` one number a sample or a class.
+
+        Raises:
+            ValueError: a shape or a value that does not fit; the message says what to do.
+            TypeError: a wrong kind of labels or cams.
+        """
+        loss = self.compute(cams, labels, images=images, masks=masks)
+        self.dead_fraction = dead_fraction(cams)
+        return loss
+
+    def compute(self, cams: Tensor, labels: Tensor, *, images: Tensor | None, masks: Tensor | None) -> Tensor:
+        """The loss itself, see :meth:`forward`."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement compute()")
+
+    def check(self) -> None:
+        """Raise what value checks have accumulated on a device.
+
+        Raises:
+            ValueError: a value did not fit in a batch since the last check.
+        """
+        self.checks.raise_failed()

@@ -1,0 +1,85 @@
+"""The image loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, image_loss, image_maps
+from ..functional.images import ToChannel
+from ..functional.reduce import check_reduction
+from .base import LOSSES, CamLoss
+
+
+@LOSSES.register("image")
+class ImageLoss(CamLoss):
+    """Each image's cam against the image itself: :func:`~batchcam_captum.functional.image_loss`.
+
+    Args:
+        distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        mean: the ``mean`` that the images were standardised with, undone before the comparison; None if they were not.
+        std: likewise.
+        to_channel: (N, C, *spatial) -> (N, 1, *spatial), in the place of the channels' average.
+        normalization: of the rectified cams: ``"max"``, ``"minmax"`` or ``"none"``.
+        resolution: compare at the ``"map"``'s size or at the image's (``"prototype"``).
+        revive: give dead cams a way back; ``False`` is the strict definition.
+        reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
+        ignore_index: labels of this value are left out.
+        validate: check values at once on every device.
+
+    Raises:
+        ValueError: an unknown option.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import ImageLoss
+        >>> images = torch.rand(4, 3, 28, 28)
+        >>> loss = ImageLoss(distance="l2")
+        >>> loss(torch.randn(4, 1, 7, 7), torch.tensor([3, 1, 0, 9]), images=images).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        distance: str | Distance = "l2",
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        to_channel: ToChannel | None = None,
+        normalization: Normalization = "max",
+        resolution: Resolution = "map",
+        revive: bool = True,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(validate=validate)
+        check_reduction(reduction)
+        self.distance = get_distance(distance)
+        self.mean = mean
+        self.std = std
+        self.to_channel = to_channel
+        self.normalization: Normalization = normalization
+        self.resolution: Resolution = resolution
+        self.revive = revive
+        self.reduction: Reduction = reduction
+        self.ignore_index = ignore_index
+
+    def compute(
+        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """See :func:`batchcam_captum.functional.image_loss`."""
+        if images is None:
+            raise ValueError("images: expected the images of the batch, got none; pass images= to the loss")
+        counted = None if labels.is_floating_point() else labels != self.ignore_index
+        return image_loss(
+            cams,
+            image_maps(images, mean=self.mean, std=self.std, to_channel=self.to_channel),
+            distance=self.distance,
+            normalization=self.normalization,
+            resolution=self.resolution,
+            revive=self.revive,
+            reduction=self.reduction,
+            counted=counted,
+        )

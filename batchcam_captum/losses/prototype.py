@@ -1,0 +1,81 @@
+"""The prototype loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, prototype_loss
+from ..prototypes import ClassPrototypes
+from .against_prototypes import PrototypeCamLoss
+from .base import LOSSES
+
+
+@LOSSES.register("prototype")
+class PrototypeLoss(PrototypeCamLoss):
+    """Each image's cam against the prototype of its class: :func:`~batchcam_captum.functional.prototype_loss`.
+
+    Args:
+        prototypes: the class prototypes, or ready maps (K, 1, *spatial).
+        distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        normalization: of the rectified cams: ``"max"``, ``"minmax"`` or ``"none"``.
+        resolution: compare at the ``"map"``'s size or at the ``"prototype"``'s.
+        revive: give dead cams a way back; ``False`` is the strict definition.
+        reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
+        ignore_index: labels of this value are left out.
+        validate: check values at once on every device.
+
+    Raises:
+        ValueError: an unknown option.
+        TypeError: ``prototypes`` of another kind.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import PrototypeLoss
+        >>> loss = PrototypeLoss(torch.rand(10, 1, 28, 28), distance="ssim")
+        >>> cams = torch.randn(4, 1, 7, 7, requires_grad=True)
+        >>> loss(cams, torch.tensor([3, 1, 0, 9])).backward()
+        >>> loss.dead_fraction
+        tensor(0.)
+    """
+
+    _function = staticmethod(prototype_loss)
+
+    def __init__(
+        self,
+        prototypes: ClassPrototypes | Tensor,
+        *,
+        distance: str | Distance = "l1",
+        normalization: Normalization = "max",
+        resolution: Resolution = "map",
+        revive: bool = True,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(
+            prototypes,
+            resolution=resolution,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            validate=validate,
+        )
+        self.distance = get_distance(distance)
+        self.normalization: Normalization = normalization
+        self.revive = revive
+
+    def compute(
+        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """See the function of the same name in :mod:`batchcam_captum.functional`."""
+        return self._function(
+            cams,
+            labels,
+            self.maps_for(cams, labels),
+            distance=self.distance,
+            normalization=self.normalization,
+            resolution=self.resolution,
+            revive=self.revive,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            checks=self.checks,
+        )

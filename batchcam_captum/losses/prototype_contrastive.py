@@ -1,0 +1,75 @@
+"""The contrastive term."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..functional import Reduction, Resolution, prototype_contrastive_loss
+from ..functional.losses import check_temperature
+from ..prototypes import ClassPrototypes
+from .against_prototypes import PrototypeCamLoss
+from .base import LOSSES
+
+
+@LOSSES.register("prototype_contrastive")
+class PrototypeContrastiveLoss(PrototypeCamLoss):
+    """Pull a cam to its class's prototype, push it from the others.
+
+    See :func:`~batchcam_captum.functional.prototype_contrastive_loss` for the formula. Classes without a prototype take no part.
+
+    Args:
+        prototypes: the class prototypes, or ready maps (K, 1, *spatial).
+        temperature: τ > 0; lower is sharper.
+        resolution: compare at the ``"prototype"``'s size or at the ``"map"``'s.
+        reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
+        ignore_index: labels of this value are left out.
+        validate: check values at once on every device.
+
+    Raises:
+        ValueError: an unknown option, or a temperature that is not positive.
+        TypeError: ``prototypes`` of another kind.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import PrototypeContrastiveLoss
+        >>> prototypes = torch.rand(10, 1, 28, 28)
+        >>> loss = PrototypeContrastiveLoss(prototypes, temperature=0.01)
+        >>> bool(loss(prototypes, torch.arange(10)) < 1e-3)
+        True
+    """
+
+    def __init__(
+        self,
+        prototypes: ClassPrototypes | Tensor,
+        *,
+        temperature: float = 0.1,
+        resolution: Resolution = "prototype",
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(
+            prototypes,
+            resolution=resolution,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            validate=validate,
+        )
+        check_temperature(temperature)
+        self.temperature = temperature
+
+    def compute(
+        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """See :func:`batchcam_captum.functional.prototype_contrastive_loss`."""
+        return prototype_contrastive_loss(
+            cams,
+            labels,
+            self.maps_for(cams, labels),
+            seen=self.prototypes.seen,
+            temperature=self.temperature,
+            resolution=self.resolution,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            checks=self.checks,
+        )

@@ -1,0 +1,299 @@
+"""Cam losses as a term of the training objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..attribution import BatchGradCam
+from ..attribution.capture import LayerRecorder
+from ..attribution.state import state_kept
+from ..functional import CAM_METHODS, Score, ValueChecks, activation_gradients, select_scores
+from ..losses import LOSSES, CamLoss
+
+#: λ of a term: a number, or a function of how often :meth:`CamRegularizer.step` was called.
+Weight = float | Callable[[int], float]
+
+
+class CamRegularizer(nn.Module):
+    """Cam losses computed from the training forward: no second forward, no second dropout mask.
+
+    Inside ``with regularizer:`` it remembers the layer's activations of the one forward that the task loss needs anyway. Called
+    with the scores of that forward it takes one ``torch.autograd.grad`` for the whole batch, makes the cams, and returns
+    Σ λ_t · loss_t, to be added to the task loss before the one ``backward()``.
+
+    Args:
+        grad_cam: the model and its layer. The model is not registered as a submodule: its parameters stay its own.
+        losses: one loss, or several by name: ``{"name": loss}`` or ``{"name": (loss, weight)}``. A loss is a
+            :class:`~batchcam_captum.losses.CamLoss`. Losses that take the same cam of the same score share one gradient.
+        weight: λ, or a function of :attr:`steps`; for all terms that come without a weight of their own. A term with weight 0
+            is not computed.
+        validate: look at values (NaN, the range of labels) at once on every device, which makes the host wait for a GPU.
+            Without it what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
+
+    Raises:
+        TypeError: ``grad_cam`` or a loss of another kind.
+        ValueError: no loss.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, 10)
+        ... )
+        >>> images, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 10
+        >>> regularizer = CamRegularizer(BatchGradCam(model, model[1]), BatchCamLoss(torch.rand(10, 1, 8, 8)), weight=1.0)
+        >>> with regularizer:
+        ...     scores = model(images)
+        >>> loss = torch.nn.functional.cross_entropy(scores, labels) + regularizer(scores, labels)
+        >>> loss.backward()
+        >>> sorted(regularizer.values)
+        ['batch_cam', 'dead_fraction']
+    """
+
+    def __init__(
+        self,
+        grad_cam: BatchGradCam,
+        losses: CamLoss | Mapping[str, CamLoss | tuple[CamLoss, Weight]],
+        weight: Weight = 1.0,
+        *,
+        validate: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(grad_cam, BatchGradCam):
+            raise TypeError(f"grad_cam: expected a BatchGradCam, got {type(grad_cam).__name__}")
+        if isinstance(losses, nn.Module):
+            losses = {_name_of(losses): losses}
+        if not losses:
+            raise ValueError("losses: expected at least one loss, got none")
+        self.grad_cam = grad_cam
+        self.terms = nn.ModuleDict()
+        self.weights: dict[str, Weight] = {}
+        for name, entry in losses.items():
+            loss, own_weight = entry if isinstance(entry, tuple) else (entry, weight)
+            if not isinstance(loss, CamLoss):
+                raise TypeError(
+                    f"losses: expected a CamLoss for {name!r}, got {type(loss).__name__}; derive your own from CamLoss"
+                )
+            if name == "dead_fraction":
+                raise ValueError("losses: the name 'dead_fraction' is taken; choose another name")
+            loss.checks.synchronize |= validate
+            self.terms[name] = loss
+            self.weights[name] = own_weight
+        self.checks = ValueChecks(synchronize=validate)
+        #: Of the last call, per term before its weight, and ``"dead_fraction"``, the largest share of dead cams over the maps
+        #: in use: detached scalars on the device. Reading one on the host waits for the device; keeping it does not.
+        self.values: dict[str, Tensor] = {}
+        #: How often :meth:`step` was called.
+        self.steps = 0
+        self._recorder: LayerRecorder | None = None
+
+    def __enter__(self) -> Self:
+        if self._recorder is not None and self._recorder.attached:
+            raise RuntimeError(
+                "CamRegularizer: expected a block of its own for each forward, got a nested `with` of the same regularizer"
+            )
+        self._drop()
+        recorder = LayerRecorder(self.grad_cam.layer, once=True)
+        recorder.attach()
+        self._recorder = recorder
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._drop()
+        elif self._recorder is not None:
+            self._recorder.detach()
+
+    def forward(
+        self, scores: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+    ) -> Tensor:
+        """Compute Σ λ_t · loss_t from the forward captured last, and let go of it, also when this raises.
+
+        Args:
+            scores: (N, K), what the model returned in that forward, before any softmax, graph attached.
+            labels: (N,) class indices, or (N, K) soft labels.
+            images: (N, C, *spatial), for losses that compare with the image.
+            masks: (N, 1, *spatial), for losses that compare with a mask.
+
+        Returns:
+            A scalar to add to the task loss. Where every weight is 0 it is a plain zero.
+
+        Raises:
+            RuntimeError: no forward was captured, or the scores are not of that forward, have no graph, or their graph is freed.
+            ValueError: shapes, labels or prototypes that do not fit, or scores that are not finite.
+            TypeError: labels of a wrong kind.
+        """
+        recorder, self._recorder = self._recorder, None
+        try:
+            total, self.values = self._compute(
+                recorder, scores, labels, images=images, masks=masks, create_graph=True
+            )
+        finally:
+            if recorder is not None:
+                recorder.release()
+        return total
+
+    def evaluate(
+        self,
+        images: Tensor | tuple[Tensor, ...],
+        labels: Tensor,
+        *,
+        masks: Tensor | None = None,
+        additional_forward_args: tuple[Any, ...] = (),
+    ) -> dict[str, Tensor]:
+        """The terms on a validation batch, from a forward of their own that leaves everything as it was.
+
+        Args:
+            images: (N, C, *spatial), the model's input; a tuple where it takes several, images first.
+            labels: (N,) class indices, or (N, K) soft labels.
+            masks: (N, 1, *spatial), for losses that compare with a mask.
+            additional_forward_args: passed to the model after the images.
+
+        Returns:
+            What :attr:`values` would hold, without a graph. The values of the last training call stay in :attr:`values`.
+
+        Raises:
+            ValueError: see :meth:`forward`.
+            TypeError: see :meth:`forward`.
+        """
+        inputs = images if isinstance(images, tuple) else (images,)
+        grad_cam = self.grad_cam
+        recorder = LayerRecorder(grad_cam.layer, once=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
+                with state_kept(grad_cam.forward_func, grad_cam.layer, inputs):
+                    recorder.attach()
+                    scores = grad_cam.forward_func(*inputs, *additional_forward_args)
+                    recorder.detach()
+                    _, values = self._compute(
+                        recorder, scores, labels, images=inputs[0], masks=masks, create_graph=False
+                    )
+            finally:
+                recorder.release()
+        return values
+
+    def step(self) -> None:
+        """Advance :attr:`steps`, on which weights that are functions depend. Call it where the optimiser steps."""
+        self.steps += 1
+
+    def check(self) -> None:
+        """Raise what value checks have accumulated on a device; waits for it.
+
+        Raises:
+            ValueError: a value did not fit in a batch since the last check.
+        """
+        self.checks.raise_failed()
+        for loss in self.terms.values():
+            cast(CamLoss, loss).check()
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What ``state_dict()`` holds beside the prototypes."""
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take :attr:`steps` from a ``state_dict()``."""
+        self.steps = state["steps"]
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"layer={type(self.grad_cam.layer).__name__}, weights={self.weights}"
+
+    def _drop(self) -> None:
+        if self._recorder is not None:
+            self._recorder.release()
+            self._recorder = None
+
+    def _weight(self, name: str) -> float:
+        weight = self.weights[name]
+        return float(weight(self.steps) if callable(weight) else weight)
+
+    def _compute(
+        self,
+        recorder: LayerRecorder | None,
+        scores: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None,
+        masks: Tensor | None,
+        create_graph: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        weights = {name: self._weight(name) for name in self.terms}
+        active = {name: cast(CamLoss, self.terms[name]) for name, weight in weights.items() if weight != 0}
+        activations = self._activations(recorder)
+        self._check_scores(scores, activations, active)
+        total = torch.zeros((), device=scores.device)
+        cams: dict[tuple[str, Score], Tensor] = {}
+        values: dict[str, Tensor] = {}
+        dead: list[Tensor] = []
+        for name, loss in active.items():
+            key = (loss.method, loss.score)
+            if key not in cams:
+                selected = select_scores(scores, labels, loss.score)
+                # Kept: the task loss, or another term's score, still needs the graph.
+                (gradients,) = activation_gradients(
+                    selected, [activations], create_graph=create_graph, retain_graph=True
+                )
+                cams[key] = CAM_METHODS[loss.method](activations, gradients)
+            value = loss(cams[key], labels, images=images, masks=masks)
+            if value.dim():
+                raise ValueError(
+                    f"losses: expected a scalar of {name!r}, got {tuple(value.shape)}; use reduction='mean' or 'sum'"
+                )
+            values[name] = value.detach()
+            total = total + weights[name] * value
+            if loss.dead_fraction is not None:
+                dead.append(loss.dead_fraction)
+        if dead:
+            values["dead_fraction"] = torch.stack(dead).amax()
+        return total, values
+
+    def _activations(self, recorder: LayerRecorder | None) -> Tensor:
+        name = type(self.grad_cam.layer).__name__
+        if recorder is None:
+            raise RuntimeError(
+                "CamRegularizer: expected a captured forward, got none; run the model inside `with regularizer:`, and call the "
+                "regularizer once for each such block"
+            )
+        if not recorder.tensors:
+            raise RuntimeError(
+                f"{name}: expected one run of the layer inside `with regularizer:`, got none; call the model that the layer "
+                f"belongs to inside the block (a compiled model runs no hooks)"
+            )
+        if len(recorder.tensors) > 1 or not recorder.is_single:
+            raise RuntimeError(
+                f"{name}: expected a single tensor of activations on one device, got several; choose a layer with one output, "
+                f"and DistributedDataParallel instead of DataParallel"
+            )
+        ((activations,),) = recorder.tensors.values()
+        return activations
+
+    def _check_scores(self, scores: Tensor, activations: Tensor, active: dict[str, CamLoss]) -> None:
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"scores: expected a tensor (N, K), got {type(scores).__name__}")
+        if not scores.dim() or scores.shape[0] != activations.shape[0]:
+            raise ValueError(
+                f"scores: expected scores of the {activations.shape[0]} captured samples, got shape {tuple(scores.shape)}; "
+                f"pass what the model returned in the captured forward"
+            )
+        for name, loss in active.items():
+            if scores.dim() == 2 and loss.num_classes not in (None, scores.shape[1]):
+                raise ValueError(
+                    f"{name}: expected prototypes of {scores.shape[1]} classes, as many as the model has scores, got "
+                    f"{loss.num_classes}; make them with num_classes={scores.shape[1]}"
+                )
+        self.checks.require(
+            torch.isfinite(scores),
+            "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term",
+        )
+
+
+def _name_of(loss: nn.Module) -> str:
+    """The name under which the loss is registered, or that of its class."""
+    return next((name for name in LOSSES if LOSSES[name] is type(loss)), type(loss).__name__)
