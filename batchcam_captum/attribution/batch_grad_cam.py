@@ -40,7 +40,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         >>> import torch
         >>> from batchcam_captum import BatchGradCam
         >>> model = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10)
+        ...     torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 14 * 14, 10)
         ... )
         >>> grad_cam = BatchGradCam(model, model[1])
         >>> grad_cam.attribute(torch.rand(4, 3, 16, 16), target=[3, 1, 0, 9]).shape

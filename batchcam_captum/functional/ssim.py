@@ -83,13 +83,13 @@ def ssim(
         first, second = full_precision(first), full_precision(second)
         channels = first.shape[1]
         stacked = torch.cat([first, second, first * first, second * second, first * second], dim=1)
-        mean_1, mean_2, square_1, square_2, product = _blur(stacked, _gaussian(window, sigma)).split(
-            channels, dim=1
-        )
+        blurred = _blur(stacked, _gaussian(window, sigma)).unflatten(1, (5, channels))
+        mean_1, mean_2, square_1, square_2, product = blurred.unbind(1)
         variance_1 = (square_1 - mean_1 * mean_1).clamp(min=0)
         variance_2 = (square_2 - mean_2 * mean_2).clamp(min=0)
         covariance = product - mean_1 * mean_2
         c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
         luminance = (2 * mean_1 * mean_2 + c1) / (mean_1 * mean_1 + mean_2 * mean_2 + c1)
         structure = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
-        return (luminance * structure).flatten(1).mean(1)
+        values: Tensor = (luminance * structure).flatten(1).mean(1)
+        return values
