@@ -1,0 +1,154 @@
+"""What the demo shows: a table, two pictures, a JSON file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..attribution import BatchGradCam
+from ..evaluation.figures import map_grid, message_figure
+from ..functional import prepare, resize
+from ..prototypes import ClassPrototypes
+from .data import DemoData
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: (key, name in the table, factor, digits)
+_ROWS = (
+    ("accuracy", "test accuracy, %", 100, 2),
+    ("l1", "L1 of cam to prototype (smaller is nearer)", 1, 3),
+    ("ssim", "SSIM of cam and prototype (larger is nearer)", 1, 3),
+    ("cosine", "cosine of cam and prototype (larger is nearer)", 1, 3),
+    ("dead_fraction", "dead cams, %", 100, 2),
+    ("seconds_per_step", "milliseconds a step, median", 1000, 2),
+)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions that a number belongs to."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "captum": version("captum"),
+        "batchcam_captum": version("batchcam-captum"),
+        "allocator": {key: value for key, value in sorted(os.environ.items()) if key.startswith("MALLOC_")},
+    }
+
+
+def table(runs: Sequence[dict[str, Any]], heading: str) -> str:
+    """Both arms side by side, as a Markdown table: the mean, and ± the standard deviation where there are several seeds.
+
+    Args:
+        runs: one entry a seed, with ``"cross_entropy"``, ``"regularized"`` and ``"step_ratio"``.
+        heading: of the column of the regularised arm.
+
+    Returns:
+        The table.
+    """
+    lines = [f"| | cross-entropy | {heading} |", "|---|---|---|"]
+    for key, name, factor, digits in _ROWS:
+        cells = [
+            _cell([run[arm][key] * factor for run in runs], digits)
+            for arm in ("cross_entropy", "regularized")
+        ]
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    lines.append(f"| ratio of the steps | 1 | {_cell([run['step_ratio'] for run in runs], 3)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def figure_of_maps(
+    data: DemoData,
+    plain: BatchGradCam,
+    regularized: BatchGradCam,
+    prototypes: ClassPrototypes,
+    device: torch.device,
+) -> Figure:
+    """One row a class: the first test image of the class, its map before and after, and the prototype."""
+    chosen = torch.stack([(data.test.labels == c).nonzero()[0, 0] for c in range(len(data.class_names))])
+    images, labels = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
+    size = tuple(images.shape[2:])
+    return map_grid(
+        {
+            "image": (images[:, 0], False),
+            "map before": (_heatmaps(plain, images, labels, size), True),
+            "map after": (_heatmaps(regularized, images, labels, size), True),
+            "prototype": (prototypes.maps()[:, 0], True),
+        },
+        data.class_names,
+        title="Grad-CAM of the true class, first test image of each class\nrelu, divided by the maximum, bilinear",
+    )
+
+
+def figure_of_misclassified(
+    data: DemoData,
+    regularized: BatchGradCam,
+    prototypes: ClassPrototypes,
+    predictions: Tensor,
+    *,
+    limit: int = 8,
+) -> Figure:
+    """The first test images that the regularised model gets wrong, with the maps of the predicted and of the true class.
+
+    Args:
+        data: images.
+        regularized: the model.
+        prototypes: of both classes.
+        predictions: (N,) of the test images, on the CPU.
+        limit: how many to show.
+
+    Returns:
+        The figure; it says so if there is nothing to show.
+    """
+    wrong = (predictions != data.test.labels).nonzero().flatten()
+    if not len(wrong):
+        return message_figure(f"All {len(data.test)} test images are classified correctly.")
+    chosen = wrong[:limit]
+    device = prototypes.means.device
+    images, true = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
+    predicted = predictions[chosen].to(device)
+    size = tuple(images.shape[2:])
+    maps = prototypes.maps()[:, 0]
+    names = data.class_names
+    return map_grid(
+        {
+            "image": (images[:, 0], False),
+            "map of\nprediction": (_heatmaps(regularized, images, predicted, size), True),
+            "map of\ntrue class": (_heatmaps(regularized, images, true, size), True),
+            "prototype of\nprediction": (maps[predicted], True),
+            "prototype of\ntrue class": (maps[true], True),
+        },
+        [
+            f"{names[p]}\ninstead of\n{names[t]}"
+            for p, t in zip(predicted.tolist(), true.tolist(), strict=True)
+        ],
+        title=f"Misclassified by the regularised model: the first {len(chosen)} of {len(wrong)}, "
+        f"{len(data.test)} test images\nGrad-CAM, relu, divided by the maximum, bilinear",
+    )
+
+
+def _heatmaps(grad_cam: BatchGradCam, images: Tensor, target: Tensor, size: Sequence[int]) -> Tensor:
+    cams = grad_cam.attribute(images, target=target)
+    assert isinstance(cams, Tensor)  # the demo's layer has one output
+    return resize(prepare(cams).maps, size)[:, 0]

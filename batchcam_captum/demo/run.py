@@ -1,0 +1,248 @@
+"""The demo from its settings to its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attribution import BatchGradCam
+from ..evaluation import evaluate_cams
+from ..files import written_whole
+from ..losses import LOSSES, CamLoss
+from ..prototypes import ClassPrototypes
+from ..training import CamRegularizer
+from . import report
+from .data import DataName, DemoData, load_data
+from .train import Arm, layer_of, train_both
+
+_TEST_BATCH = 500
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo is run with.
+
+    Args:
+        output: the folder for the results; it is made if it is missing.
+        data: ``"digits"``, ``"mnist"`` or ``"fashion-mnist"``.
+        data_root: the folder of torchvision's data sets.
+        download: let torchvision download what is missing.
+        loss: name of the loss of the second arm, see :data:`batchcam_captum.losses.LOSSES`.
+        distance: of that loss, where it has one.
+        weight: λ.
+        epochs: passes over the training images; None: 20 for the digits, 5 otherwise.
+        batch_size: N; None: 64 for the digits, 128 otherwise.
+        learning_rate: of Adam.
+        seeds: one run each.
+        device: where to train.
+        progress: show progress bars.
+    """
+
+    output: Path
+    data: DataName = "digits"
+    data_root: Path | None = None
+    download: bool = False
+    loss: str = "batch_cam"
+    distance: str = "ssim"
+    weight: float = 1.0
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float = 1e-3
+    seeds: tuple[int, ...] = (0,)
+    device: str = "cpu"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is loaded."""
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: expected at least one, and each once, got {list(self.seeds)}")
+        if self.learning_rate <= 0 or self.weight < 0:
+            raise ValueError(
+                f"learning_rate, weight: expected a positive and a non-negative number, got {self.learning_rate} and "
+                f"{self.weight}"
+            )
+
+    @property
+    def recipe(self) -> tuple[int, int]:
+        """Epochs and batch size, defaults filled in."""
+        epochs, batch_size = (20, 64) if self.data == "digits" else (5, 128)
+        return self.epochs or epochs, self.batch_size or batch_size
+
+
+def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> dict[str, Any]:
+    """Train both arms for each seed, measure them, and write table, pictures, results and checkpoints.
+
+    Args:
+        settings: what to do.
+        say: takes the lines of text for the user.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        OSError: the output folder cannot be written to, or the data cannot be read. Nothing is left behind.
+        ValueError: settings that do not fit.
+    """
+    with _output_folder(settings.output) as folder:
+        device = torch.device(settings.device)
+        data = load_data(settings.data, settings.data_root, download=settings.download)
+        epochs, batch_size = settings.recipe
+        say(
+            f"{settings.data}: {len(data.train)} training and {len(data.test)} test images of {data.image_size} px; "
+            f"{epochs} epochs, batches of {batch_size}"
+        )
+        prototypes = ClassPrototypes.from_loader(
+            data.train.batches(_TEST_BATCH),
+            len(data.class_names),
+            mean=data.mean,
+            std=data.std,
+            device=device,
+            progress=settings.progress,
+        )
+        runs = []
+        files: dict[str, Callable[[Path], None]] = {}
+        for seed in settings.seeds:
+            run, seed_files = _run_seed(settings, data, prototypes, seed, device)
+            runs.append(run)
+            files.update(seed_files)
+        heading = f"+ {settings.weight:g} · {settings.loss}"
+        if settings.loss != "prototype_contrastive":
+            heading += f" ({settings.distance})"
+        results = {
+            "settings": {
+                **{key: _plain(value) for key, value in asdict(settings).items()},
+                "epochs": epochs,
+                "batch_size": batch_size,
+            },
+            "environment": report.environment(device),
+            "runs": runs,
+            "table": report.table(runs, heading),
+        }
+        files["results.json"] = lambda path: _write_text(path, json.dumps(results, indent=2) + "\n")
+        for name, write in files.items():
+            with written_whole(folder / name) as path:
+                write(path)
+    say(str(results["table"]))
+    say("\n".join(["", f"Written to {settings.output}:", *(f"  {name}" for name in sorted(files))]))
+    return results
+
+
+def _run_seed(
+    settings: DemoSettings, data: DemoData, prototypes: ClassPrototypes, seed: int, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Callable[[Path], None]]]:
+    epochs, batch_size = settings.recipe
+    arms = train_both(
+        data,
+        lambda grad_cam: CamRegularizer(grad_cam, _make_loss(settings, data, prototypes), settings.weight),
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=settings.learning_rate,
+        device=device,
+        progress=settings.progress,
+    )
+    measured = [
+        {
+            **evaluate_cams(
+                BatchGradCam(arm.model, layer_of(arm.model)),
+                data.test.batches(_TEST_BATCH, device=device),
+                prototypes,
+            ),
+            "seconds_per_step": arm.seconds_per_step,
+        }
+        for arm in arms
+    ]
+    plain, regularized = (BatchGradCam(arm.model, layer_of(arm.model)) for arm in arms)
+    maps = report.figure_of_maps(data, plain, regularized, prototypes, device)
+    wrong = report.figure_of_misclassified(data, regularized, prototypes, _predictions(arms[1], data, device))
+    suffix = "" if len(settings.seeds) == 1 else f"-seed{seed}"
+    files: dict[str, Callable[[Path], None]] = {
+        f"maps{suffix}.png": lambda path: maps.savefig(path, dpi=150),
+        f"misclassified{suffix}.png": lambda path: wrong.savefig(path, dpi=150),
+        f"cross_entropy{suffix}.pt": lambda path: torch.save(_checkpoint(arms[0], data, seed), path),
+        f"regularized{suffix}.pt": lambda path: torch.save(_checkpoint(arms[1], data, seed), path),
+    }
+    run = {
+        "seed": seed,
+        "cross_entropy": measured[0],
+        "regularized": measured[1],
+        "step_ratio": arms[1].seconds_per_step / arms[0].seconds_per_step,
+    }
+    return run, files
+
+
+def _make_loss(settings: DemoSettings, data: DemoData, prototypes: ClassPrototypes) -> CamLoss:
+    kind: Callable[..., CamLoss] = LOSSES[settings.loss]
+    if settings.loss == "image":
+        return kind(distance=settings.distance, mean=data.mean, std=data.std)
+    if settings.loss == "prototype_contrastive":
+        return kind(prototypes)
+    return kind(prototypes, distance=settings.distance)
+
+
+def _predictions(arm: Arm, data: DemoData, device: torch.device) -> Tensor:
+    with torch.no_grad():
+        batches = data.test.batches(_TEST_BATCH, device=device)
+        return torch.cat([arm.model(images).argmax(1).cpu() for images, _ in batches])
+
+
+def _checkpoint(arm: Arm, data: DemoData, seed: int) -> dict[str, Any]:
+    return {
+        "model": {name: value.cpu() for name, value in arm.model.state_dict().items()},
+        "num_classes": len(data.class_names),
+        "image_size": data.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "seed": seed,
+    }
+
+
+def _plain(value: object) -> object:
+    """A setting as JSON knows it."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _output_folder(folder: Path) -> Iterator[Path]:
+    """Make the folder, make sure that it can be written to, and take it away again if the body raises and it is empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(folder / "results.json.check") as probe:
+            probe.touch()
+        (folder / "results.json.check").unlink()
+    except OSError as error:
+        _remove_empty(missing)
+        raise OSError(
+            f"--output: expected a folder that can be written to, got {folder} ({error.strerror or error}); choose another"
+        ) from error
+    try:
+        yield folder
+    except BaseException:
+        _remove_empty(missing)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # not made, or not empty
+            return

@@ -1,0 +1,73 @@
+"""Pictures of cams beside images and prototypes. Matplotlib is loaded when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MAP_COLOURS = "viridis"
+
+
+def map_grid(
+    columns: dict[str, tuple[Tensor, bool]],
+    row_names: Sequence[str],
+    *,
+    title: str,
+) -> Figure:
+    """Draw a grid of small pictures: a row a sample, a column a kind of picture.
+
+    Args:
+        columns: for each column's heading the pictures (N, H, W) and whether they are maps. Maps are drawn in colour on the fixed
+            scale from 0 to 1, images in grey from their own smallest to their own largest value.
+        row_names: N names.
+        title: of the figure.
+
+    Returns:
+        The figure; it belongs to no window and needs no closing.
+
+    Raises:
+        ValueError: no rows or no columns.
+    """
+    from matplotlib.figure import Figure
+
+    rows = len(row_names)
+    if not rows or not columns:
+        raise ValueError(f"map_grid: expected rows and columns, got {rows} rows and {len(columns)} columns")
+    figure = Figure(figsize=(1.25 * len(columns) + 1.6, 1.15 * rows + 1.1), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(rows, len(columns), squeeze=False)
+    drawn = None
+    for column, (heading, (pictures, is_map)) in enumerate(columns.items()):
+        for row in range(rows):
+            axis = axes[row, column]
+            picture = pictures[row].detach().cpu().float().numpy()
+            if is_map:
+                drawn = axis.imshow(picture, cmap=_MAP_COLOURS, vmin=0, vmax=1, interpolation="nearest")
+            else:
+                axis.imshow(picture, cmap="gray", interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        axes[0, column].set_title(heading, fontsize=8)
+    for row, name in enumerate(row_names):
+        axes[row, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, aspect=30)
+        bar.set_label("map, divided by its maximum", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def message_figure(message: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 1.2), layout="constrained")
+    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=9)
+    return figure
