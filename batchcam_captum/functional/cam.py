@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -27,7 +28,10 @@ def channel_weights(gradients: Tensor) -> Tensor:
     """
     gradients = full_precision(gradients)
     spatial = tuple(range(2, gradients.dim()))
-    return gradients.mean(dim=spatial, keepdim=True) if spatial else gradients
+    if not spatial:
+        return gradients
+    # Sum, then divide: the backward of a mean would divide a tensor of the activations' size.
+    return gradients.sum(dim=spatial, keepdim=True) / math.prod(gradients.shape[2:])
 
 
 def grad_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
