@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _demo(options)
     except KeyboardInterrupt:
-        print("batchcam: interrupted; nothing was written", file=sys.stderr)
+        print("batchcam: interrupted", file=sys.stderr)
         return 130
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("batchcam_captum"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -37,3 +37,20 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folders_taken_back(*folders: Path) -> Iterator[None]:
+    """If the body raises, remove those of the folders, and of their parents, that were not there before and are empty.
+
+    Args:
+        folders: what the body may make.
+    """
+    missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):  # never made, or not empty
+                path.rmdir()
+        raise

@@ -300,7 +300,7 @@ class ClassPrototypes(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.means
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if (
             self.means.dtype != torch.float32
         ):  # .half(), .double(): the device may change, the precision may not

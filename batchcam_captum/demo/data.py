@@ -10,6 +10,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..files import folders_taken_back
+
 DataName = Literal["digits", "mnist", "fashion-mnist"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
 
@@ -117,17 +119,20 @@ def _from_torchvision(
         )
     kind = MNIST if name == "mnist" else FashionMNIST
     try:
-        train = kind(root, train=True, download=download)
-        test = kind(root, train=False, download=download)
-    except RuntimeError as error:  # torchvision's word for a data set that is not there
-        raise FileNotFoundError(
-            f"--data-root: expected {root / kind.__name__ / 'raw'} with the four files of {name}, got none that torchvision "
-            f"accepts ({error}); pass --download, or the folder above {kind.__name__}"
-        ) from error
-    except (OSError, EOFError, ValueError, AssertionError) as error:
+        with folders_taken_back(root / kind.__name__ / "raw"):
+            train = kind(root, train=True, download=download)
+            test = kind(root, train=False, download=download)
+    except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
+        raw = root / kind.__name__ / "raw"
+        if (
+            isinstance(error, RuntimeError) and "download" in str(error).lower()
+        ):  # torchvision: it is not there
+            raise FileNotFoundError(
+                f"--data-root: expected the four files of {name} in {raw}, got: {error}; pass --download on a machine with "
+                f"access to the internet, or the folder above {kind.__name__}"
+            ) from error
         raise OSError(
-            f"--data-root: expected readable files of {name} in {root / kind.__name__ / 'raw'}, got {error!r}; "
-            f"replace them, or pass another folder"
+            f"--data-root: expected readable files of {name} in {raw}, got: {error}; replace them"
         ) from error
     return (
         train.data.unsqueeze(1) / 255,

@@ -62,14 +62,20 @@ def table(runs: Sequence[dict[str, Any]], heading: str) -> str:
     Returns:
         The table.
     """
-    lines = [f"| | cross-entropy | {heading} |", "|---|---|---|"]
+    rows = [("", "cross-entropy", heading)]
     for key, name, factor, digits in _ROWS:
-        cells = [
+        plain, regularized = (
             _cell([run[arm][key] * factor for run in runs], digits)
             for arm in ("cross_entropy", "regularized")
-        ]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    lines.append(f"| ratio of the steps | 1 | {_cell([run['step_ratio'] for run in runs], 3)} |")
+        )
+        rows.append((name, plain, regularized))
+    rows.append(("ratio of the steps", "1", _cell([run["step_ratio"] for run in runs], 3)))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
@@ -97,7 +103,7 @@ def figure_of_maps(
             "prototype": (prototypes.maps()[:, 0], True),
         },
         data.class_names,
-        title="Grad-CAM of the true class, first test image of each class\nrelu, divided by the maximum, bilinear",
+        title="Grad-CAM of the true class, first test image of each class\nrelu, divided by the maximum, enlarged bilinearly",
     )
 
 
@@ -144,7 +150,7 @@ def figure_of_misclassified(
             for p, t in zip(predicted.tolist(), true.tolist(), strict=True)
         ],
         title=f"Misclassified by the regularised model: the first {len(chosen)} of {len(wrong)}, "
-        f"{len(data.test)} test images\nGrad-CAM, relu, divided by the maximum, bilinear",
+        f"{len(data.test)} test images\nGrad-CAM, relu, divided by the maximum, enlarged bilinearly",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from ..attribution import BatchGradCam
 from ..evaluation import evaluate_cams
-from ..files import written_whole
+from ..files import folders_taken_back, written_whole
+from ..functional import get_distance
 from ..losses import LOSSES, CamLoss
 from ..prototypes import ClassPrototypes
 from ..training import CamRegularizer
@@ -67,6 +69,13 @@ class DemoSettings:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected at least one, and each once, got {list(self.seeds)}")
+        LOSSES[self.loss]
+        get_distance(self.distance)
+        device = torch.device(self.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"device: expected a device of this machine, got {device}, and CUDA is not available; pass cpu"
+            )
         if self.learning_rate <= 0 or self.weight < 0:
             raise ValueError(
                 f"learning_rate, weight: expected a positive and a non-negative number, got {self.learning_rate} and "
@@ -133,7 +142,7 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
         for name, write in files.items():
             with written_whole(folder / name) as path:
                 write(path)
-    say(str(results["table"]))
+    say(f"\n{results['table']}")
     say("\n".join(["", f"Written to {settings.output}:", *(f"  {name}" for name in sorted(files))]))
     return results
 
@@ -221,28 +230,14 @@ def _write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def _output_folder(folder: Path) -> Iterator[Path]:
-    """Make the folder, make sure that it can be written to, and take it away again if the body raises and it is empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder / "results.json.check") as probe:
-            probe.touch()
-        (folder / "results.json.check").unlink()
-    except OSError as error:
-        _remove_empty(missing)
-        raise OSError(
-            f"--output: expected a folder that can be written to, got {folder} ({error.strerror or error}); choose another"
-        ) from error
-    try:
-        yield folder
-    except BaseException:
-        _remove_empty(missing)
-        raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
+    """Make the folder and see that it can be written to, before anything takes time; leave nothing if the body raises."""
+    with folders_taken_back(folder):
         try:
-            folder.rmdir()
-        except OSError:  # not made, or not empty
-            return
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"--output: expected a folder that can be written to, got {folder} ({error.strerror}); choose another"
+            ) from error
+        yield folder

@@ -1,0 +1,27 @@
+"""Figures: what is drawn, and on which scale."""
+
+import numpy as np
+import pytest
+import torch
+
+from batchcam_captum.evaluation import map_grid
+
+
+def test_maps_share_one_scale_and_images_keep_their_own(tmp_path):
+    maps, images = torch.rand(3, 8, 8) * 0.5, torch.randn(3, 8, 8) * 100
+    figure = map_grid({"image": (images, False), "map": (maps, True)}, ["a", "b", "c"], title="title")
+    *axes, bar = figure.axes
+    assert len(axes) == 6
+    assert "maximum" in bar.get_ylabel()
+    for row in range(3):
+        image, map_ = (axes[2 * row + column].images[0] for column in (0, 1))
+        np.testing.assert_allclose(map_.get_array(), maps[row])
+        assert map_.get_clim() == (0, 1)
+        assert image.get_clim() == pytest.approx((images[row].min().item(), images[row].max().item()))
+    assert [axes[2 * row].get_ylabel() for row in range(3)] == ["a", "b", "c"]
+    figure.savefig(tmp_path / "grid.png")
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="expected rows and columns"):
+        map_grid({}, [], title="")

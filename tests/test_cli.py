@@ -1,0 +1,137 @@
+"""The command line, called as a user calls it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from batchcam_captum import __version__
+from batchcam_captum.cli import main
+from batchcam_captum.demo.model import SimpleCNN
+
+QUICK = ["demo", "--epochs", "1", "--quiet"]
+FILES = {"cross_entropy.pt", "maps.png", "misclassified.png", "regularized.pt", "results.json"}
+
+
+def without_times(results: dict) -> dict:
+    for run in results["runs"]:
+        del run["step_ratio"]
+        for arm in ("cross_entropy", "regularized"):
+            del run[arm]["seconds_per_step"]
+    return results["runs"]
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_demo_writes_its_files_and_the_table_it_prints(tmp_path, capsys):
+    folder = tmp_path / "new" / "folder"
+    assert main([*QUICK, "--output", str(folder)]) == 0
+    assert {path.name for path in folder.iterdir()} == FILES
+    printed = capsys.readouterr().out
+    results = results_of(folder)
+    assert results["table"] in printed
+    assert results["environment"]["torch"] == torch.__version__
+    assert all(
+        (folder / name).read_bytes().startswith(b"\x89PNG") for name in ("maps.png", "misclassified.png")
+    )
+    for row in ("test accuracy", "L1", "SSIM", "cosine", "dead cams", "milliseconds a step", "ratio"):
+        assert row in printed
+
+
+def test_checkpoint_gives_the_accuracy_of_the_table(tmp_path):
+    from batchcam_captum.demo.data import load_data
+
+    assert main([*QUICK, "--output", str(tmp_path)]) == 0
+    data = load_data("digits")
+    for name in ("cross_entropy", "regularized"):
+        checkpoint = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        model = SimpleCNN(checkpoint["num_classes"], checkpoint["image_size"])
+        model.load_state_dict(checkpoint["model"])
+        with torch.no_grad():
+            accuracy = (model(data.test.images).argmax(1) == data.test.labels).double().mean()
+        assert accuracy.item() == pytest.approx(results_of(tmp_path)["runs"][0][name]["accuracy"])
+
+
+def test_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        assert main([*QUICK, "--seeds", seed, "--output", str(tmp_path / name)]) == 0
+    a, b, c = (without_times(results_of(tmp_path / name)) for name in "abc")
+    assert a == b
+    assert a[0]["cross_entropy"] != c[0]["cross_entropy"]
+
+
+def test_several_seeds_give_a_spread_and_files_of_their_own(tmp_path, capsys):
+    assert main([*QUICK, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
+    assert "±" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json"} | {
+        name.replace(".", f"-seed{seed}.") for name in FILES - {"results.json"} for seed in (0, 1)
+    }
+
+
+@pytest.mark.parametrize("loss", ["prototype", "prototype_contrastive", "image"])
+def test_every_loss_can_be_chosen(tmp_path, loss):
+    assert main([*QUICK, "--loss", loss, "--distance", "l1", "--output", str(tmp_path)]) == 0
+
+
+def test_weight_zero_leaves_both_arms_alike(tmp_path):
+    assert main([*QUICK, "--weight", "0", "--output", str(tmp_path)]) == 0
+    run = without_times(results_of(tmp_path))[0]
+    assert run["cross_entropy"] == run["regularized"]
+
+
+def test_module_can_be_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "batchcam_captum", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"batchcam-captum {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "shape"], "loss: expected one of .*'batch_cam'.*got 'shape'"),
+        (["--distance", "l3"], "distance: expected one of .*'l1'.*got 'l3'"),
+        (["--epochs", "0"], "epochs: expected at least 1, got 0"),
+        (["--batch-size", "-1"], "batch_size: expected at least 1, got -1"),
+        (["--learning-rate", "0"], "learning_rate.*expected a positive"),
+        (["--weight", "-1"], "weight: expected a positive and a non-negative number.*-1"),
+        (["--seeds", "1", "1"], "seeds: expected at least one, and each once"),
+        (["--data", "mnist"], "--data-root: expected the folder that holds mnist, got none"),
+        (
+            ["--data", "mnist", "--data-root", "/no/such/folder"],
+            "--data-root: expected a folder, got /no/such/folder",
+        ),
+    ],
+)
+def test_bad_arguments_are_explained_and_leave_nothing(tmp_path, capsys, arguments, message):
+    folder = tmp_path / "new" / "folder"
+    assert main([*QUICK, "--output", str(folder), *arguments]) == 1
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert "Traceback" not in captured.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_written_to_is_refused_before_the_training(tmp_path, capsys):
+    blocker = tmp_path / "file"
+    blocker.write_text("kept")
+    assert main([*QUICK, "--output", str(blocker / "folder")]) == 1
+    assert "--output: expected a folder that can be written to" in capsys.readouterr().err
+    assert blocker.read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [blocker]
+
+
+def test_interrupt_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchcam_captum.demo.run.train_both", interrupt)
+    assert main([*QUICK, "--output", str(tmp_path / "folder")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
