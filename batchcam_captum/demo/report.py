@@ -89,21 +89,34 @@ def figure_of_maps(
     plain: BatchGradCam,
     regularized: BatchGradCam,
     prototypes: ClassPrototypes,
-    device: torch.device,
+    loss: str,
 ) -> Figure:
-    """One row a class: the first test image of the class, its map before and after, and the prototype."""
+    """One row a class: the first test image of the class, its map before and after, and the prototype.
+
+    Args:
+        data: images.
+        plain: the model trained with cross-entropy alone.
+        regularized: the model trained with the cam loss.
+        prototypes: of all classes.
+        loss: the name of the cam loss.
+
+    Returns:
+        The figure.
+    """
     chosen = torch.stack([(data.test.labels == c).nonzero()[0, 0] for c in range(len(data.class_names))])
+    device = prototypes.means.device
     images, labels = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
     size = tuple(images.shape[2:])
     return map_grid(
         {
             "image": (images[:, 0], False),
-            "map before": (_heatmaps(plain, images, labels, size), True),
-            "map after": (_heatmaps(regularized, images, labels, size), True),
+            "map before:\ncross-entropy": (_heatmaps(plain, images, labels, size), True),
+            f"map after:\n+ {loss}": (_heatmaps(regularized, images, labels, size), True),
             "prototype": (prototypes.maps()[:, 0], True),
         },
         data.class_names,
-        title="Grad-CAM of the true class, first test image of each class\nrelu, divided by the maximum, enlarged bilinearly",
+        title="Grad-CAM of the true class, first test image of each class\n"
+        "relu, divided by the maximum, enlarged bilinearly",
     )
 
 

@@ -125,9 +125,9 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
             run, seed_files = _run_seed(settings, data, prototypes, seed, device)
             runs.append(run)
             files.update(seed_files)
-        heading = f"+ {settings.weight:g} · {settings.loss}"
+        heading = f"+ {settings.loss}, λ = {settings.weight:g}"
         if settings.loss != "prototype_contrastive":
-            heading += f" ({settings.distance})"
+            heading += f", {settings.distance}"
         results = {
             "settings": {
                 **{key: _plain(value) for key, value in asdict(settings).items()},
@@ -173,7 +173,7 @@ def _run_seed(
         for arm in arms
     ]
     plain, regularized = (BatchGradCam(arm.model, layer_of(arm.model)) for arm in arms)
-    maps = report.figure_of_maps(data, plain, regularized, prototypes, device)
+    maps = report.figure_of_maps(data, plain, regularized, prototypes, settings.loss)
     wrong = report.figure_of_misclassified(data, regularized, prototypes, _predictions(arms[1], data, device))
     suffix = "" if len(settings.seeds) == 1 else f"-seed{seed}"
     files: dict[str, Callable[[Path], None]] = {
