@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import __version__
 from ..attribution import BatchGradCam
 from ..evaluation.figures import map_grid, message_figure
 from ..functional import prepare, resize
@@ -47,7 +48,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "captum": version("captum"),
-        "batchcam_captum": version("batchcam-captum"),
+        "batchcam_captum": __version__,
         "allocator": {key: value for key, value in sorted(os.environ.items()) if key.startswith("MALLOC_")},
     }
 

@@ -1,0 +1,53 @@
+"""The README keeps its word: its code runs, and its tables are those of the committed results."""
+
+import re
+import runpy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_tables_are_those_of_the_committed_results():
+    filled = runpy.run_path(str(ROOT / "benchmarks" / "update_readme.py"))["filled"]
+    assert filled(README) == README
+
+
+def test_code_runs_in_the_order_in_which_it_stands():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer4 = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+            self.head = nn.Linear(4 * 64, 10)
+
+        def forward(self, images):
+            return self.head(self.layer4(images).flatten(1))
+
+    torch.manual_seed(0)
+    model = Model()
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
+    before = model.head.weight.detach().clone()
+    names = {
+        "F": F,
+        "model": model,
+        "images": images,
+        "labels": labels,
+        "train_loader": [(images, labels)],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["cams"].shape == (20, 1, 8, 8)
+    assert set(names["regularizer"].values) == {"batch_cam", "dead_fraction"}
+    assert not torch.equal(model.head.weight, before)
+
+
+def test_pictures_and_links_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
