@@ -32,12 +32,16 @@ def undo_standardization(
     for name, value, operation in (("std", std, torch.mul), ("mean", mean, torch.add)):
         if value is None:
             continue
-        factor = torch.as_tensor(value, dtype=images.dtype, device=images.device)
-        if factor.dim() > 1 or factor.numel() not in (1, images.shape[1]):
+        if isinstance(value, int | float):
+            images = operation(images, value)
+            continue
+        if len(value) not in (1, images.shape[1]):
             raise ValueError(
-                f"{name}: expected one number or one for each of {images.shape[1]} channels, got {tuple(factor.shape)}"
+                f"{name}: expected one number or one for each of {images.shape[1]} channels, got {len(value)}"
             )
-        images = operation(images, factor.reshape(1, -1, *[1] * (images.dim() - 2)))
+        # Filled on the device: a copy from the host would make the host wait.
+        channels = torch.stack([images.new_full((), float(number)) for number in value])
+        images = operation(images, channels.reshape(1, -1, *[1] * (images.dim() - 2)))
     return images
 
 
