@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 #: An output index for all samples, or one for each of them.
-Target = None | int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int, ...]]
+Target = None | int | tuple[int | slice, ...] | Tensor | list[int] | list[tuple[int | slice, ...]]
 
 
 def select_target(output: Tensor, target: Target) -> Tensor:
@@ -107,9 +107,10 @@ def _gather(output: Tensor, indices: Tensor) -> Tensor:
     return output.gather(1, indices.remainder(size).unsqueeze(1)).squeeze(1)
 
 
-def _select_each(output: Tensor, target: list[tuple[int, ...]]) -> Tensor:
+def _select_each(output: Tensor, target: list[tuple[int | slice, ...]]) -> Tensor:
     lengths = {len(entry) for entry in target}
-    if len(lengths) != 1 or not all(isinstance(index, Integral) for entry in target for index in entry):
+    kinds_fit = all(isinstance(index, Integral | slice) for entry in target for index in entry)
+    if len(lengths) != 1 or not kinds_fit:
         raise ValueError(f"target: expected tuples of integers of one length, got {target}")
     (length,) = lengths
     if length >= output.dim():
@@ -117,13 +118,16 @@ def _select_each(output: Tensor, target: list[tuple[int, ...]]) -> Tensor:
             f"target: expected tuples of at most {output.dim() - 1} indices for an output of shape {tuple(output.shape)}, got "
             f"{length}; the first dimension is the batch"
         )
-    if not target:
-        return output
     columns = list(zip(*target, strict=True))
     for column, size in zip(columns, output.shape[1:], strict=False):
-        outside = [index for index in column if not -size <= index < size]
+        outside = [index for index in column if not isinstance(index, slice) and not -size <= index < size]
         if outside:
             raise _out_of_range(size, outside[0])
+    if any(isinstance(index, slice) for column in columns for index in column):
+        selected = [scores[entry] for scores, entry in zip(output, target, strict=True)]
+        if len({scores.shape for scores in selected}) > 1:
+            raise ValueError(f"target: expected slices that select as much in every sample, got {target}")
+        return torch.stack(selected)
     samples = torch.arange(output.shape[0], device=output.device)
     return output[(samples, *(torch.tensor(column, device=output.device) for column in columns))]
 

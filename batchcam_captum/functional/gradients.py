@@ -103,7 +103,7 @@ def activation_gradients(
     else:
         outputs = (selected,)
         grad_kwargs["grad_outputs"] = (torch.ones_like(selected),)
-    grad_kwargs.setdefault("allow_unused", not grad_kwargs.get("materialize_grads", False))
+    grad_kwargs.setdefault("allow_unused", True)
     try:
         with no_autocast(selected), torch.enable_grad():
             gradients = torch.autograd.grad(
