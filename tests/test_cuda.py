@@ -105,7 +105,7 @@ def test_regularized_step_never_waits_for_the_device(batch):
 
 @pytest.mark.parametrize("value", [10, -1])
 def test_labels_out_of_range_raise_at_the_check(batch, value):
-    images, labels = batch[0].cuda(), batch[1].clone()
+    labels = batch[1].clone()
     labels[3] = value
     loss = BatchCamLoss(torch.rand(10, 1, 12, 12)).cuda()
     loss(torch.randn(32, 1, 12, 12, device="cuda"), labels.cuda())
@@ -128,4 +128,5 @@ def test_autocast_gives_float32_cams_and_finite_gradients(batch, dtype):
     loss = regularizer(scores, labels, images=images)
     loss.backward()
     assert loss.dtype == torch.float32
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model[:5].parameters())
+    assert model[5].weight.grad.abs().max() > 0
