@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -235,7 +236,8 @@ def _find_layer(forward_func: Callable[..., Tensor], layer: nn.Module | str) -> 
         return forward_func.get_submodule(layer)
     except AttributeError:
         known = [name for name, _ in forward_func.named_modules() if name]
-        close = [name for name in known if name.split(".")[-1] == layer.split(".")[-1]] or known
+        same_end = [name for name in known if name.split(".")[-1] == layer.split(".")[-1]]
+        close = same_end or sorted(get_close_matches(layer, known, n=8)) or known
         raise ValueError(
             f"layer: expected the name of a layer of {type(forward_func).__name__}, got {layer!r}; it has "
             f"{', '.join(close[-8:])}"
