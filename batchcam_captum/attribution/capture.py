@@ -96,6 +96,8 @@ class LayerRecorder:
             tensor.requires_grad_(False)
 
     def _see(self, module: nn.Module, received: tuple[Any, ...], returned: Any = None) -> Any:
+        if self._handle is None:  # the hook of a copied model
+            return None
         # DataParallel runs replicas in threads of its own; every other thread is somebody else.
         if get_ident() != self._owner and not getattr(module, "_is_replica", False):
             return None

@@ -136,7 +136,7 @@ def test_a_layer_that_the_forward_never_reaches(method: str) -> None:
     ("name", "text"),
     [
         ("layers", "expected the name of a layer of SmallCnn, got 'layers'; it has layer"),
-        ("stem.7", "got 'stem.7'; it has stem.0, stem.1, stem.2"),
+        ("stem.7", "got 'stem.7'; it has stem, stem.0, stem.1, stem.2"),
         ("backbone.layer", "got 'backbone.layer'; it has layer"),
         ("nonsense", "got 'nonsense'; it has"),
     ],
