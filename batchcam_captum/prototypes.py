@@ -153,6 +153,7 @@ class ClassPrototypes(nn.Module):
         prototypes.counts.fill_(1)
         return prototypes
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor) -> None:
         """Add a batch to the means. Nothing changes if it raises.
@@ -176,6 +177,8 @@ class ClassPrototypes(nn.Module):
         )
         if self.size is not None:
             single = resize(single, self.size)
+        if not bool(belongs.counted.any()):  # an empty batch, or one that is ignored
+            return
         spatial = tuple(self.means.shape[2:])
         if not self.means.numel():
             self.means = self.means.new_zeros(self.num_classes, 1, *single.shape[2:])
@@ -235,7 +238,8 @@ class ClassPrototypes(nn.Module):
         key = (size, self.means, self.means._version)
         if self._cache is not None and _same(self._cache[0], key):
             return self._cache[1]
-        with torch.no_grad():
+        # The cache must serve a training step even if a validation under inference_mode has filled it.
+        with torch.inference_mode(False), torch.no_grad():
             maps = normalize(resize(normalize(self.means, "minmax"), size), "max")
         self._cache = (key, maps)
         return maps

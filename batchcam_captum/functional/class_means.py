@@ -25,6 +25,39 @@ class ClassWeights(NamedTuple):
         return (self.weights.to(per_class.dtype) @ per_class.flatten(1)).reshape(-1, *per_class.shape[1:])
 
 
+def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = None) -> None:
+    """Check the shape and the kind of labels.
+
+    Args:
+        labels: expected integers (N,), or floating (N, K).
+        num_samples: N.
+        num_classes: K; None if any number will do.
+
+    Raises:
+        ValueError: another shape.
+        TypeError: neither integers nor floating.
+    """
+    shape = tuple(labels.shape)
+    if labels.is_floating_point():
+        classes = "K" if num_classes is None else num_classes
+        expected = (num_samples, shape[-1] if shape and num_classes is None else num_classes)
+        if shape != expected:
+            raise ValueError(
+                f"labels: expected integers ({num_samples},) or soft labels ({num_samples}, {classes}), got floating {shape}; "
+                f"pass class indices as integers, or one weight a class"
+            )
+        return
+    if labels.dtype == torch.bool or labels.is_complex():
+        raise TypeError(
+            f"labels: expected integers or floating soft labels, got {labels.dtype}; pass class indices"
+        )
+    if shape != (num_samples,):
+        remedy = (
+            "pass class indices, not one-hot rows" if labels.dim() == 2 else "pass one class index a sample"
+        )
+        raise ValueError(f"labels: expected shape ({num_samples},), got {shape}; {remedy}")
+
+
 def class_weights(
     labels: Tensor,
     num_classes: int,
@@ -52,24 +85,11 @@ def class_weights(
         TypeError: labels that are neither integers nor floating.
     """
     checks = ValueChecks(synchronize=True) if checks is None else checks
-    n = labels.shape[0] if num_samples is None and labels.dim() else num_samples
-    shape = tuple(labels.shape)
+    if num_samples is None:
+        num_samples = labels.shape[0] if labels.dim() else 1
+    check_labels(labels, num_samples, num_classes)
     if labels.is_floating_point():
-        if shape != (n, num_classes):
-            raise ValueError(
-                f"labels: expected integers ({n},) or soft labels ({n}, {num_classes}), got floating {shape}; pass class "
-                f"indices as integers, or one weight a class"
-            )
         return ClassWeights(labels.to(dtype), torch.ones_like(labels[:, 0], dtype=torch.bool), None)
-    if labels.dtype == torch.bool or labels.is_complex():
-        raise TypeError(
-            f"labels: expected integers or floating soft labels, got {labels.dtype}; pass class indices"
-        )
-    if shape != (n,):
-        remedy = (
-            "pass class indices, not one-hot rows" if labels.dim() == 2 else "pass one class index a sample"
-        )
-        raise ValueError(f"labels: expected shape ({n},), got {shape}; {remedy}")
     indices = labels.long()
     counted = indices != ignore_index
     in_range = (indices >= 0) & (indices < num_classes)

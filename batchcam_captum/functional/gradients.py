@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .class_means import check_labels
 from .precision import full_precision, no_autocast
 
 ScoreKind = Literal["label", "predicted", "log_prob_sum"]
@@ -29,16 +30,23 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
         (N,), float32 (float64 stays).
 
     Raises:
-        ValueError: an unknown kind, scores that are not (N, K), or a callable's result that is not (N,).
+        ValueError: an unknown kind, scores that are not (N, K), labels that do not fit them, or a callable's result that is not
+            (N,).
+        TypeError: labels of a wrong kind.
     """
     if callable(score):
         selected = score(scores, labels)
     else:
+        if score not in get_args(ScoreKind):
+            raise ValueError(
+                f"score: expected 'label', 'predicted', 'log_prob_sum' or a callable, got {score!r}"
+            )
         if scores.dim() != 2:
             raise ValueError(
                 f"scores: expected (N, K), one score a class, got {tuple(scores.shape)}; pass the classifier's scores before "
                 f"any softmax, or a callable as score="
             )
+        check_labels(labels, *scores.shape)
         with no_autocast(scores):
             wide = full_precision(scores)
             if score == "label":
@@ -49,12 +57,8 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
                     selected = wide.gather(1, labels.long().where(in_range, 0).unsqueeze(1)).squeeze(1)
             elif score == "predicted":
                 selected = wide.amax(1)
-            elif score == "log_prob_sum":
-                selected = wide.log_softmax(1).sum(1)
             else:
-                raise ValueError(
-                    f"score: expected 'label', 'predicted', 'log_prob_sum' or a callable, got {score!r}"
-                )
+                selected = wide.log_softmax(1).sum(1)
     if selected.shape != scores.shape[:1]:
         raise ValueError(
             f"score: expected one number a sample, ({scores.shape[0]},), got {tuple(selected.shape)} from the callable"

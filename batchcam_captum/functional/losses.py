@@ -124,7 +124,12 @@ def prototype_loss(
     with no_autocast(cams):
         prepared = prepare(cams, normalization)
         belongs = class_weights(
-            labels, prototypes.shape[0], num_samples=cams.shape[0], ignore_index=ignore_index, checks=checks
+            labels,
+            prototypes.shape[0],
+            num_samples=cams.shape[0],
+            ignore_index=ignore_index,
+            dtype=prepared.maps.dtype,
+            checks=checks,
         )
         maps, prototypes = _fit(prepared.maps, prototypes, resolution)
         own = belongs.pick(prototypes)
@@ -243,10 +248,15 @@ def prototype_contrastive_loss(
     _check_prototypes(cams, prototypes)
     check_temperature(temperature)
     with no_autocast(cams):
-        belongs = class_weights(
-            labels, prototypes.shape[0], num_samples=cams.shape[0], ignore_index=ignore_index, checks=checks
-        )
         maps, prototypes = _fit(full_precision(cams), prototypes, resolution)
+        belongs = class_weights(
+            labels,
+            prototypes.shape[0],
+            num_samples=cams.shape[0],
+            ignore_index=ignore_index,
+            dtype=maps.dtype,
+            checks=checks,
+        )
         centred = maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
         # A flat cam minus its mean is rounding noise, not a direction.
         noise = 8 * torch.finfo(maps.dtype).eps * peak(maps.detach().flatten(1))
@@ -260,7 +270,7 @@ def prototype_contrastive_loss(
         logits = unit(centred.masked_fill(flat, 0)) @ unit(rows).T / temperature
         log_probabilities = logits.masked_fill(others, -math.inf).log_softmax(1)
         # An unseen class has weight 0 and log-probability −inf; 0 · −inf is not 0.
-        values = -(belongs.weights.to(maps.dtype) * log_probabilities.masked_fill(others, 0)).sum(1)
+        values = -(belongs.weights * log_probabilities.masked_fill(others, 0)).sum(1)
         return reduce(values, reduction, belongs.counted)
 
 

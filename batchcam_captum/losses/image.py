@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, image_loss, image_maps
+from ..functional.class_means import check_labels
 from ..functional.images import ToChannel
 from ..functional.reduce import check_reduction
 from .base import LOSSES, CamLoss
@@ -72,6 +73,7 @@ class ImageLoss(CamLoss):
         """See :func:`batchcam_captum.functional.image_loss`."""
         if images is None:
             raise ValueError("images: expected the images of the batch, got none; pass images= to the loss")
+        check_labels(labels, cams.shape[0])
         counted = None if labels.is_floating_point() else labels != self.ignore_index
         return image_loss(
             cams,

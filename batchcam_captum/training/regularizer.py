@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
-from ..attribution.capture import LayerRecorder
+from ..attribution.capture import LayerRecorder, own_forward
 from ..attribution.state import state_kept
 from ..functional import CAM_METHODS, Score, ValueChecks, activation_gradients, select_scores
 from ..losses import LOSSES, CamLoss
+
+T = TypeVar("T")
 
 #: λ of a term: a number, or a function of how often :meth:`CamRegularizer.step` was called.
 Weight = float | Callable[[int], float]
@@ -163,17 +165,23 @@ class CamRegularizer(nn.Module):
             ValueError: see :meth:`forward`.
             TypeError: see :meth:`forward`.
         """
-        inputs = images if isinstance(images, tuple) else (images,)
         grad_cam = self.grad_cam
-        recorder = LayerRecorder(grad_cam.layer, once=True)
+        recorder = LayerRecorder(grad_cam.layer, inside_attribution=True, once=True)
         with torch.inference_mode(False), torch.enable_grad():
+            inputs = tuple(map(_recordable, images if isinstance(images, tuple) else (images,)))
+            extra = tuple(map(_recordable, additional_forward_args))
             try:
-                with state_kept(grad_cam.forward_func, grad_cam.layer, inputs):
+                with state_kept(grad_cam.forward_func, grad_cam.layer, inputs), own_forward():
                     recorder.attach()
-                    scores = grad_cam.forward_func(*inputs, *additional_forward_args)
+                    scores = grad_cam.forward_func(*inputs, *extra)
                     recorder.detach()
                     _, values = self._compute(
-                        recorder, scores, labels, images=inputs[0], masks=masks, create_graph=False
+                        recorder,
+                        scores,
+                        _recordable(labels),
+                        images=inputs[0],
+                        masks=_recordable(masks),
+                        create_graph=False,
                     )
             finally:
                 recorder.release()
@@ -292,6 +300,11 @@ class CamRegularizer(nn.Module):
             torch.isfinite(scores),
             "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term",
         )
+
+
+def _recordable(value: T) -> T:
+    """Tensors made under inference_mode cannot be saved for a backward; their copies can."""
+    return cast(T, value.clone()) if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _name_of(loss: nn.Module) -> str:
