@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -37,15 +37,15 @@ class _Buffers:
 
 @contextmanager
 def _rng_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
-    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
-    cpu = torch.get_rng_state()
-    others = {device: getattr(torch, device.type).get_rng_state(device) for device in devices}
-    try:
+    kinds: dict[str, list[int]] = {}
+    for device in {tensor.device for tensor in tensors}:
+        if device.type not in ("cpu", "meta"):
+            kinds.setdefault(device.type, []).append(device.index or 0)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for kind, indices in kinds.items():
+            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
         yield
-    finally:
-        torch.set_rng_state(cpu)
-        for device, state in others.items():
-            getattr(torch, device.type).set_rng_state(state, device)
 
 
 @contextmanager
