@@ -26,6 +26,12 @@ Resolution = Literal["map", "prototype"]
 MIN_MAP_SIZE = 4
 
 
+def check_resolution(resolution: str) -> None:
+    """Raise a ``ValueError`` unless ``resolution`` is one of the known ones."""
+    if resolution not in get_args(Resolution):
+        raise ValueError(f"resolution: expected 'map' or 'prototype', got {resolution!r}")
+
+
 def check_cams(cams: Tensor) -> None:
     """Check that cams have the shape that a loss needs.
 
@@ -53,8 +59,7 @@ def check_cams(cams: Tensor) -> None:
 
 def _fit(maps: Tensor, targets: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
     """Bring maps (N, 1, …) and targets (M, 1, …) to one size and dtype; every target peaks at 1."""
-    if resolution not in get_args(Resolution):
-        raise ValueError(f"resolution: expected 'map' or 'prototype', got {resolution!r}")
+    check_resolution(resolution)
     targets = targets.to(maps.dtype)
     if resolution == "map":
         targets = resize(targets, maps.shape[2:])

@@ -54,6 +54,12 @@ def dead_fraction(cams: Tensor) -> Tensor:
     return dead.sum() / max(dead.shape[0], 1)
 
 
+def check_normalization(method: str) -> None:
+    """Raise a ``ValueError`` unless ``method`` is one of the known ones."""
+    if method not in get_args(Normalization):
+        raise ValueError(f"normalization: expected 'max', 'minmax' or 'none', got {method!r}")
+
+
 def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
     """Bring each cam to a common scale.
 
@@ -69,8 +75,7 @@ def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
     Raises:
         ValueError: an unknown method.
     """
-    if method not in get_args(Normalization):
-        raise ValueError(f"normalize: expected 'max', 'minmax' or 'none', got {method!r}")
+    check_normalization(method)
     cams = full_precision(cams)
     if method == "none":
         return cams

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import Resolution, class_weights
-from ..functional.losses import check_cams
+from ..functional.losses import check_cams, check_resolution
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes
 from .base import CamLoss
@@ -42,8 +42,7 @@ class PrototypeCamLoss(CamLoss):
             raise TypeError(
                 f"prototypes: expected ClassPrototypes or a tensor (K, 1, *spatial), got {type(prototypes).__name__}"
             )
-        if resolution not in ("map", "prototype"):
-            raise ValueError(f"resolution: expected 'map' or 'prototype', got {resolution!r}")
+        check_resolution(resolution)
         check_reduction(reduction)
         self.prototypes = prototypes
         self.resolution: Resolution = resolution

@@ -9,6 +9,8 @@ from torch import Tensor
 from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, image_loss, image_maps
 from ..functional.class_means import check_labels
 from ..functional.images import ToChannel
+from ..functional.losses import check_resolution
+from ..functional.maps import check_normalization
 from ..functional.reduce import check_reduction
 from .base import LOSSES, CamLoss
 
@@ -57,6 +59,8 @@ class ImageLoss(CamLoss):
     ) -> None:
         super().__init__(validate=validate)
         check_reduction(reduction)
+        check_resolution(resolution)
+        check_normalization(normalization)
         self.distance = get_distance(distance)
         self.mean = mean
         self.std = std

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, prototype_loss
+from ..functional.maps import check_normalization
 from ..prototypes import ClassPrototypes
 from .against_prototypes import PrototypeCamLoss
 from .base import LOSSES
@@ -59,6 +60,7 @@ class PrototypeLoss(PrototypeCamLoss):
             ignore_index=ignore_index,
             validate=validate,
         )
+        check_normalization(normalization)
         self.distance = get_distance(distance)
         self.normalization: Normalization = normalization
         self.revive = revive
