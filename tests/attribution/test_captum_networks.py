@@ -163,6 +163,20 @@ def test_a_layer_that_returns_a_named_tuple_keeps_its_fields() -> None:
     assert_close_to(actual, expected, torch.float64)
 
 
+@pytest.mark.parametrize("kind", [tuple, list, Pair])
+def test_a_layers_container_keeps_its_type(kind: Any) -> None:
+    model = TupleNet(kind)
+    handed_on: list[Any] = []
+
+    def forward(x: Tensor) -> Tensor:
+        handed_on.append(model.layer(model.stem(x)))
+        return model(x)
+
+    with pytest.warns(UserWarning, match="runs 2 times"):
+        BatchGradCam(forward, model.layer).attribute(torch.randn(2, 3, 11, 11), target=1)
+    assert type(handed_on[0]) is kind
+
+
 def test_a_tensor_and_a_flag_in_a_layers_tuple() -> None:
     class Flagged(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, None, str]:
