@@ -163,6 +163,10 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             raise ValueError(
                 'differentiable=True contradicts grad_kwargs={"create_graph": False}; leave one of them out'
             )
+        if grad_kwargs.get("is_grads_batched"):
+            raise ValueError(
+                "grad_kwargs: expected one gradient a sample, got is_grads_batched=True, which has no cam; call once for each"
+            )
         create_graph = grad_kwargs["create_graph"] = bool(grad_kwargs.get("create_graph", differentiable))
         recorder = LayerRecorder(self.layer, at_input=at_input, inside_attribution=True)
         with torch.inference_mode(False), torch.enable_grad():

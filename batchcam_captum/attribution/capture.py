@@ -121,11 +121,10 @@ class LayerRecorder:
                     f"{type(module).__name__}: expected one run of the layer inside the with block, got a second one; open a "
                     f"block for each forward, and choose a layer that the model runs once"
                 )
-            if torch.is_grad_enabled():
-                for tensor in kept:
-                    if not tensor.requires_grad:
-                        tensor.requires_grad_()
-                        self._marked.append(tensor)
+            for tensor in kept:
+                if not tensor.requires_grad:
+                    tensor.requires_grad_()
+                    self._marked.append(tensor)
             self.tensors[device] = kept
             self.is_single = len(kept) == 1
         handed_on = [

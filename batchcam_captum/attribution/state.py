@@ -16,19 +16,22 @@ class _Buffers:
     """Copies of the buffers of modules in training mode, taken before their forward."""
 
     def __init__(self) -> None:
-        self._saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor]]] = {}
+        self._saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor] | None]] = {}
 
     def save(self, module: nn.Module) -> None:
         if module.training and module._buffers and module not in self._saved:
             self._saved[module] = {
-                name: (buffer, buffer.detach().clone())
+                name: None if buffer is None else (buffer, buffer.detach().clone())
                 for name, buffer in module._buffers.items()
-                if buffer is not None
             }
 
     def restore(self) -> None:
         for module, buffers in self._saved.items():
-            for name, (buffer, before) in buffers.items():
+            for name, saved in buffers.items():
+                if saved is None:
+                    module._buffers[name] = None
+                    continue
+                buffer, before = saved
                 # Through `.data`: a graph that the caller still holds has saved the running statistics, and would refuse
                 # its backward if their version had moved.
                 buffer.data.copy_(before)
@@ -55,19 +58,18 @@ def state_kept(
     """Put back the buffers of modules in training mode and torch's random state, also when the body raises.
 
     Args:
-        forward_func: what is going to be called. A module's own modules are looked through beforehand; for any other callable,
-            and for a module that hides the layer, each module is looked at when it is called.
+        forward_func: what is going to be called. Where all of its modules can be seen and none of them trains there is nothing to
+            look after; otherwise each module is also looked at when it is called, so that hidden ones are found.
         layer: the layer that is explained.
         tensors: the inputs; the random state of their devices is kept beside the CPU's.
     """
     buffers = _Buffers()
-    owner = get_ident()
-    handle = None
     modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
-    if layer in modules:
-        for module in modules:
-            buffers.save(module)
-    else:
+    for module in modules:
+        buffers.save(module)
+    handle = None
+    if layer not in modules or any(module.training for module in modules):
+        owner = get_ident()
 
         def look(module: nn.Module, _: Any) -> None:
             if get_ident() == owner:

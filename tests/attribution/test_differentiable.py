@@ -186,3 +186,30 @@ def test_attribute_with_scores_gives_attributes_maps() -> None:
         cams, scores = grad_cam.attribute_with_scores(images, [1, 2, 3], **flags)
         torch.testing.assert_close(cams, grad_cam.attribute(images, [1, 2, 3], **flags), rtol=0, atol=0)
         torch.testing.assert_close(scores, model(images).detach(), rtol=0, atol=0)
+
+
+class TrunkWithoutGraph(nn.Module):
+    """A backbone that runs under ``no_grad``, as feature extractors do, and a head that trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            activations = self.trunk(images)
+        return self.head(activations)
+
+
+def test_a_trunk_under_no_grad_is_explained_and_its_head_trained() -> None:
+    model = TrunkWithoutGraph().double()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    got = BatchGradCam(model, model.trunk).attribute(images, target=1, differentiable=True)
+    recorded = nn.Sequential(model.trunk, model.head)
+    expected = BatchGradCam(recorded, model.trunk).attribute(images, target=1, differentiable=True)
+    torch.testing.assert_close(got, expected)
+    ours = torch.autograd.grad(got.square().sum(), model.head[1].weight)
+    theirs = torch.autograd.grad(expected.square().sum(), model.head[1].weight)
+    torch.testing.assert_close(ours, theirs)
+    assert ours[0].abs().max() > 0

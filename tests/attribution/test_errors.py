@@ -260,3 +260,11 @@ def test_a_layer_without_channels() -> None:
 
     with pytest.raises(ValueError, match=r"^Flatten: expected activations \(N, C, \*spatial\), got \(10,\)"):
         BatchGradCam(forward, flat).attribute(torch.randn(2, 3, 9, 9), 1)
+
+
+def test_batched_gradients_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with pytest.raises(ValueError, match="is_grads_batched=True, which has no cam"):
+        BatchGradCam(model, model[0]).attribute(
+            torch.randn(2, 3, 8, 8), target=0, grad_kwargs={"is_grads_batched": True}
+        )

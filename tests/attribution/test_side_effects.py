@@ -263,3 +263,38 @@ def test_autocast_outside_stays_as_it_was(model: SmallCnn) -> None:
         with pytest.raises(ValueError, match="target"):
             BatchGradCam(model, model.layer).attribute(images, 9)
         snapshot.assert_unchanged()
+
+
+class PartlyHidden(nn.Module):
+    """The layer can be seen; a normalisation that trains is hidden in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.hidden = [nn.BatchNorm2d(4)]
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.hidden[0](self.layer(images)).mean((2, 3)))
+
+
+def test_a_hidden_module_that_trains_is_found_when_it_is_called() -> None:
+    model = PartlyHidden().train()
+    BatchGradCam(model, model.layer).attribute(torch.randn(4, 3, 8, 8), target=0)
+    assert model.hidden[0].num_batches_tracked == 0
+    assert torch.equal(model.hidden[0].running_mean, torch.zeros(4))
+
+
+def test_a_buffer_made_by_the_forward_is_gone_again() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", None)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls = torch.ones(())
+            return images * self.calls
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Counts(), nn.Flatten(), nn.Linear(4 * 36, 5)).train()
+    BatchGradCam(model, model[0]).attribute(torch.randn(2, 3, 8, 8), target=0)
+    assert model[1].calls is None
