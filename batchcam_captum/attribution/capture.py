@@ -127,10 +127,12 @@ class LayerRecorder:
                     self._marked.append(tensor)
             self.tensors[device] = kept
             self.is_single = len(kept) == 1
-        handed_on = [
-            entry.clone() if isinstance(entry, Tensor) and entry.is_floating_point() else entry
-            for entry in entries
-        ]
+        # Recorded even where the layer is not, so that a head can be differentiated after a trunk that runs under no_grad.
+        with torch.enable_grad():
+            handed_on = [
+                entry.clone() if isinstance(entry, Tensor) and entry.is_floating_point() else entry
+                for entry in entries
+            ]
         if not isinstance(value, tuple | list):
             return handed_on[0]
         if hasattr(value, "_fields"):
