@@ -82,5 +82,5 @@ def test_distance_by_name_or_itself():
     assert get_distance("l1") is l1_distance
     assert get_distance(l2_distance) is l2_distance
     assert set(DISTANCES) >= {"l1", "l2", "ssim", "cosine"}
-    with pytest.raises(ValueError, match="distance: expected one of 'cosine', 'l1', .*got 'L1'"):
+    with pytest.raises(ValueError, match=r"distance: expected one of 'cosine', 'l1', .*got 'L1'"):
         get_distance("L1")

@@ -52,6 +52,7 @@ def test_equals_torchmetrics(shape, window, sigma, channels):
         second,
         gaussian_kernel=True,
         sigma=sigma,
+        kernel_size=window,  # only the padding of the third dimension
         data_range=1.0,
         reduction="none",
         return_full_image=True,

@@ -221,7 +221,7 @@ def test_bad_options_against_prototypes(module):
 def test_bad_options_of_a_comparison(make):
     with pytest.raises(ValueError, match="distance: expected one of 'cosine', 'l1'"):
         make(prototypes(), distance="l3")
-    with pytest.raises(ValueError, match="normaliz.*: expected 'max', 'minmax' or 'none', got 'mean'"):
+    with pytest.raises(ValueError, match="normalization: expected 'max', 'minmax' or 'none', got 'mean'"):
         make(prototypes(), normalization="mean")
 
 

@@ -1,0 +1,344 @@
+"""CamRegularizer: the right value and gradient, from the training forward alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from batchcam_captum import (
+    BatchCamLoss,
+    BatchGradCam,
+    ClassPrototypes,
+    ImageLoss,
+    PrototypeContrastiveLoss,
+    PrototypeLoss,
+)
+from batchcam_captum.functional import prototype_loss
+from batchcam_captum.losses import CamLoss
+from tests.training.models import (
+    K,
+    Net,
+    batch,
+    captured,
+    hooks_of,
+    objective,
+    prototypes,
+    regularizer_of,
+)
+
+
+@pytest.mark.parametrize("make", [BatchCamLoss, PrototypeLoss, PrototypeContrastiveLoss])
+def test_value_and_every_gradient_equal_attribute_and_the_loss_by_hand(make):
+    model, (images, labels) = Net().eval(), batch()
+    loss = make(prototypes())
+    regularizer = regularizer_of(model, loss, weight=0.7)
+    actual = regularizer(captured(regularizer, images), labels)
+    cams = BatchGradCam(model, model.layer).attribute(images, labels, differentiable=True)
+    expected = 0.7 * loss(cams, labels)
+    assert_close(actual, expected)
+    parameters = list(model.parameters())
+    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (actual, expected))
+    for quick, slow in zip(ours, theirs, strict=True):
+        assert (quick is None) == (slow is None)
+        if quick is not None:
+            assert_close(quick, slow)
+    assert max(gradient.abs().max() for gradient in ours[-2:] if gradient is not None) > 1e-4  # the head's
+
+
+def test_training_step_runs_one_forward_one_batch_norm_update_and_one_dropout_draw():
+    model, (images, labels) = Net(), batch()
+    plain = copy.deepcopy(model)
+    regularizer = regularizer_of(model)
+    torch.manual_seed(1)
+    F.cross_entropy(plain(images), labels).backward()
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    objective(regularizer, model, images, labels).backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.runs == 1
+    assert model.trunk[1].num_batches_tracked == 1
+    assert torch.equal(model.trunk[1].running_mean, plain.trunk[1].running_mean)
+    assert not torch.equal(model.head[4].weight.grad, plain.head[4].weight.grad)
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_exception():
+    model, (images, _) = Net(), batch()
+    regularizer = regularizer_of(model)
+    with regularizer:
+        model(images)
+        assert hooks_of(model) == 1
+    assert hooks_of(model) == 0
+    with pytest.raises(KeyError), regularizer:
+        model(images)
+        raise KeyError
+    assert hooks_of(model) == 0
+    with pytest.raises(RuntimeError, match="expected a captured forward, got none"):
+        regularizer(torch.rand(8, K), torch.zeros(8, dtype=torch.long))
+
+
+def counted_gradients(monkeypatch):
+    calls = []
+    original = torch.autograd.grad
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", counting)
+    return calls
+
+
+class LogProbLoss(PrototypeLoss):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.score = "log_prob_sum"
+
+
+def test_terms_of_one_map_and_score_share_one_gradient(monkeypatch):
+    model, (images, labels) = Net().eval(), batch()
+    maps = prototypes()
+    terms = {
+        "a": (PrototypeLoss(maps), 0.5),
+        "b": (BatchCamLoss(maps, distance="ssim"), 2.0),
+        "c": ImageLoss(),
+        "off": (LogProbLoss(maps), 0.0),
+    }
+    regularizer = regularizer_of(model, terms, weight=0.1)
+    scores = captured(regularizer, images)
+    calls = counted_gradients(monkeypatch)
+    total = regularizer(scores, labels, images=images)
+    assert len(calls) == 1
+    values = regularizer.values
+    assert set(values) == {"a", "b", "c", "dead_fraction"}
+    assert_close(total.detach(), 0.5 * values["a"] + 2.0 * values["b"] + 0.1 * values["c"])
+    regularizer.weights["off"] = 1.0
+    regularizer(captured(regularizer, images), labels, images=images)
+    assert len(calls) == 3
+
+
+def test_values_are_detached_and_report_dead_cams():
+    model, (images, labels) = Net().eval(), batch()
+    regularizer = regularizer_of(model)
+    assert regularizer.values == {}
+    with torch.no_grad():
+        model.layer.register_forward_hook(lambda *_: None)
+        model.head[4].weight.mul_(1)
+    total = regularizer(captured(regularizer, images), labels)
+    assert total.requires_grad
+    assert all(value.grad_fn is None and not value.requires_grad for value in regularizer.values.values())
+    cams = BatchGradCam(model, model.layer).attribute(images, labels)
+    dead = (cams.amax((1, 2, 3)) <= 1e-3 * cams.abs().amax((1, 2, 3))).float().mean()
+    assert regularizer.values["dead_fraction"] == dead
+
+
+def test_weight_zero_computes_nothing_and_training_is_bit_identical_to_plain(monkeypatch):
+    model, (images, labels) = Net(), batch()
+    plain = copy.deepcopy(model)
+    regularizer = regularizer_of(model, weight=0.0)
+    calls = counted_gradients(monkeypatch)
+    for network, loss in (
+        (plain, lambda: F.cross_entropy(plain(images), labels)),
+        (model, lambda: objective(regularizer, model, images, labels)),
+    ):
+        torch.manual_seed(3)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+    assert not calls
+    assert regularizer.values == {}
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+def test_weight_may_be_a_function_of_the_steps():
+    model, (images, labels) = Net().eval(), batch()
+    regularizer = regularizer_of(model, weight=lambda steps: max(0, steps - 1) / 10)
+    totals = []
+    for _ in range(4):
+        totals.append(regularizer(captured(regularizer, images), labels).detach())
+        regularizer.step()
+    assert regularizer.steps == 4
+    assert totals[0] == totals[1] == 0
+    assert_close(totals[3], 2 * totals[2])
+    assert_close(totals[3], 0.2 * regularizer.values["batch_cam"])
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_evaluate_leaves_everything_as_it_was(context, training):
+    model, (images, labels) = Net().train(training), batch()
+    regularizer = regularizer_of(model)
+    objective(regularizer, model, images, labels).backward()
+    values = dict(regularizer.values)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    grads = [parameter.grad.clone() for parameter in model.parameters()]
+    rng = torch.get_rng_state()
+    with context():
+        result = regularizer.evaluate(images.clone(), labels.clone())  # made inside, as a loader does
+        assert not any(value.requires_grad for value in result.values())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training is training
+    assert hooks_of(model) == 0
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+    assert all(torch.equal(a, b.grad) for a, b in zip(grads, model.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert regularizer.values == values
+
+
+def test_evaluate_equals_the_training_values_in_eval_mode():
+    model, (images, labels) = Net().eval(), batch()
+    terms = {"a": PrototypeLoss(prototypes()), "b": (ImageLoss(), 0.1)}
+    regularizer = regularizer_of(model, terms)
+    regularizer(captured(regularizer, images), labels, images=images)
+    result = regularizer.evaluate(images, labels)
+    assert result.keys() == regularizer.values.keys()
+    for name, value in result.items():
+        assert_close(value, regularizer.values[name])
+
+
+def test_evaluate_and_attribute_inside_a_block_are_not_captured():
+    model, (images, labels) = Net().eval(), batch()
+    regularizer = regularizer_of(model)
+    expected = regularizer(captured(regularizer, images), labels)
+    with regularizer:
+        regularizer.grad_cam.attribute(torch.rand(2, 1, 8, 8), 0)
+        regularizer.evaluate(torch.rand(2, 1, 8, 8), labels[:2])
+        scores = model(images)
+        regularizer.grad_cam.attribute(torch.rand(2, 1, 8, 8), 0)
+    assert_close(regularizer(scores, labels), expected)
+
+
+def test_two_regularizers_may_nest():
+    model, (images, labels) = Net().eval(), batch()
+    first, second = regularizer_of(model), regularizer_of(model, PrototypeLoss(prototypes()))
+    alone = [regularizer(captured(regularizer, images), labels) for regularizer in (first, second)]
+    with first, second:
+        scores = model(images)
+    nested = [first(scores, labels), second(scores, labels)]
+    assert_close(nested, alone)
+    gradients = [torch.autograd.grad(sum(values), model.head[4].weight)[0] for values in (nested, alone)]
+    assert_close(*gradients)
+
+
+@pytest.mark.parametrize("frozen", ["trunk", "all but the last layer"])
+def test_frozen_trunk_trains_the_head_and_keeps_no_marks(frozen):
+    model, (images, labels) = Net(dropout=0.0).eval(), batch()
+    whole = copy.deepcopy(model)
+    modules = [model.trunk] if frozen == "trunk" else [model.trunk, model.head[1]]
+    for module in modules:
+        module.requires_grad_(False)
+    seen = []
+    model.layer.register_forward_hook(lambda *values: seen.append(values[2]))
+    for network in (model, whole):
+        torch.manual_seed(5)
+        regularizer = regularizer_of(network)
+        with regularizer:
+            scores = network(images)
+        regularizer(scores, labels).backward()
+    assert not seen[0].requires_grad
+    assert seen[0].grad is None
+    assert all(parameter.grad is None for parameter in model.trunk.parameters())
+    assert model.head[4].weight.grad.abs().max() > 0
+    assert_close(model.head[4].weight.grad, whole.head[4].weight.grad)
+
+
+@pytest.mark.parametrize(
+    ("score", "select"),
+    [
+        ("label", lambda s, y: s.gather(1, y[:, None])[:, 0]),
+        ("predicted", lambda s, y: s.amax(1)),
+        ("log_prob_sum", lambda s, y: s.log_softmax(1).sum(1)),
+        (lambda s, y: s[:, 0] - s[:, 1], lambda s, y: s[:, 0] - s[:, 1]),
+    ],
+    ids=["label", "predicted", "log_prob_sum", "callable"],
+)
+def test_a_loss_chooses_the_score_that_its_cam_explains(score, select):
+    model, (images, labels) = Net().eval(), batch()
+    maps = prototypes()
+    loss = PrototypeLoss(maps)
+    loss.score = score
+    regularizer = regularizer_of(model, loss)
+    actual = regularizer(captured(regularizer, images), labels)
+    grad_cam = BatchGradCam(lambda x: select(model(x), labels), model.layer)
+    assert_close(actual, prototype_loss(grad_cam.attribute(images), labels, loss.prototypes.maps((6, 6))))
+
+
+def test_own_loss_gets_images_and_masks_and_soft_labels_pass():
+    class Outside(CamLoss):
+        def compute(self, cams, labels, *, images, masks):
+            assert images.shape == (8, 1, 8, 8)
+            return (cams * (1 - masks)).square().mean()
+
+    model, (images, labels) = Net().eval(), batch()
+    regularizer = regularizer_of(
+        model, {"outside": (Outside(), 0.5), "prototype": PrototypeLoss(prototypes())}
+    )
+    soft = F.one_hot(labels, K).float()
+    masks = torch.zeros(8, 1, 6, 6)
+    hard_total = regularizer(captured(regularizer, images), labels, images=images, masks=masks)
+    soft_total = regularizer(captured(regularizer, images), soft, images=images, masks=masks)
+    assert_close(soft_total, hard_total)
+    assert regularizer.values["outside"] > 0
+
+
+def test_a_single_loss_goes_by_its_class_where_it_is_not_registered():
+    assert list(regularizer_of(Net(), LogProbLoss(prototypes())).terms) == ["LogProbLoss"]
+    assert list(regularizer_of(Net()).terms) == ["batch_cam"]
+
+
+def test_state_dict_holds_prototypes_and_steps_and_nothing_of_the_model():
+    model = Net()
+    regularizer = regularizer_of(model)
+    regularizer.step()
+    assert not list(regularizer.parameters())
+    state = regularizer.state_dict()
+    assert set(state) == {
+        "_extra_state",
+        "terms.batch_cam.prototypes.means",
+        "terms.batch_cam.prototypes.counts",
+    }
+    other = regularizer_of(Net(), BatchCamLoss(ClassPrototypes(K)))
+    other.load_state_dict(state)
+    assert other.steps == 1
+    assert torch.equal(other.terms["batch_cam"].prototypes.means, state["terms.batch_cam.prototypes.means"])
+
+
+def test_regularizer_is_no_part_of_the_model():
+    model = Net()
+    regularizer = regularizer_of(model).half().eval()
+    assert model.training
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert not any(isinstance(module, Net) for module in regularizer.modules())
+
+
+@pytest.mark.parametrize("when", ["inside the block", "after it"])
+def test_a_held_capture_survives_deepcopy_and_pickle(when, tmp_path):
+    model, (images, labels) = Net().eval(), batch()
+    regularizer = regularizer_of(model)
+    copies = []
+
+    def copied():
+        copies.append(copy.deepcopy(regularizer))
+        torch.save(regularizer, tmp_path / "regularizer.pt")
+        copies.append(torch.load(tmp_path / "regularizer.pt", weights_only=False))
+
+    with regularizer:
+        scores = model(images)
+        if when == "inside the block":
+            copied()
+    if when == "after it":
+        copied()
+    expected = regularizer(scores, labels)
+    for other in copies:
+        network = other.grad_cam.forward_func
+        assert network is not model
+        with pytest.raises(RuntimeError, match="got none"):
+            other(scores, labels)
+        assert_close(other(captured(other, images), labels), expected)
+        assert isinstance(network, nn.Module)
