@@ -7,8 +7,8 @@ OUT    ?= demo-output
 .PHONY: demo test lint unit format clean
 
 # glibc gives large blocks back to the kernel and faults them in again at every step, which moves the ratio of two steps by
-# half. Pinned, the ratio measures the code; results.json records these settings.
-PINNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
+# half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
+PINNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 demo: $(VENV)/.installed
 	$(PINNED) $(BIN)/batchcam demo --output $(OUT)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import ValueChecks
-from .class_means import class_means, class_sums, class_weights
+from .class_means import ClassWeights, class_means, class_sums, class_weights
 from .distance import Distance, cosine_distance, get_distance, unit
 from .maps import Normalization, normalize, peak, prepare, resize
 from .precision import full_precision, no_autocast
@@ -76,6 +76,35 @@ def _check_prototypes(cams: Tensor, prototypes: Tensor) -> None:
         )
 
 
+def _membership(
+    cams: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    seen: Tensor | None,
+    ignore_index: int,
+    checks: ValueChecks | None,
+) -> ClassWeights:
+    """The labels as weights, after a check that every one of them has a prototype."""
+    checks = ValueChecks(synchronize=True) if checks is None else checks
+    belongs = class_weights(
+        labels,
+        prototypes.shape[0],
+        num_samples=cams.shape[0],
+        ignore_index=ignore_index,
+        dtype=full_precision(cams).dtype,
+        checks=checks,
+    )
+    if seen is not None:
+        missing = (belongs.weights != 0).any(0) & ~seen
+        checks.require(
+            ~missing,
+            "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "
+            "the prototypes over the whole training set, or ignore these labels",
+            lambda: f"classes without a prototype: {missing.nonzero().flatten().tolist()[:10]}",
+        )
+    return belongs
+
+
 def _compared(maps: Tensor, targets: Tensor, distance: str | Distance) -> Tensor:
     distances = get_distance(distance)(maps, targets)
     if distances.shape != maps.shape[:1]:
@@ -90,6 +119,7 @@ def prototype_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
+    seen: Tensor | None = None,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
     resolution: Resolution = "map",
@@ -108,6 +138,7 @@ def prototype_loss(
         cams: C, (N, 1, *spatial), raw and signed.
         labels: (N,) class indices, or (N, K) soft labels (the prototypes are mixed alike).
         prototypes: P, (K, 1, *spatial) in [0, 1], of any size; each is divided by its maximum.
+        seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
         distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         normalization: of the rectified cams, see :func:`~batchcam_captum.functional.normalize`.
         resolution: ``"map"`` compares at the cams' size, ``"prototype"`` enlarges the cams instead.
@@ -128,14 +159,7 @@ def prototype_loss(
     _check_prototypes(cams, prototypes)
     with no_autocast(cams):
         prepared = prepare(cams, normalization)
-        belongs = class_weights(
-            labels,
-            prototypes.shape[0],
-            num_samples=cams.shape[0],
-            ignore_index=ignore_index,
-            dtype=prepared.maps.dtype,
-            checks=checks,
-        )
+        belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
         maps, prototypes = _fit(prepared.maps, prototypes, resolution)
         own = belongs.pick(prototypes)
         values = _compared(maps, own, distance)
@@ -150,6 +174,7 @@ def batch_cam_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
+    seen: Tensor | None = None,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
     resolution: Resolution = "map",
@@ -169,6 +194,7 @@ def batch_cam_loss(
         cams: see :func:`prototype_loss`.
         labels: see :func:`prototype_loss`; soft labels weigh a cam into the means of several classes.
         prototypes: see :func:`prototype_loss`.
+        seen: see :func:`prototype_loss`.
         distance: see :func:`prototype_loss`.
         normalization: see :func:`prototype_loss`; each cam is normalised before the mean is taken.
         resolution: see :func:`prototype_loss`.
@@ -190,14 +216,7 @@ def batch_cam_loss(
     _check_prototypes(cams, prototypes)
     with no_autocast(cams):
         prepared = prepare(cams, normalization)
-        belongs = class_weights(
-            labels,
-            prototypes.shape[0],
-            num_samples=cams.shape[0],
-            ignore_index=ignore_index,
-            dtype=prepared.maps.dtype,
-            checks=checks,
-        )
+        belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
         maps, prototypes = _fit(prepared.maps, prototypes, resolution)
         counts = belongs.weights.sum(0)
         averaged = belongs.weights * ~prepared.dead.unsqueeze(1) if revive else belongs.weights
@@ -235,7 +254,7 @@ def prototype_contrastive_loss(
         cams: see :func:`prototype_loss`.
         labels: see :func:`prototype_loss`; soft labels are the target distribution.
         prototypes: see :func:`prototype_loss`.
-        seen: (K,) booleans, which classes have a prototype. The others take no part. Default: all.
+        seen: see :func:`prototype_loss`; the other classes take no part.
         temperature: τ > 0; lower is sharper.
         resolution: see :func:`prototype_loss`.
         reduction: over the samples.
@@ -254,14 +273,7 @@ def prototype_contrastive_loss(
     check_temperature(temperature)
     with no_autocast(cams):
         maps, prototypes = _fit(full_precision(cams), prototypes, resolution)
-        belongs = class_weights(
-            labels,
-            prototypes.shape[0],
-            num_samples=cams.shape[0],
-            ignore_index=ignore_index,
-            dtype=maps.dtype,
-            checks=checks,
-        )
+        belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
         centred = maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
         # A flat cam minus its mean is rounding noise, not a direction.
         noise = 8 * torch.finfo(maps.dtype).eps * peak(maps.detach().flatten(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Resolution, class_weights
+from ..functional import Resolution
 from ..functional.losses import check_cams, check_resolution
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes
@@ -54,31 +54,17 @@ class PrototypeCamLoss(CamLoss):
         """K of the prototypes."""
         return self.prototypes.num_classes
 
-    def maps_for(self, cams: Tensor, labels: Tensor) -> Tensor:
-        """The prototypes' maps to compare these cams with, after a check that every label has one.
+    def maps_for(self, cams: Tensor) -> Tensor:
+        """The prototypes' maps to compare these cams with.
 
         Args:
             cams: (N, 1, *spatial).
-            labels: (N,) class indices, or (N, K) soft labels.
 
         Returns:
             (K, 1, *spatial) at the cams' size, or at the prototypes' own.
 
         Raises:
-            ValueError: a label without a prototype, or labels that do not fit.
+            ValueError: cams that no loss can take.
         """
         check_cams(cams)
-        belongs = class_weights(
-            labels,
-            self.num_classes,
-            num_samples=cams.shape[0],
-            ignore_index=self.ignore_index,
-            checks=self.checks,
-        )
-        self.checks.require(
-            self.prototypes.seen | (belongs.weights == 0).all(0),
-            "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "
-            "the prototypes over the whole training set, or ignore these labels",
-            lambda: f"classes without a prototype: {self.prototypes.unseen[:10]}",
-        )
         return self.prototypes.maps(cams.shape[2:] if self.resolution == "map" else None)

@@ -72,7 +72,8 @@ class PrototypeLoss(PrototypeCamLoss):
         return self._function(
             cams,
             labels,
-            self.maps_for(cams, labels),
+            self.maps_for(cams),
+            seen=self.prototypes.seen,
             distance=self.distance,
             normalization=self.normalization,
             resolution=self.resolution,

@@ -65,7 +65,7 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
         return prototype_contrastive_loss(
             cams,
             labels,
-            self.maps_for(cams, labels),
+            self.maps_for(cams),
             seen=self.prototypes.seen,
             temperature=self.temperature,
             resolution=self.resolution,

@@ -290,6 +290,11 @@ class CamRegularizer(nn.Module):
                 f"scores: expected scores of the {activations.shape[0]} captured samples, got shape {tuple(scores.shape)}; "
                 f"pass what the model returned in the captured forward"
             )
+        if active and not scores.requires_grad:
+            raise RuntimeError(
+                "scores: expected scores with a graph, got scores without one; run the model outside torch.no_grad() and do not "
+                "detach; for validation call evaluate(images, labels)"
+            )
         for name, loss in active.items():
             if scores.dim() == 2 and loss.num_classes not in (None, scores.shape[1]):
                 raise ValueError(

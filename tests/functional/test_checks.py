@@ -39,7 +39,7 @@ def test_cpu_raises_at_once_and_says_what_came():
     checks.require(torch.tensor([True, True]), "fine")
     with pytest.raises(ValueError, match=r"^wrong \(found 3\)$"):
         checks.require(torch.tensor([True, False]), "wrong", lambda: "found 3")
-    with pytest.raises(ValueError, match="^wrong$"):
+    with pytest.raises(ValueError, match=r"^wrong$"):
         checks.require(torch.tensor(False), "wrong")
     checks.raise_failed()
 
