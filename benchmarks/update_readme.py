@@ -22,7 +22,7 @@ def block(name: str) -> str:
     return "\n".join(
         [
             f"**{name}**: `{COMMANDS[name]}`; {settings['epochs']} epochs, batches of {settings['batch_size']}, seeds "
-            f"{', '.join(map(str, settings['seeds']))}; {machine['device_name']} {machine['device']}, {machine['threads']} "
+            f"{', '.join(map(str, settings['seeds']))}; {machine['device_name']}, {machine['threads']} "
             f"threads, torch {machine['torch']}, {pinned}.",
             "",
             results["table"],

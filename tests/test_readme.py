@@ -49,5 +49,7 @@ def test_code_runs_in_the_order_in_which_it_stands():
 
 
 def test_pictures_and_links_are_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    targets = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    assert len(targets) > 3
+    for target in targets:
         assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -7,6 +7,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,10 +36,7 @@ _ROWS = (
 
 def environment(device: torch.device) -> dict[str, Any]:
     """The machine and the versions that a number belongs to."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": str(device),
         "device_name": name,
@@ -51,6 +49,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         "batchcam_captum": __version__,
         "allocator": {key: value for key, value in sorted(os.environ.items()) if key.startswith("MALLOC_")},
     }
+
+
+def _processor() -> str:
+    """The processor's model name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(runs: Sequence[dict[str, Any]], heading: str) -> str:

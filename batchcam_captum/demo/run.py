@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,14 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
             heading += f", {settings.distance}"
         results = {
             "settings": {
-                **{key: _plain(value) for key, value in asdict(settings).items()},
+                "data": settings.data,
+                "loss": settings.loss,
+                "distance": settings.distance,
+                "weight": settings.weight,
                 "epochs": epochs,
                 "batch_size": batch_size,
+                "learning_rate": settings.learning_rate,
+                "seeds": list(settings.seeds),
             },
             "environment": report.environment(device),
             "runs": runs,
@@ -215,13 +220,6 @@ def _checkpoint(arm: Arm, data: DemoData, seed: int) -> dict[str, Any]:
         "std": data.std,
         "seed": seed,
     }
-
-
-def _plain(value: object) -> object:
-    """A setting as JSON knows it."""
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _write_text(path: Path, text: str) -> None:
