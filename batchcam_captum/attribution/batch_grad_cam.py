@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import activation_gradients, grad_cam, rectify
+from ..functional import grad_cam, rectify
 from . import _captum
-from .capture import LayerRecorder, own_forward
-from .state import state_kept
+from .engine import layer_gradients
 from .targets import Target, select_target
 
-Attribution = Tensor | tuple[Tensor, ...]
+#: (N, 1, *spatial); a tuple where a layer has several tensors; a list of either where there are several layers.
+Attribution = Any
 
 
 class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
@@ -29,13 +28,13 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
 
     Args:
         forward_func: the model, or any callable that runs it.
-        layer: the layer whose activations are explained, usually the last convolutional one; or its name in
-            ``forward_func``, such as ``"layer4.1"``.
+        layer: the layer whose activations are explained, usually the last convolutional one; its name in ``forward_func``, such
+            as ``"layer4.1"``; or a list of either: then the maps of all of them come from one forward and one gradient.
         device_ids: only for a ``forward_func`` that applies a DataParallel model without being one, as in Captum.
 
     Raises:
         TypeError: ``layer`` is neither a module nor a name, or a name is given with a ``forward_func`` that is no module.
-        ValueError: the model has no layer of this name.
+        ValueError: the model has no layer of this name, or a layer is listed twice.
 
     Example:
         >>> import torch
@@ -51,10 +50,17 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
     def __init__(
         self,
         forward_func: Callable[..., Tensor],
-        layer: nn.Module | str,
+        layer: nn.Module | str | Sequence[nn.Module | str],
         device_ids: list[int] | None = None,
     ) -> None:
-        super().__init__(forward_func, _find_layer(forward_func, layer), device_ids)
+        super().__init__(forward_func, _find_layers(forward_func, layer), device_ids)
+        # Whether an earlier call had to record the trunk; the next one then does so at once. See layer_gradients.
+        self._record_trunk = False
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The explained layers, one or several."""
+        return self.layer if isinstance(self.layer, list) else [self.layer]
 
     def attribute(
         self,
@@ -82,7 +88,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             differentiable: return maps with their graph, for a loss on them. Otherwise they are detached.
 
         Returns:
-            (N, 1, *spatial), signed, float32 (float64 stays); a tuple where the layer has several tensors.
+            (N, 1, *spatial), signed, float32 (float64 stays); a tuple where the layer has several tensors; a list, one entry a
+            layer, where the constructor was given a list.
 
         Raises:
             ValueError: a target that does not fit, or contradicting arguments.
@@ -168,63 +175,60 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 "grad_kwargs: expected one gradient a sample, got is_grads_batched=True, which has no cam; call once for each"
             )
         create_graph = grad_kwargs["create_graph"] = bool(grad_kwargs.get("create_graph", differentiable))
-        recorder = LayerRecorder(self.layer, at_input=at_input, inside_attribution=True)
         with torch.inference_mode(False), torch.enable_grad():
-            inputs = _normal(_captum.format_tensor_into_tuples(inputs))
-            extra = _normal(_captum.format_additional_forward_args(additional_forward_args) or ())
-            try:
-                with state_kept(self.forward_func, self.layer, _tensors((*inputs, *extra))), own_forward():
-                    recorder.attach()
-                    output = _captum.run_forward(self.forward_func, inputs, None, extra)
-                    recorder.detach()
-                    selected = select_target(output, target)
-                    activations, gradients = self._gradients(recorder, selected, grad_kwargs)
-                attributions = tuple(
-                    grad_cam(activation, gradient, channel_sum=attr_dim_summation)
-                    for activation, gradient in zip(activations, gradients, strict=True)
-                )
-                if relu_attributions:
-                    attributions = tuple(rectify(attribution) for attribution in attributions)
-                if not create_graph:
-                    attributions = tuple(attribution.detach() for attribution in attributions)
-                    output = output.detach()
-            finally:
-                recorder.release()
-        return (attributions if len(attributions) > 1 else attributions[0]), output
+            result, self._record_trunk = layer_gradients(
+                self.forward_func,
+                self.layers,
+                _normal(_captum.format_tensor_into_tuples(inputs)),
+                _normal(_captum.format_additional_forward_args(additional_forward_args) or ()),
+                lambda output: select_target(output, target),
+                at_input=at_input,
+                device_ids=self.device_ids,
+                record_trunk=create_graph or self._record_trunk,
+                **grad_kwargs,
+            )
+            attributions = [
+                self._cams(activations, gradients, relu_attributions, attr_dim_summation, create_graph)
+                for activations, gradients in zip(result.activations, result.gradients, strict=True)
+            ]
+        output = result.output if create_graph else result.output.detach()
+        return (attributions if isinstance(self.layer, list) else attributions[0]), output
 
-    def _gradients(
-        self, recorder: LayerRecorder, selected: Tensor, grad_kwargs: dict[str, Any]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Activations and gradients of the whole batch; with DataParallel put together from all devices."""
-        name = type(self.layer).__name__
-        if not recorder.tensors:
-            raise RuntimeError(
-                f"{name}: expected a layer that the forward runs through, got no run of it; check that the layer belongs to "
-                f"forward_func and is used for these inputs (a compiled model runs no hooks: pass the original one)"
-            )
-        if max(recorder.runs.values()) > 1:
-            warnings.warn(
-                f"{name}: the layer runs {max(recorder.runs.values())} times in one forward; its last run is explained, as in "
-                f"Captum. To explain another run give each its own module",
-                UserWarning,
-                stacklevel=4,
-            )
-        by_device = recorder.tensors
-        for tensor in (tensor for tensors in by_device.values() for tensor in tensors):
-            if tensor.dim() < 2:
-                raise ValueError(
-                    f"{name}: expected activations (N, C, *spatial), got {tuple(tensor.shape)}; choose another layer"
-                )
-        device_ids = _captum.extract_device_ids(self.forward_func, {self.layer: by_device}, self.device_ids)
-        devices = _captum.sort_key_list(list(by_device), device_ids)
-        flat = [tensor for device in devices for tensor in by_device[device]]
-        gradients = activation_gradients(selected, flat, **grad_kwargs)
-        width = len(flat) // len(devices)
-        rows = [gradients[start : start + width] for start in range(0, len(flat), width)]
-        return (
-            _captum.reduce_list([by_device[device] for device in devices]),
-            _captum.reduce_list(rows),
+    def _cams(
+        self,
+        activations: tuple[Tensor, ...],
+        gradients: tuple[Tensor, ...],
+        relu_attributions: bool,
+        attr_dim_summation: bool,
+        keep_graph: bool,
+    ) -> Attribution:
+        """The cams of one layer, a tuple where it has several tensors."""
+        cams = tuple(
+            grad_cam(activation, gradient, channel_sum=attr_dim_summation)
+            for activation, gradient in zip(activations, gradients, strict=True)
         )
+        if relu_attributions:
+            cams = tuple(rectify(cam) for cam in cams)
+        if not keep_graph:
+            cams = tuple(cam.detach() for cam in cams)
+        return cams if len(cams) > 1 else cams[0]
+
+
+def _find_layers(
+    forward_func: Callable[..., Tensor], layer: nn.Module | str | Sequence[nn.Module | str]
+) -> nn.Module | list[nn.Module]:
+    if isinstance(layer, nn.Module | str) or not isinstance(layer, Sequence):
+        return _find_layer(forward_func, layer)
+    layers = [_find_layer(forward_func, entry) for entry in layer]
+    if not layers:
+        raise ValueError("layer: expected at least one layer, got an empty list")
+    repeated = [position for position, entry in enumerate(layers) if entry in layers[:position]]
+    if repeated:
+        raise ValueError(
+            f"layer: expected each layer once, got {type(layers[repeated[0]]).__name__} again at position {repeated[0]}; leave "
+            f"it out and use its map twice"
+        )
+    return layers
 
 
 def _find_layer(forward_func: Callable[..., Tensor], layer: nn.Module | str) -> nn.Module:
@@ -246,10 +250,6 @@ def _find_layer(forward_func: Callable[..., Tensor], layer: nn.Module | str) -> 
             f"layer: expected the name of a layer of {type(forward_func).__name__}, got {layer!r}; it has "
             f"{', '.join(close[-8:])}"
         ) from None
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _normal(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -42,6 +42,7 @@ class LayerRecorder:
         at_input: remember what the layer received instead of what it returned.
         inside_attribution: see the forwards of ``attribute()`` too.
         once: raise when the layer runs a second time; otherwise the last run counts.
+        records: switch recording on for what follows the layer, in this thread, until the caller's own context ends.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class LayerRecorder:
         at_input: bool = False,
         inside_attribution: bool = False,
         once: bool = False,
+        records: bool = False,
     ) -> None:
         self.layer = layer
         self.at_input = at_input
         self.inside_attribution = inside_attribution
         self.once = once
+        self.records = records
         self._empty()
 
     def _empty(self) -> None:
@@ -133,6 +136,8 @@ class LayerRecorder:
                 entry.clone() if isinstance(entry, Tensor) and entry.is_floating_point() else entry
                 for entry in entries
             ]
+        if self.records:
+            torch.set_grad_enabled(True)
         if not isinstance(value, tuple | list):
             return handed_on[0]
         if hasattr(value, "_fields"):
@@ -153,7 +158,12 @@ class LayerRecorder:
     # A model may be copied (EMA, SWA) or saved while a recorder watches one of its layers. The copy's recorder is empty and
     # watches nothing: activations belong to one forward of one model.
     def __getstate__(self) -> dict[str, Any]:
-        return {"at_input": self.at_input, "inside_attribution": self.inside_attribution, "once": self.once}
+        return {
+            "at_input": self.at_input,
+            "inside_attribution": self.inside_attribution,
+            "once": self.once,
+            "records": False,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -53,14 +53,14 @@ def _rng_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def state_kept(
-    forward_func: Callable[..., Any], layer: nn.Module, tensors: Sequence[Tensor]
+    forward_func: Callable[..., Any], layers: Sequence[nn.Module], tensors: Sequence[Tensor]
 ) -> Iterator[None]:
     """Put back the buffers of modules in training mode and torch's random state, also when the body raises.
 
     Args:
         forward_func: what is going to be called. Where all of its modules can be seen and none of them trains there is nothing to
             look after; otherwise each module is also looked at when it is called, so that hidden ones are found.
-        layer: the layer that is explained.
+        layers: the layers that are explained.
         tensors: the inputs; the random state of their devices is kept beside the CPU's.
     """
     buffers = _Buffers()
@@ -68,7 +68,7 @@ def state_kept(
     for module in modules:
         buffers.save(module)
     handle = None
-    if layer not in modules or any(module.training for module in modules):
+    if any(layer not in modules for layer in layers) or any(module.training for module in modules):
         owner = get_ident()
 
         def look(module: nn.Module, _: Any) -> None:

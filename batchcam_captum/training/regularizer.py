@@ -171,7 +171,7 @@ class CamRegularizer(nn.Module):
             inputs = tuple(map(_recordable, images if isinstance(images, tuple) else (images,)))
             extra = tuple(map(_recordable, additional_forward_args))
             try:
-                with state_kept(grad_cam.forward_func, grad_cam.layer, inputs), own_forward():
+                with state_kept(grad_cam.forward_func, [grad_cam.layer], inputs), own_forward():
                     recorder.attach()
                     scores = grad_cam.forward_func(*inputs, *extra)
                     recorder.detach()

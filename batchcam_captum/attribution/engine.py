@@ -1,0 +1,144 @@
+"""One forward and one ``torch.autograd.grad``: activations and gradients of a whole batch, at one layer or at several."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import activation_gradients
+from . import _captum
+from .capture import LayerRecorder, own_forward
+from .state import state_kept
+
+Tensors = tuple[Tensor, ...]
+
+
+class LayerGradients(NamedTuple):
+    """What a cam is made of."""
+
+    activations: list[Tensors]  #: for each layer its tensors, (N, C, *spatial)
+    gradients: list[Tensors]  #: of the same shapes
+    output: Tensor  #: what the model returned
+
+
+def layer_gradients(
+    forward_func: Callable[..., Any],
+    layers: Sequence[nn.Module],
+    inputs: tuple[Any, ...],
+    additional_forward_args: tuple[Any, ...],
+    select: Callable[[Any], Tensor],
+    *,
+    at_input: bool = False,
+    device_ids: list[int] | None = None,
+    record_trunk: bool = False,
+    **grad_kwargs: Any,
+) -> tuple[LayerGradients, bool]:
+    """Run the model once and differentiate the selected scores with respect to the layers' activations.
+
+    Gradients are needed from the layer on. What comes before it, the trunk, runs without recording: a layer's hook marks its
+    very output with ``requires_grad_()`` and switches recording on. Where that does not work (see below), the model is run
+    again with everything recorded, from the same state and random numbers.
+
+    Args:
+        forward_func: the model, or any callable that runs it.
+        layers: whose activations are asked for.
+        inputs: its inputs.
+        additional_forward_args: further arguments.
+        select: the output -> one score a sample, (N,) or (N, 1, …).
+        at_input: look at what the layers receive instead of what they return.
+        device_ids: see ``captum.attr.LayerGradCam``.
+        record_trunk: record from the start; needed if the activations' own graph is.
+        grad_kwargs: see :func:`~batchcam_captum.functional.activation_gradients`.
+
+    Returns:
+        Activations, gradients and output; and whether the trunk had to be recorded.
+
+    Raises:
+        RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward.
+
+    A second, recorded run happens if the first one raises a ``RuntimeError`` (an operation that needs a graph, or an in-place
+    operation on the marked tensor), if it does not reach a layer, or if its scores have no graph or do not depend on the layer
+    (as under a ``no_grad`` of the model's own that ends after the layer). DataParallel is recorded from the start: its workers
+    would switch recording on for themselves alone.
+    """
+
+    def run(recorded: bool) -> LayerGradients:
+        recorders = [
+            LayerRecorder(layer, at_input=at_input, inside_attribution=True, records=True) for layer in layers
+        ]
+        with ExitStack() as stack:
+            tensors = [value for value in (*inputs, *additional_forward_args) if isinstance(value, Tensor)]
+            stack.enter_context(state_kept(forward_func, layers, tensors))
+            stack.enter_context(own_forward())
+            for recorder in recorders:
+                stack.callback(recorder.release)
+                recorder.attach()
+            with torch.set_grad_enabled(recorded):
+                output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
+            for recorder in recorders:
+                recorder.detach()
+            selected = select(output)
+            activations, gradients = _differentiate(
+                forward_func, recorders, selected, device_ids, grad_kwargs
+            )
+        return LayerGradients(activations, gradients, output)
+
+    if not (record_trunk or device_ids or isinstance(forward_func, nn.DataParallel)):
+        try:
+            return run(recorded=False), False
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # outside of the except block, so that the error of the second run stands alone
+    return run(recorded=True), True
+
+
+def _differentiate(
+    forward_func: Callable[..., Any],
+    recorders: Sequence[LayerRecorder],
+    selected: Tensor,
+    device_ids: list[int] | None,
+    grad_kwargs: dict[str, Any],
+) -> tuple[list[Tensors], list[Tensors]]:
+    """Activations and gradients of the whole batch; with DataParallel put together from all devices."""
+    for recorder in recorders:
+        _check_run(recorder)
+    saved = {recorder.layer: recorder.tensors for recorder in recorders}
+    ids = _captum.extract_device_ids(forward_func, saved, device_ids)
+    devices = _captum.sort_key_list(list(recorders[0].tensors), ids)
+    rows = [recorder.tensors[device] for recorder in recorders for device in devices]
+    flat = iter(activation_gradients(selected, [tensor for row in rows for tensor in row], **grad_kwargs))
+    gradient_rows = [tuple(next(flat) for _ in row) for row in rows]
+    width = len(devices)
+    starts = range(0, len(rows), width)
+    return (
+        [_captum.reduce_list(rows[start : start + width]) for start in starts],
+        [_captum.reduce_list(gradient_rows[start : start + width]) for start in starts],
+    )
+
+
+def _check_run(recorder: LayerRecorder) -> None:
+    name = type(recorder.layer).__name__
+    if not recorder.tensors:
+        raise RuntimeError(
+            f"{name}: expected a layer that the forward runs through, got no run of it; check that the layer belongs to "
+            f"forward_func and is used for these inputs (a compiled model runs no hooks: pass the original one)"
+        )
+    runs = max(recorder.runs.values())
+    if runs > 1:
+        warnings.warn(
+            f"{name}: the layer runs {runs} times in one forward; its last run is explained, as in Captum. To explain another "
+            f"run give each its own module",
+            UserWarning,
+            stacklevel=7,  # the caller of attribute()
+        )
+    for tensor in (tensor for tensors in recorder.tensors.values() for tensor in tensors):
+        if tensor.dim() < 2:
+            raise ValueError(
+                f"{name}: expected activations (N, C, *spatial), got {tuple(tensor.shape)}; choose another layer"
+            )

@@ -1,0 +1,180 @@
+"""The trunk runs without a graph: when that gives the same maps, and when everything is recorded after all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+
+from batchcam_captum import BatchGradCam
+from tests.models import SmallCnn, frozen, strong_heads
+
+
+class Watch(nn.Module):
+    """Notes whether recording is on when it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(torch.is_grad_enabled())
+        return images
+
+
+def watched() -> nn.Sequential:
+    return nn.Sequential(
+        Watch(), nn.Conv2d(3, 4, 3), nn.ReLU(), Watch(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    ).eval()
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_recording_is_on_from_the_layer_on_only(context: Any) -> None:
+    model = watched()
+    with context():
+        BatchGradCam(model, model[2]).attribute(torch.randn(2, 3, 8, 8), target=0)
+    assert model[0].seen == [False]
+    assert model[3].seen == [True]
+
+
+def test_a_differentiable_map_records_everything() -> None:
+    model = watched()
+    cams = BatchGradCam(model, model[2]).attribute(torch.randn(2, 3, 8, 8), target=0, differentiable=True)
+    cams.square().sum().backward()
+    assert model[0].seen == [True]
+    assert model[1].weight.grad.abs().max() > 0
+
+
+class Around(nn.Module):
+    """A path around the layer: what the layer returned, or received, is used a second time."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer = layer
+        self.tail = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.stem(images)
+        return self.head((self.tail(self.layer(stem)).tanh() + stem).mean((2, 3)))
+
+
+LAYERS = {"identity": nn.Identity(), "dropout": nn.Dropout(0.5), "convolution": nn.Conv2d(4, 4, 1)}
+
+
+@pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_paths_around_the_layer_count_as_in_a_recorded_forward(
+    layer: nn.Module, is_frozen: bool, at_input: bool
+) -> None:
+    model = strong_heads(Around(layer)).double().eval()
+    if is_frozen:
+        frozen(model)
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    got = BatchGradCam(model, model.layer).attribute(images, 1, attribute_to_layer_input=at_input)
+    expected = LayerGradCam(model, model.layer).attribute(images, 1, attribute_to_layer_input=at_input)
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+class InnerGradient(nn.Module):
+    """A trunk that differentiates in its forward, which needs a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = strong_heads(SmallCnn(channels=3))
+        self.runs = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.runs += 1
+        probe = images.detach().requires_grad_()
+        self.cnn.stem(probe).square().sum().backward()
+        return self.cnn(images + probe.grad)
+
+
+class NoGradAround(nn.Module):
+    """A ``no_grad`` of the model's own that ends after the layer; the head sees the layer through another path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(4, 5)
+        self.runs = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.runs += 1
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # restores the trunk's mode after the layer
+            activations = self.relu(self.stem(images))
+        return self.head((activations * 2).mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [InnerGradient, NoGradAround])
+def test_what_cannot_run_without_a_graph_is_recorded_and_the_next_call_knows(make: Any) -> None:
+    model = make().eval().requires_grad_(False)
+    layer = model.cnn.layer if make is InnerGradient else model.relu
+    images = torch.randn(2, 3, 8, 8)
+    grad_cam = BatchGradCam(model, layer)
+    got = grad_cam.attribute(images, 1)
+    assert model.runs == 2
+    grad_cam.attribute(images, 1)
+    assert model.runs == 3
+    expected = LayerGradCam(model, layer).attribute(images, 1)
+    torch.testing.assert_close(got, expected.detach())
+
+
+def test_the_second_run_draws_the_same_random_numbers() -> None:
+    class Noisy(NoGradAround):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images + torch.randn_like(images))
+
+    model, images = Noisy().eval(), torch.randn(2, 3, 8, 8)
+    torch.manual_seed(3)
+    got = BatchGradCam(model, model.relu).attribute(images, 1)
+    torch.manual_seed(3)
+    expected = LayerGradCam(model, model.relu).attribute(images, 1)
+    torch.testing.assert_close(got, expected.detach())
+
+
+def test_an_error_of_the_model_itself_stands_alone() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError(f"broken {self.layer(images).shape[0]}")
+
+    model = Broken()
+    with pytest.raises(RuntimeError, match=r"^broken 2$") as raised:
+        BatchGradCam(model, model.layer).attribute(torch.randn(2, 3, 8, 8), 1)
+    assert raised.value.__context__ is None
+
+
+def test_running_out_of_memory_is_not_tried_again() -> None:
+    class Full(nn.Module):
+        runs = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            Full.runs += 1
+            raise torch.OutOfMemoryError("full")
+
+    model = Full()
+    with pytest.raises(torch.OutOfMemoryError):
+        BatchGradCam(model, model.layer).attribute(torch.randn(2, 3, 8, 8), 1)
+    assert Full.runs == 1
+
+
+def test_data_parallel_records_from_the_start() -> None:
+    model = nn.DataParallel(watched())
+    BatchGradCam(model, model.module[2]).attribute(torch.randn(2, 3, 8, 8), target=0)
+    assert model.module[0].seen == [True]
