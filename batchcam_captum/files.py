@@ -17,16 +17,13 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: the file to write. Its folder must exist.
 
     Raises:
-        OSError: the folder is missing or cannot be written to.
+        OSError: the folder is missing or cannot be written to, or the file cannot be replaced.
     """
     path = Path(path)
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     except OSError as error:
-        raise OSError(
-            f"{path}: expected a folder that exists and can be written to, got {path.parent} ({error.strerror}); create it, or "
-            f"choose another"
-        ) from error
+        raise _no_folder(path, path.parent, error) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -34,9 +31,84 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        _move(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder inside ``folder``; after the body its files are moved to ``folder``, all of them or none.
+
+    Files of the same names are replaced. If the body or a move raises, nothing new is left and the old files are as they were.
+
+    Args:
+        folder: where the files go. It must exist.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to, or a file cannot be replaced.
+    """
+    folder = Path(folder)
+    try:
+        made = tempfile.TemporaryDirectory(dir=folder, prefix=".incomplete-")
+    except OSError as error:
+        raise _no_folder(folder, folder, error) from error
+    with made as name:
+        new, old = Path(name, "new"), Path(name, "old")
+        new.mkdir()
+        old.mkdir()
+        yield new
+        names = sorted(path.name for path in new.iterdir())
+        refuse_folders(*(folder / name for name in names))
+        try:
+            for name in names:
+                if os.path.lexists(folder / name):
+                    _move(folder / name, old / name, blamed=folder / name)
+                _move(new / name, folder / name)
+        except BaseException:
+            # What was done is read from the disk, so that an interrupt may come at any point.
+            for name in names:
+                if os.path.lexists(old / name):
+                    (old / name).replace(folder / name)
+                elif not os.path.lexists(new / name):
+                    (folder / name).unlink(missing_ok=True)
+            raise
+
+
+def refuse_folders(*paths: Path) -> None:
+    """Raise if a folder stands where a file is to be written.
+
+    Args:
+        paths: of the files.
+
+    Raises:
+        OSError: one of them is a folder.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise OSError(
+                f"{path}: expected a file to replace, or nothing, got a folder; move it away, or choose another place"
+            )
+
+
+def _move(source: Path, target: Path, blamed: Path | None = None) -> None:
+    """Replace the target, or say which of the user's files is in the way; temporary names would not help."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        blamed = blamed or target
+        refuse_folders(blamed)
+        raise OSError(
+            f"{blamed}: expected a file that can be replaced, got: {error.strerror or error}; move it away, or choose "
+            "another place"
+        ) from error
+
+
+def _no_folder(path: Path, folder: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{path}: expected a folder that exists and can be written to, got {folder} ({error.strerror}); create it, or choose "
+        "another"
+    )
 
 
 @contextmanager

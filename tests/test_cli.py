@@ -12,6 +12,7 @@ import torch
 from batchcam_captum import __version__
 from batchcam_captum.cli import main
 from batchcam_captum.demo.model import SimpleCNN
+from batchcam_captum.demo.train import train_both
 
 QUICK = ["demo", "--epochs", "1", "--quiet"]
 FILES = {"cross_entropy.pt", "maps.png", "misclassified.png", "regularized.pt", "results.json"}
@@ -92,6 +93,13 @@ def test_module_can_be_run():
     assert done.stdout.strip() == f"batchcam-captum {__version__}"
 
 
+absent = [
+    name
+    for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+    if not there
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,9 +107,23 @@ def test_module_can_be_run():
         (["--distance", "l3"], "distance: expected one of .*'l1'.*got 'l3'"),
         (["--epochs", "0"], "epochs: expected at least 1, got 0"),
         (["--batch-size", "-1"], "batch_size: expected at least 1, got -1"),
-        (["--learning-rate", "0"], "learning_rate.*expected a positive"),
-        (["--weight", "-1"], "weight: expected a positive and a non-negative number.*-1"),
+        *(
+            (
+                ["--learning-rate", value],
+                f"batchcam: learning_rate: expected a finite number above 0, got {value}",
+            )
+            for value in ("0.0", "-1.0", "nan", "inf")
+        ),
+        *(
+            (["--weight", value], f"batchcam: weight: expected a finite number of at least 0, got {value}")
+            for value in ("-1.0", "nan", "inf")
+        ),
         (["--seeds", "1", "1"], "seeds: expected at least one, and each once"),
+        (["--seeds", str(2**70)], "seeds: expected integers of 64 bits, got .*; pass smaller ones"),
+        *(
+            (["--device", name], f"device: expected cpu, cuda, .* got '{name}' .{{,250}}; pass cpu")
+            for name in ("foo", "", "meta", "xla", "hpu", "cuda:-1", "cuda:99", *absent)
+        ),
         (["--data", "mnist"], "--data-root: expected the folder that holds mnist, got none"),
         (
             ["--data", "mnist", "--data-root", "/no/such/folder"],
@@ -125,6 +147,75 @@ def test_folder_that_cannot_be_written_to_is_refused_before_the_training(tmp_pat
     assert "--output: expected a folder that can be written to" in capsys.readouterr().err
     assert blocker.read_text() == "kept"
     assert list(tmp_path.iterdir()) == [blocker]
+
+
+def earlier_results(folder: Path, name: str | None = None) -> dict[str, bytes]:
+    """Files of an earlier run, one of them replaced by a folder."""
+    for file in FILES - {name}:
+        (folder / file).write_bytes(b"earlier " + file.encode())
+    if name is not None:
+        (folder / name).mkdir()
+    return content(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() if path.is_file() else b"folder" for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_folder_in_the_place_of_a_result_is_refused_before_the_training(tmp_path, capsys, monkeypatch, name):
+    def train(*_, **__):
+        pytest.fail("trained first")
+
+    monkeypatch.setattr("batchcam_captum.demo.run.train_both", train)
+    before = earlier_results(tmp_path, name)
+    assert main([*QUICK, "--output", str(tmp_path)]) == 1
+    assert (
+        f"{tmp_path / name}: expected a file to replace, or nothing, got a folder" in capsys.readouterr().err
+    )
+    assert content(tmp_path) == before
+
+
+def test_folder_in_the_place_of_a_seeds_result_is_refused(tmp_path, capsys):
+    (tmp_path / "maps-seed1.png").mkdir()
+    assert main([*QUICK, "--seeds", "0", "1", "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'maps-seed1.png'}: expected a file" in capsys.readouterr().err
+
+
+def test_folder_that_appears_during_the_training_leaves_earlier_results_as_they_were(
+    tmp_path, capsys, monkeypatch
+):
+    def train(*arguments, **options):
+        (tmp_path / "regularized.pt").unlink()
+        (tmp_path / "regularized.pt").mkdir()
+        return train_both(*arguments, **options)
+
+    monkeypatch.setattr("batchcam_captum.demo.run.train_both", train)
+    earlier_results(tmp_path)
+    before = {**content(tmp_path), "regularized.pt": b"folder"}
+    assert main([*QUICK, "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'regularized.pt'}: expected a file to replace" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_full_disk_leaves_earlier_results_as_they_were_and_is_explained(tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    before = earlier_results(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (400_000, limits[1])
+    )  # enough for a picture, not for a checkpoint
+    try:
+        assert main([*QUICK, "--output", str(tmp_path)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert re.search(
+        rf"{tmp_path}/cross_entropy.pt: expected to write it, got: .*; free some space, or choose another --output",
+        error,
+    )
+    assert ".incomplete" not in error
+    assert content(tmp_path) == before
 
 
 def test_interrupt_leaves_nothing(tmp_path, monkeypatch, capsys):

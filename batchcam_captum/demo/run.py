@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..attribution import BatchGradCam
 from ..evaluation import evaluate_cams
-from ..files import folders_taken_back, written_whole
+from ..files import folders_taken_back, refuse_folders, written_together
 from ..functional import get_distance
 from ..losses import LOSSES, CamLoss
 from ..prototypes import ClassPrototypes
@@ -25,6 +26,8 @@ from .data import DataName, DemoData, load_data
 from .train import Arm, layer_of, train_both
 
 _TEST_BATCH = 500
+_RESULTS = "results.json"
+_SEED_FILES = ("maps.png", "misclassified.png", "cross_entropy.pt", "regularized.pt")
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,31 @@ class DemoSettings:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected at least one, and each once, got {list(self.seeds)}")
+        if not all(-(2**63) <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(
+                f"seeds: expected integers of 64 bits, got {list(self.seeds)}; pass smaller ones"
+            )
         LOSSES[self.loss]
         get_distance(self.distance)
-        device = torch.device(self.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
+        if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(
-                f"device: expected a device of this machine, got {device}, and CUDA is not available; pass cpu"
+                f"weight: expected a finite number of at least 0, got {self.weight}; 1 is the default, 0 turns the loss off"
             )
-        if self.learning_rate <= 0 or self.weight < 0:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(
-                f"learning_rate, weight: expected a positive and a non-negative number, got {self.learning_rate} and "
-                f"{self.weight}"
+                f"learning_rate: expected a finite number above 0, got {self.learning_rate}; 0.001 is the default"
             )
+        _check_device(self.device)
+
+    def file_name(self, name: str, seed: int) -> str:
+        """The name that a seed's file gets: ``maps.png``, or ``maps-seed0.png`` where there are several seeds."""
+        path = Path(name)
+        return name if len(self.seeds) == 1 else f"{path.stem}-seed{seed}{path.suffix}"
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Everything that is written to the output folder."""
+        return (*(self.file_name(name, seed) for seed in self.seeds for name in _SEED_FILES), _RESULTS)
 
     @property
     def recipe(self) -> tuple[int, int]:
@@ -100,10 +116,11 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
         What ``results.json`` holds.
 
     Raises:
-        OSError: the output folder cannot be written to, or the data cannot be read. Nothing is left behind.
+        OSError: the output folder cannot be written to, or the data cannot be read. Nothing is left behind, and earlier results
+            stay as they were.
         ValueError: settings that do not fit.
     """
-    with _output_folder(settings.output) as folder:
+    with _output_folder(settings) as folder:
         device = torch.device(settings.device)
         data = load_data(settings.data, settings.data_root, download=settings.download)
         epochs, batch_size = settings.recipe
@@ -143,12 +160,16 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
             "runs": runs,
             "table": report.table(runs, heading),
         }
-        files["results.json"] = lambda path: _write_text(path, json.dumps(results, indent=2) + "\n")
-        for name, write in files.items():
-            with written_whole(folder / name) as path:
-                write(path)
+        files[_RESULTS] = lambda path: _write_text(path, json.dumps(results, indent=2) + "\n")
+        with written_together(folder) as temporary:
+            for name in settings.file_names:
+                _write(files[name], temporary / name, folder / name)
     say(f"\n{results['table']}")
-    say("\n".join(["", f"Written to {settings.output}:", *(f"  {name}" for name in sorted(files))]))
+    say(
+        "\n".join(
+            ["", f"Written to {settings.output}:", *(f"  {name}" for name in sorted(settings.file_names))]
+        )
+    )
     return results
 
 
@@ -180,13 +201,13 @@ def _run_seed(
     plain, regularized = (BatchGradCam(arm.model, layer_of(arm.model)) for arm in arms)
     maps = report.figure_of_maps(data, plain, regularized, prototypes, settings.loss)
     wrong = report.figure_of_misclassified(data, regularized, prototypes, _predictions(arms[1], data, device))
-    suffix = "" if len(settings.seeds) == 1 else f"-seed{seed}"
-    files: dict[str, Callable[[Path], None]] = {
-        f"maps{suffix}.png": lambda path: maps.savefig(path, dpi=150),
-        f"misclassified{suffix}.png": lambda path: wrong.savefig(path, dpi=150),
-        f"cross_entropy{suffix}.pt": lambda path: torch.save(_checkpoint(arms[0], data, seed), path),
-        f"regularized{suffix}.pt": lambda path: torch.save(_checkpoint(arms[1], data, seed), path),
-    }
+    writers: tuple[Callable[[Path], None], ...] = (  # in the order of _SEED_FILES
+        lambda path: maps.savefig(path, dpi=150),
+        lambda path: wrong.savefig(path, dpi=150),
+        lambda path: torch.save(_checkpoint(arms[0], data, seed), path),
+        lambda path: torch.save(_checkpoint(arms[1], data, seed), path),
+    )
+    files = {settings.file_name(name, seed): write for name, write in zip(_SEED_FILES, writers, strict=True)}
     run = {
         "seed": seed,
         "cross_entropy": measured[0],
@@ -222,13 +243,39 @@ def _checkpoint(arm: Arm, data: DemoData, seed: int) -> dict[str, Any]:
     }
 
 
+def _check_device(name: str) -> None:
+    """Try the device: whether it is there, and which index it may have, only PyTorch knows."""
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"{device.type} is none of cpu, cuda, mps")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without this kind
+        reason = str(error).splitlines()[0].partition(". ")[0]  # some go on for a page
+        raise ValueError(
+            f"device: expected cpu, cuda, cuda:1, … or mps, and that this machine has it, got {name!r} ({reason}); pass cpu"
+        ) from error
+
+
+def _write(write: Callable[[Path], None], temporary: Path, path: Path) -> None:
+    """Write a file; an error names the path that the user knows, not the temporary one."""
+    try:
+        write(temporary)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save, when the disk is full
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(
+            f"{path}: expected to write it, got: {reason}; free some space, or choose another --output"
+        ) from error
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _output_folder(folder: Path) -> Iterator[Path]:
+def _output_folder(settings: DemoSettings) -> Iterator[Path]:
     """Make the folder and see that it can be written to, before anything takes time; leave nothing if the body raises."""
+    folder = settings.output
     with folders_taken_back(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -238,4 +285,5 @@ def _output_folder(folder: Path) -> Iterator[Path]:
             raise OSError(
                 f"--output: expected a folder that can be written to, got {folder} ({error.strerror}); choose another"
             ) from error
+        refuse_folders(*(folder / name for name in settings.file_names))
         yield folder
