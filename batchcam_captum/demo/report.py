@@ -115,17 +115,17 @@ def figure_of_maps(
     chosen = torch.stack([(data.test.labels == c).nonzero()[0, 0] for c in range(len(data.class_names))])
     device = prototypes.means.device
     images, labels = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
-    size = tuple(images.shape[2:])
+    before, steps = _heatmaps(plain, images, labels)
+    after, _ = _heatmaps(regularized, images, labels)
     return map_grid(
         {
             "image": (images[:, 0], False),
-            "map before:\ncross-entropy": (_heatmaps(plain, images, labels, size), True),
-            f"map after:\n+ {loss}": (_heatmaps(regularized, images, labels, size), True),
+            "map before:\ncross-entropy": (before, True),
+            f"map after:\n+ {loss}": (after, True),
             "prototype": (prototypes.maps()[:, 0], True),
         },
         data.class_names,
-        title="Grad-CAM of the true class, first test image of each class\n"
-        "relu, divided by the maximum, enlarged bilinearly",
+        title=f"Grad-CAM of the true class, first test image of each class\n{steps}",
     )
 
 
@@ -156,14 +156,15 @@ def figure_of_misclassified(
     device = prototypes.means.device
     images, true = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
     predicted = predictions[chosen].to(device)
-    size = tuple(images.shape[2:])
+    of_prediction, steps = _heatmaps(regularized, images, predicted)
+    of_true_class, _ = _heatmaps(regularized, images, true)
     maps = prototypes.maps()[:, 0]
     names = data.class_names
     return map_grid(
         {
             "image": (images[:, 0], False),
-            "map of\nprediction": (_heatmaps(regularized, images, predicted, size), True),
-            "map of\ntrue class": (_heatmaps(regularized, images, true, size), True),
+            "map of\nprediction": (of_prediction, True),
+            "map of\ntrue class": (of_true_class, True),
             "prototype of\nprediction": (maps[predicted], True),
             "prototype of\ntrue class": (maps[true], True),
         },
@@ -172,11 +173,15 @@ def figure_of_misclassified(
             for p, t in zip(predicted.tolist(), true.tolist(), strict=True)
         ],
         title=f"Misclassified by the regularised model: the first {len(chosen)} of {len(wrong)}, "
-        f"{len(data.test)} test images\nGrad-CAM, relu, divided by the maximum, enlarged bilinearly",
+        f"{len(data.test)} test images\nGrad-CAM, {steps}",
     )
 
 
-def _heatmaps(grad_cam: BatchGradCam, images: Tensor, target: Tensor, size: Sequence[int]) -> Tensor:
+def _heatmaps(grad_cam: BatchGradCam, images: Tensor, target: Tensor) -> tuple[Tensor, str]:
+    """Maps of the images' size, (N, H, W), and what was done to them."""
     cams = grad_cam.attribute(images, target=target)
     assert isinstance(cams, Tensor)  # the demo's layer has one output
-    return resize(prepare(cams).maps, size)[:, 0]
+    steps = "relu, divided by the maximum"
+    if cams.shape[2:] != images.shape[2:]:
+        steps += ", enlarged bilinearly"
+    return resize(prepare(cams).maps, images.shape[2:])[:, 0], steps

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAP_COLOURS = "viridis"
+_MARGIN = 0.1  # inches, left and right
 
 
 def map_grid(
@@ -34,11 +35,15 @@ def map_grid(
         ValueError: no rows or no columns.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = len(row_names)
     if not rows or not columns:
         raise ValueError(f"map_grid: expected rows and columns, got {rows} rows and {len(columns)} columns")
-    figure = Figure(figsize=(1.25 * len(columns) + 1.6, 1.15 * rows + 1.1), layout="constrained")
+    width, height = 1.25 * len(columns) + 1.8, 1.15 * rows + 1.1
+    # The engine puts the outermost labels right at the edge of what it is given.
+    engine = ConstrainedLayoutEngine(rect=(_MARGIN / width, 0, 1 - 2 * _MARGIN / width, 1))
+    figure = Figure(figsize=(width, height), layout=engine)
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     drawn = None

@@ -1,6 +1,12 @@
-"""The table."""
+"""The table and the titles of the figures."""
 
-from batchcam_captum.demo.report import table
+import pytest
+import torch
+
+from batchcam_captum import BatchGradCam, ClassPrototypes
+from batchcam_captum.demo.data import DemoData, Images
+from batchcam_captum.demo.model import SimpleCNN
+from batchcam_captum.demo.report import figure_of_maps, figure_of_misclassified, table
 
 
 def run(accuracy, ratio):
@@ -32,3 +38,21 @@ def test_several_seeds_give_mean_and_sample_deviation():
     text = table([run(0.90, 1.0), run(0.92, 1.2)], "+ batch_cam")
     assert cells(text, "accuracy")[0] == "91.00 ± 1.41"
     assert cells(text, "ratio")[1] == "1.100 ± 0.141"
+
+
+@pytest.mark.parametrize(("size", "enlarged"), [(8, False), (28, True)])
+def test_titles_say_enlarged_only_where_maps_are_smaller_than_images(size, enlarged):
+    model = SimpleCNN(2, size).eval()
+    images = Images(torch.rand(4, 1, size, size), torch.tensor([0, 1, 0, 1]))
+    data = DemoData(images, images, ("a", "b"), 0.0, 1.0)
+    grad_cam = BatchGradCam(model, model.features)
+    prototypes = ClassPrototypes.from_loader([(images.images, images.labels)], 2)
+    figures = (
+        figure_of_maps(data, grad_cam, grad_cam, prototypes, "batch_cam"),
+        figure_of_misclassified(data, grad_cam, prototypes, 1 - images.labels),
+    )
+    for figure in figures:
+        title = figure.get_suptitle()
+        assert "relu, divided by the maximum" in title
+        assert ("enlarged bilinearly" in title) is enlarged
+        assert figure.axes[1].images[0].get_array().shape == (size, size)

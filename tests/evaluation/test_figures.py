@@ -25,3 +25,16 @@ def test_maps_share_one_scale_and_images_keep_their_own(tmp_path):
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="expected rows and columns"):
         map_grid({}, [], title="")
+
+
+def test_labels_keep_a_distance_from_the_edges():
+    pictures = torch.rand(2, 8, 8)
+    figure = map_grid(
+        {str(column): (pictures, True) for column in range(5)}, ["8\ninstead of\n4"] * 2, title="title"
+    )
+    figure.draw_without_rendering()
+    labels = [label for axis in figure.axes for label in (axis.yaxis.label, axis.title) if label.get_text()]
+    boxes = [label.get_window_extent() for label in labels]
+    margin = 0.1 * figure.dpi
+    assert min(box.x0 for box in boxes) >= margin
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1 - margin
