@@ -10,28 +10,33 @@ OUT    ?= demo-output
 # half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
 PINNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-demo
 	$(PINNED) $(BIN)/batchcam demo --output $(OUT)
 
 test: lint unit
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(VENV)/.installed
+unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The stamp lies inside the environment: an interrupted installation leaves none, and the next call resumes.
-$(VENV)/.installed: pyproject.toml
+# Stamps lie inside the environment and are made last: an interrupted installation leaves none, and the next call resumes.
+$(VENV)/.installed-demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("batchcam-captum needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+# The tests need all of the demo and more, so theirs comes on top.
+$(VENV)/.installed-test: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 

@@ -1,8 +1,12 @@
-"""The wheel: what is in it, and that it imports where nothing else of the project is."""
+"""The wheel, installed where nothing else of the project is; the source archive; the commands that install."""
 
 import os
+import re
+import shutil
+import site
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -12,17 +16,30 @@ import pytest
 import batchcam_captum
 
 ROOT = Path(__file__).parents[1]
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+def built(target: str, folder: Path) -> Path:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    (path,) = folder.iterdir()
+    return path
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT, check=True, capture_output=True,
-    )  # fmt: skip
-    (path,) = folder.glob("*.whl")
-    return path
+    return built("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source archive, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(built("sdist", folder)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"batchcam_captum-{batchcam_captum.__version__}"
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
@@ -40,17 +57,104 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     }
 
 
-def test_unpacked_wheel_imports_and_resolves_every_public_name(wheel, tmp_path):
-    zipfile.ZipFile(wheel).extractall(tmp_path)
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A new virtual environment with the wheel, and where its programs lie; only the dependencies come from this one."""
+    folder = tmp_path_factory.mktemp("venv").resolve()
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    subprocess.run(
+        [programs / "python", "-I", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    # After the installation, or pip would find the project installed already. Folders named in a .pth file come last in the
+    # search, and .pth files in them are not read: the editable installation there stays out.
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = subprocess.run([programs / "python", "-c", code], check=True, capture_output=True, text=True)
+    Path(own.stdout.strip(), "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    return folder, programs
+
+
+def test_installed_wheel_gives_the_command(installed):
+    _, programs = installed
+    done = subprocess.run([programs / "batchcam", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == f"batchcam-captum {batchcam_captum.__version__}"
+
+
+def test_installed_wheel_resolves_every_public_name_without_a_warning(installed):
+    folder, programs = installed
     code = (
-        "import batchcam_captum as b; [getattr(b, n) for n in b.__all__]; "
-        "from batchcam_captum.cli import main; print(b.__file__)"
+        "import importlib, pkgutil, batchcam_captum as b\n"
+        "for module in [b, *(importlib.import_module(m.name) for m in pkgutil.walk_packages(b.__path__, 'batchcam_captum.')\n"
+        "                    if not m.name.endswith('__main__'))]:\n"
+        "    for name in getattr(module, '__all__', []):\n"
+        "        getattr(module, name)\n"
+        "print(b.__file__)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True, capture_output=True, text=True,
+        [programs / "python", "-I", "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(folder)
+
+
+def test_sdist_holds_what_the_tests_read(sdist):
+    expected = {
+        path.relative_to(ROOT)
+        for folder in ("batchcam_captum", "tests", "benchmarks", "docs", ".ci")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc" and "_build" not in path.parts
+    } | {Path(name) for name in ("Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml")}
+    assert not {str(path) for path in expected if not (sdist / path).is_file()}
+
+
+def test_tests_run_from_the_sdist(sdist):
+    """A quick choice: those that read files outside of the package."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_readme.py", "tests/test_packaging.py",
+         "-k", "code_runs or tables or pictures or changelog or ci_calls or dependencies or make"],
+        cwd=sdist, capture_output=True, text=True,
     )  # fmt: skip
-    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+def make(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As from a new shell: what a make around the tests hands down is left out."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        ["make", *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@needs_make
+@pytest.mark.parametrize(("command", "extras"), [("demo", ["demo"]), ("test", ["demo", "test"])])
+def test_make_installs_no_more_than_the_command_needs(tmp_path, command, extras):
+    printed = make("--dry-run", command, f"VENV={tmp_path}").stdout
+    assert re.findall(r"--editable '\.\[(\w+)\]'", printed) == extras
+
+
+@needs_make
+def test_make_installs_once_and_again_for_the_tests_and_after_a_change(tmp_path):
+    (tmp_path / ".installed-demo").touch()
+    assert "pip install" not in make("--dry-run", "demo", f"VENV={tmp_path}").stdout
+    assert re.findall(r"\[(\w+)\]'", make("--dry-run", "test", f"VENV={tmp_path}").stdout) == ["test"]
+    (tmp_path / ".installed-test").touch()
+    assert "pip install" not in make("--dry-run", "test", f"VENV={tmp_path}").stdout
+    printed = make("--dry-run", "--assume-new=pyproject.toml", "test", f"VENV={tmp_path}").stdout
+    assert re.findall(r"\[(\w+)\]'", printed) == ["demo", "test"]
+
+
+@needs_make
+def test_make_leaves_no_stamp_of_an_installation_that_failed(tmp_path):
+    """The folder has a python that cannot install anything."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(shutil.which("false"))
+    assert make("unit", f"VENV={tmp_path}", "PYTHON=true").returncode != 0
+    assert not list(tmp_path.glob(".installed*"))
+    (tmp_path / ".installed-demo").touch()
+    assert make("unit", f"VENV={tmp_path}", "PYTHON=true").returncode != 0
+    assert [path.name for path in tmp_path.glob(".installed*")] == [".installed-demo"]
 
 
 def test_version_stands_in_the_changelog():
