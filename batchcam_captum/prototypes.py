@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from .files import written_whole
 from .functional import ValueChecks, class_sums, class_weights, normalize, resize, to_one_channel
-
-ToChannel = Callable[[Tensor], Tensor]
-PerChannel = float | Sequence[float] | None
+from .functional.images import PerChannel, ToChannel, per_channel
 
 _FORMAT = 1
 
@@ -34,7 +32,7 @@ class ClassPrototypes(nn.Module):
         ignore_index: images with this label are left out.
 
     Raises:
-        ValueError: ``num_classes`` is not positive.
+        ValueError: ``num_classes`` is not positive, or ``mean`` or ``std`` are no numbers.
 
     Example:
         >>> import torch
@@ -64,16 +62,18 @@ class ClassPrototypes(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         self.num_classes = num_classes
-        self.mean = mean
-        self.std = std
+        self.mean = per_channel("mean", mean)
+        self.std = per_channel("std", std)
         self.to_channel = to_channel
         self.size = None if size is None else tuple(size)
         self.ignore_index = ignore_index
         spatial = (0,) if self.size is None else self.size
-        self.register_buffer("means", torch.zeros(num_classes, 1, *spatial))
-        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
+        with torch.inference_mode(False):  # or a training step could not use them
+            self.register_buffer("means", torch.zeros(num_classes, 1, *spatial))
+            self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
         self._sums: Tensor | None = None
-        self._cache: tuple[Any, Tensor] | None = None
+        self._cached_for: tuple[Tensor, int] | None = None
+        self._cache: dict[tuple[int, ...], Tensor] = {}
 
     @classmethod
     def from_loader(
@@ -147,10 +147,11 @@ class ClassPrototypes(nn.Module):
         """
         if maps.dim() < 3 or maps.shape[1] != 1:
             raise ValueError(f"prototypes: expected maps (K, 1, *spatial), got {tuple(maps.shape)}")
-        prototypes = cls(maps.shape[0], size=maps.shape[2:])
-        prototypes.to(maps.device)
-        prototypes.means.copy_(maps.detach())
-        prototypes.counts.fill_(1)
+        with torch.inference_mode(False):
+            prototypes = cls(maps.shape[0], size=maps.shape[2:])
+            prototypes.to(maps.device)
+            prototypes.means.copy_(maps.detach())
+            prototypes.counts.fill_(1)
         return prototypes
 
     @torch.inference_mode(False)
@@ -235,14 +236,14 @@ class ClassPrototypes(nn.Module):
                 "prototypes: expected prototypes of some images, got none; call update() or use from_loader()"
             )
         size = tuple(self.means.shape[2:] if size is None else size)
-        key = (size, self.means, self.means._version)
-        if self._cache is not None and _same(self._cache[0], key):
-            return self._cache[1]
-        # The cache must serve a training step even if a validation under inference_mode has filled it.
-        with torch.inference_mode(False), torch.no_grad():
-            maps = normalize(resize(normalize(self.means, "minmax"), size), "max")
-        self._cache = (key, maps)
-        return maps
+        source, version = self._cached_for or (None, 0)
+        if source is not self.means or version != self.means._version:
+            self._cached_for, self._cache = (self.means, self.means._version), {}
+        if size not in self._cache:
+            # The cache must serve a training step even if a validation under inference_mode has filled it.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache[size] = normalize(resize(normalize(self.means, "minmax"), size), "max")
+        return self._cache[size]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write means, counts and settings to a file, whole or not at all.
@@ -254,9 +255,6 @@ class ClassPrototypes(nn.Module):
             OSError: the folder is missing or cannot be written to.
         """
         settings = {name: getattr(self, name) for name in ("mean", "std", "size", "ignore_index")}
-        settings = {
-            name: value.tolist() if isinstance(value, Tensor) else value for name, value in settings.items()
-        }
         content = {
             "format": _FORMAT,
             "num_classes": self.num_classes,
@@ -309,7 +307,7 @@ class ClassPrototypes(nn.Module):
             self.means.dtype != torch.float32
         ):  # .half(), .double(): the device may change, the precision may not
             self.means = before.to(self.means.device)
-        self._sums = self._cache = None
+        self._forget()
         return self
 
     def _load_from_state_dict(
@@ -327,8 +325,9 @@ class ClassPrototypes(nn.Module):
             if means.shape != self.means.shape:
                 self.means = self.means.new_zeros(means.shape)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
-        self._sums = self._cache = None
+        self.means = self.means.float()  # load_state_dict(assign=True) takes what it is given
+        self._forget()
 
-
-def _same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
-    return first[0] == second[0] and first[1] is second[1] and first[2] == second[2]
+    def _forget(self) -> None:
+        """Drop what is derived from the means."""
+        self._sums, self._cached_for, self._cache = None, None, {}

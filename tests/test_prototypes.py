@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -300,3 +301,44 @@ def test_from_maps_counts_every_class_once():
 def test_number_of_classes_is_positive():
     with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):
         ClassPrototypes(0)
+
+
+def test_settings_may_be_arrays_and_are_kept_as_numbers(tmp_path):
+    prototypes = ClassPrototypes(2, mean=np.array([0.5, 0.25]), std=torch.tensor(0.5))
+    assert (prototypes.mean, prototypes.std) == ((0.5, 0.25), 0.5)
+    prototypes.update(torch.rand(4, 2, 6, 6), torch.tensor([0, 1, 0, 1]))
+    prototypes.save(tmp_path / "prototypes.pt")
+    assert ClassPrototypes.load(tmp_path / "prototypes.pt").mean == (0.5, 0.25)
+    for bad in ("a", [0.5, float("nan")], {"r": 1}):
+        with pytest.raises(ValueError, match="mean: expected a finite number, or one for each channel, got"):
+            ClassPrototypes(2, mean=bad)
+
+
+def test_prototypes_made_under_inference_mode_go_on_outside_of_it():
+    with torch.inference_mode():
+        prototypes = ClassPrototypes.from_loader(
+            [(torch.rand(4, 1, 6, 6), torch.arange(4) % 2)], 2, progress=False
+        )
+    prototypes.update(torch.rand(4, 1, 6, 6), torch.arange(4) % 2)
+    assert prototypes.counts.tolist() == [4, 4]
+    assert not prototypes.maps().is_inference()
+
+
+def test_assigned_half_means_become_float32():
+    source = ClassPrototypes(2)
+    source.update(torch.rand(4, 1, 6, 6), torch.arange(4) % 2)
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in source.state_dict().items()
+    }
+    loaded = ClassPrototypes(2)
+    loaded.load_state_dict(state, assign=True)
+    assert loaded.means.dtype == torch.float32
+
+
+def test_maps_of_two_sizes_are_both_kept():
+    prototypes = ClassPrototypes(2)
+    prototypes.update(torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
+    small, full = prototypes.maps((4, 4)), prototypes.maps()
+    assert prototypes.maps((4, 4)) is small
+    assert prototypes.maps() is full

@@ -165,6 +165,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         grad_kwargs: dict[str, Any] | None,
         differentiable: bool,
     ) -> tuple[Attribution, Tensor]:
+        if not isinstance(inputs, Tensor | tuple):
+            raise TypeError(f"inputs: expected a tensor or a tuple of tensors, got {type(inputs).__name__}")
         grad_kwargs = dict(grad_kwargs or {})
         if differentiable and not grad_kwargs.get("create_graph", True):
             raise ValueError(
@@ -176,11 +178,11 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             )
         create_graph = grad_kwargs["create_graph"] = bool(grad_kwargs.get("create_graph", differentiable))
         with torch.inference_mode(False), torch.enable_grad():
-            result, self._record_trunk = layer_gradients(
+            result, recorded = layer_gradients(
                 self.forward_func,
                 self.layers,
-                _normal(_captum.format_tensor_into_tuples(inputs)),
-                _normal(_captum.format_additional_forward_args(additional_forward_args) or ()),
+                _captum.format_tensor_into_tuples(inputs),
+                _captum.format_additional_forward_args(additional_forward_args) or (),
                 lambda output: select_target(output, target),
                 at_input=at_input,
                 device_ids=self.device_ids,
@@ -191,6 +193,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 self._cams(activations, gradients, relu_attributions, attr_dim_summation, create_graph)
                 for activations, gradients in zip(result.activations, result.gradients, strict=True)
             ]
+        if not (create_graph or at_input):
+            self._record_trunk = recorded
         output = result.output if create_graph else result.output.detach()
         return (attributions if isinstance(self.layer, list) else attributions[0]), output
 
@@ -250,10 +254,3 @@ def _find_layer(forward_func: Callable[..., Tensor], layer: nn.Module | str) -> 
             f"layer: expected the name of a layer of {type(forward_func).__name__}, got {layer!r}; it has "
             f"{', '.join(close[-8:])}"
         ) from None
-
-
-def _normal(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tensors made under inference_mode cannot be saved for a backward; their copies can."""
-    return tuple(
-        value.clone() if isinstance(value, Tensor) and value.is_inference() else value for value in values
-    )

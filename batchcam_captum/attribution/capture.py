@@ -29,6 +29,14 @@ def own_forward() -> Iterator[None]:
             _attributing.discard(thread)
 
 
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+class TrunkNeedsGraphError(RuntimeError):
+    """What was computed before the layer's hook ran may depend on what the hook would mark, so it has to be recorded as well."""
+
+
 class LayerRecorder:
     """Remembers what a layer received or returned, for as long as its hook is attached.
 
@@ -42,7 +50,10 @@ class LayerRecorder:
         at_input: remember what the layer received instead of what it returned.
         inside_attribution: see the forwards of ``attribute()`` too.
         once: raise when the layer runs a second time; otherwise the last run counts.
-        records: switch recording on for what follows the layer, in this thread, until the caller's own context ends.
+        records: switch recording on for what follows the layer, in this thread, until the caller's own context ends. Raises
+            :class:`TrunkNeedsGraphError` where that is too late: a tensor that the layer was given may have been used already.
+        aliases: shared by the recorders of one forward: which tensor each clone was made of. A layer that receives, or returns,
+            another one's clone then remembers the tensor itself, as it does when it is watched alone.
     """
 
     def __init__(
@@ -53,12 +64,14 @@ class LayerRecorder:
         inside_attribution: bool = False,
         once: bool = False,
         records: bool = False,
+        aliases: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.layer = layer
         self.at_input = at_input
         self.inside_attribution = inside_attribution
         self.once = once
         self.records = records
+        self._aliases = aliases
         self._empty()
 
     def _empty(self) -> None:
@@ -75,9 +88,9 @@ class LayerRecorder:
         self.release()
         self._owner = get_ident()
         if self.at_input:
-            self._handle = self.layer.register_forward_pre_hook(self._see)
+            self._handle = self.layer.register_forward_pre_hook(self._see_input)
         else:
-            self._handle = self.layer.register_forward_hook(self._see)
+            self._handle = self.layer.register_forward_hook(self._see_output, with_kwargs=True)
 
     @property
     def attached(self) -> bool:
@@ -98,7 +111,18 @@ class LayerRecorder:
         for tensor in marked:
             tensor.requires_grad_(False)
 
-    def _see(self, module: nn.Module, received: tuple[Any, ...], returned: Any = None) -> Any:
+    def _see_input(self, module: nn.Module, received: tuple[Any, ...]) -> Any:
+        return self._see(module, received, is_fresh=False)
+
+    def _see_output(
+        self, module: nn.Module, received: tuple[Any, ...], named: dict[str, Any], returned: Any
+    ) -> Any:
+        inputs = [*received, *named.values()]
+        # With several tensors one may be made of another, and would have to be recorded inside the layer.
+        is_fresh = isinstance(returned, Tensor) and not any(returned is entry for entry in inputs)
+        return self._see(module, returned, is_fresh=is_fresh)
+
+    def _see(self, module: nn.Module, value: Any, *, is_fresh: bool) -> Any:
         if self._handle is None:  # the hook of a copied model
             return None
         # DataParallel runs replicas in threads of its own; every other thread is somebody else.
@@ -106,9 +130,8 @@ class LayerRecorder:
             return None
         if self._owner in _attributing and not self.inside_attribution:
             return None
-        value = received if self.at_input else returned
         entries = list(value) if isinstance(value, tuple | list) else [value]
-        kept = tuple(entry for entry in entries if isinstance(entry, Tensor) and entry.is_floating_point())
+        kept = tuple(self._original(entry) for entry in entries if _is_floating(entry))
         if not kept:
             self._complain_of(value)
         if any(tensor.is_inference() for tensor in kept):
@@ -116,6 +139,8 @@ class LayerRecorder:
                 f"{type(module).__name__}: expected a forward that records a graph, got one under torch.inference_mode(); run "
                 f"the forward outside of it (torch.no_grad() does not help either)"
             )
+        if self.records and not torch.is_grad_enabled() and not is_fresh:
+            raise TrunkNeedsGraphError(type(module).__name__)
         device = kept[0].device
         with self._lock:
             self.runs[device] = self.runs.get(device, 0) + 1
@@ -132,10 +157,13 @@ class LayerRecorder:
             self.is_single = len(kept) == 1
         # Recorded even where the layer is not, so that a head can be differentiated after a trunk that runs under no_grad.
         with torch.enable_grad():
-            handed_on = [
-                entry.clone() if isinstance(entry, Tensor) and entry.is_floating_point() else entry
-                for entry in entries
-            ]
+            clones = [tensor.clone() for tensor in kept]
+        if self._aliases is not None:
+            self._aliases.update(
+                (id(clone), (clone, tensor)) for clone, tensor in zip(clones, kept, strict=True)
+            )
+        remaining = iter(clones)
+        handed_on = [next(remaining) if _is_floating(entry) else entry for entry in entries]
         if self.records:
             torch.set_grad_enabled(True)
         if not isinstance(value, tuple | list):
@@ -143,6 +171,13 @@ class LayerRecorder:
         if hasattr(value, "_fields"):
             return type(value)(*handed_on)
         return type(value)(handed_on)
+
+    def _original(self, tensor: Tensor) -> Tensor:
+        """The tensor that another recorder's clone was made of, as long as nothing has changed the clone in place."""
+        if self._aliases is None or id(tensor) not in self._aliases:
+            return tensor
+        clone, original = self._aliases[id(tensor)]
+        return original if clone._version == 0 else tensor
 
     def _complain_of(self, value: Any) -> NoReturn:
         if self.at_input:
@@ -168,6 +203,7 @@ class LayerRecorder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.layer = nn.Identity()
+        self._aliases = None
         self._empty()
 
 
@@ -176,7 +212,9 @@ class LayerCapture:
 
     The activations keep their graph, so a gradient with respect to them can be taken as long as nobody has called
     ``backward()`` on the scores. The hook is gone after the block, also when it raises. In-place operations after the layer
-    do no harm. Forwards of :meth:`BatchGradCam.attribute` inside the block, and those of other threads, are not seen.
+    do no harm. Activations without a graph (a frozen trunk) are marked with ``requires_grad_()`` until :meth:`release`, the
+    images themselves where the layer is an Identity on them. Forwards of :meth:`BatchGradCam.attribute` inside the block, and
+    those of other threads, are not seen.
 
     Args:
         layer: the layer whose output is remembered.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..functional import activation_gradients
 from . import _captum
 from .capture import LayerRecorder, own_forward
-from .state import state_kept
+from .state import recordable, state_kept
 
 Tensors = tuple[Tensor, ...]
 
@@ -24,6 +24,52 @@ class LayerGradients(NamedTuple):
     activations: list[Tensors]  #: for each layer its tensors, (N, C, *spatial)
     gradients: list[Tensors]  #: of the same shapes
     output: Tensor  #: what the model returned
+
+
+@contextmanager
+def own_run(
+    forward_func: Callable[..., Any],
+    layers: Sequence[nn.Module],
+    inputs: tuple[Any, ...],
+    additional_forward_args: tuple[Any, ...] = (),
+    *,
+    recorded: bool,
+    at_input: bool = False,
+    once: bool = False,
+) -> Iterator[tuple[list[LayerRecorder], Any]]:
+    """Run the model in a forward of our own, and give what the layers did and what it returned.
+
+    Afterwards, also when the body raises, hooks, marks, buffers and random state are as they were.
+
+    Args:
+        forward_func: see :func:`layer_gradients`.
+        layers: see :func:`layer_gradients`.
+        inputs: see :func:`layer_gradients`.
+        additional_forward_args: see :func:`layer_gradients`.
+        recorded: record from the start, or from the first of the layers on.
+        at_input: see :func:`layer_gradients`.
+        once: raise when a layer runs a second time.
+    """
+    tensors = [value for value in (*inputs, *additional_forward_args) if isinstance(value, Tensor)]
+    aliases: dict[int, tuple[Tensor, Tensor]] = {}
+    recorders = [
+        LayerRecorder(
+            layer, at_input=at_input, inside_attribution=True, once=once, records=True, aliases=aliases
+        )
+        for layer in layers
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(state_kept(forward_func, layers, tensors))
+        stack.enter_context(own_forward())
+        for recorder in recorders:
+            stack.callback(recorder.release)
+            recorder.attach()
+        with torch.set_grad_enabled(recorded):
+            output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
+        for recorder in recorders:
+            recorder.detach()
+        aliases.clear()
+        yield recorders, output
 
 
 def layer_gradients(
@@ -61,41 +107,47 @@ def layer_gradients(
     Raises:
         RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward.
 
-    A second, recorded run happens if the first one raises a ``RuntimeError`` (an operation that needs a graph, or an in-place
-    operation on the marked tensor), if it does not reach a layer, or if its scores have no graph or do not depend on the layer
-    (as under a ``no_grad`` of the model's own that ends after the layer). DataParallel is recorded from the start: its workers
-    would switch recording on for themselves alone.
+    A second, recorded run happens if the first one raises a ``RuntimeError``: an operation that needs a graph; a layer that hands
+    on what it was given, or returns several tensors (what was done with them before they could be marked counts as well); or an
+    in-place operation on the marked tensor, which in a frozen model takes a third run with a graph from the inputs on. Likewise
+    if the first run does not reach a layer, or if its scores have no graph or do not depend on the layer (as under a ``no_grad``
+    of the model's own that ends after it). What a layer receives may have been used before, and DataParallel's workers would
+    switch recording on for themselves alone: both are recorded from the start.
     """
+    inputs = tuple(map(recordable, inputs))
+    additional_forward_args = tuple(map(recordable, additional_forward_args))
 
-    def run(recorded: bool) -> LayerGradients:
-        recorders = [
-            LayerRecorder(layer, at_input=at_input, inside_attribution=True, records=True) for layer in layers
-        ]
-        with ExitStack() as stack:
-            tensors = [value for value in (*inputs, *additional_forward_args) if isinstance(value, Tensor)]
-            stack.enter_context(state_kept(forward_func, layers, tensors))
-            stack.enter_context(own_forward())
-            for recorder in recorders:
-                stack.callback(recorder.release)
-                recorder.attach()
-            with torch.set_grad_enabled(recorded):
-                output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
-            for recorder in recorders:
-                recorder.detach()
+    def run(recorded: bool, inputs: tuple[Any, ...] = inputs) -> LayerGradients:
+        with own_run(
+            forward_func, layers, inputs, additional_forward_args, recorded=recorded, at_input=at_input
+        ) as (recorders, output):
             selected = select(output)
             activations, gradients = _differentiate(
                 forward_func, recorders, selected, device_ids, grad_kwargs
             )
         return LayerGradients(activations, gradients, output)
 
-    if not (record_trunk or device_ids or isinstance(forward_func, nn.DataParallel)):
+    if not (record_trunk or at_input or device_ids or isinstance(forward_func, nn.DataParallel)):
         try:
             return run(recorded=False), False
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             pass  # outside of the except block, so that the error of the second run stands alone
-    return run(recorded=True), True
+    try:
+        return run(recorded=True), True
+    except RuntimeError as error:
+        if "a leaf Variable that requires grad" not in str(error):
+            raise
+    # A frozen model changes the marked tensor in place; with a graph from the inputs on it is no leaf.
+    return run(recorded=True, inputs=tuple(map(_recorded, inputs))), True
+
+
+def _recorded(value: Any) -> Any:
+    """A copy of a tensor with a graph; the tensor itself is left alone."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().requires_grad_().clone()
+    return value
 
 
 def _differentiate(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+T = TypeVar("T")
 
 
 class _Buffers:
@@ -83,3 +85,8 @@ def state_kept(
         if handle is not None:
             handle.remove()
         buffers.restore()
+
+
+def recordable(value: T) -> T:
+    """A tensor made under inference_mode cannot be saved for a backward; its copy can. Call this outside of that mode."""
+    return cast(T, value.clone()) if isinstance(value, Tensor) and value.is_inference() else value

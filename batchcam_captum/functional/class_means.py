@@ -37,6 +37,10 @@ def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = Non
         ValueError: another shape.
         TypeError: neither integers nor floating.
     """
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"labels: expected a tensor, got {type(labels).__name__}; pass torch.as_tensor(labels)"
+        )
     shape = tuple(labels.shape)
     if labels.is_floating_point():
         classes = "K" if num_classes is None else num_classes
@@ -56,6 +60,22 @@ def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = Non
             "pass class indices, not one-hot rows" if labels.dim() == 2 else "pass one class index a sample"
         )
         raise ValueError(f"labels: expected shape ({num_samples},), got {shape}; {remedy}")
+
+
+def wide_indices(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Integer labels as int64, and which of them are class indices.
+
+    In their own type neither can be told: compared with uint8 labels, 256 classes are 0, and an ignore index of -100 is 156.
+
+    Args:
+        labels: (N,), of any integer type.
+        num_classes: K.
+
+    Returns:
+        (N,) int64, and (N,) booleans.
+    """
+    indices = labels.long()
+    return indices, (indices >= 0) & (indices < num_classes)
 
 
 def class_weights(
@@ -86,13 +106,12 @@ def class_weights(
     """
     checks = ValueChecks(synchronize=True) if checks is None else checks
     if num_samples is None:
-        num_samples = labels.shape[0] if labels.dim() else 1
+        num_samples = labels.shape[0] if isinstance(labels, Tensor) and labels.dim() else 1
     check_labels(labels, num_samples, num_classes)
     if labels.is_floating_point():
         return ClassWeights(labels.to(dtype), torch.ones_like(labels[:, 0], dtype=torch.bool), None)
-    indices = labels.long()
+    indices, in_range = wide_indices(labels, num_classes)
     counted = indices != ignore_index
-    in_range = (indices >= 0) & (indices < num_classes)
     checks.require(
         in_range | ~counted,
         f"labels: expected class indices from 0 to {num_classes - 1}, or {ignore_index} to ignore a sample, got others; "

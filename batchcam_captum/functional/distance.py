@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .precision import full_precision
@@ -59,7 +60,7 @@ def unit(maps: Tensor) -> Tensor:
     largest = (
         maps.detach().abs().flatten(1).amax(1)
     )  # the result does not depend on the scale, so no gradient through it
-    zero = (largest == 0).reshape(shape)
+    zero = (largest < torch.finfo(maps.dtype).tiny).reshape(shape)
     scaled = maps / largest.reshape(shape).masked_fill(zero, 1)
     squared = scaled.square().flatten(1).sum(1).reshape(shape)
     return scaled.masked_fill(zero, 0) / squared.masked_fill(zero, 1).sqrt()

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from .class_means import check_labels
+from .class_means import check_labels, wide_indices
 from .precision import full_precision, no_autocast
 
 ScoreKind = Literal["label", "predicted", "log_prob_sum"]
@@ -53,8 +53,8 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
                 if labels.dim() == 2:
                     selected = (wide * labels).sum(1)
                 else:
-                    in_range = (labels >= 0) & (labels < scores.shape[1])
-                    selected = wide.gather(1, labels.long().where(in_range, 0).unsqueeze(1)).squeeze(1)
+                    indices, in_range = wide_indices(labels, scores.shape[1])
+                    selected = wide.gather(1, indices.where(in_range, 0).unsqueeze(1)).squeeze(1)
             elif score == "predicted":
                 selected = wide.amax(1)
             else:

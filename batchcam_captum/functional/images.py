@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +13,39 @@ from .maps import normalize
 from .precision import full_precision
 
 ToChannel = Callable[[Tensor], Tensor]
+PerChannel = float | Sequence[float] | None
 
 
-def undo_standardization(
-    images: Tensor, mean: float | Sequence[float] | None, std: float | Sequence[float] | None
-) -> Tensor:
+def per_channel(name: str, value: Any) -> float | tuple[float, ...] | None:
+    """Bring a mean or a standard deviation to plain numbers.
+
+    Args:
+        name: for the error's text.
+        value: None, a number, or a sequence, array or tensor of numbers.
+
+    Returns:
+        None, a float, or a tuple of floats.
+
+    Raises:
+        ValueError: anything else, or numbers that are not finite.
+    """
+    if value is None:
+        return None
+    try:
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        numbers = plain if isinstance(plain, int | float) else tuple(map(float, plain))
+        if isinstance(plain, str) or not all(
+            map(math.isfinite, numbers if isinstance(numbers, tuple) else (numbers,))
+        ):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected a finite number, or one for each channel, got {value!r}"
+        ) from None
+    return numbers if isinstance(numbers, tuple) else float(numbers)
+
+
+def undo_standardization(images: Tensor, mean: PerChannel, std: PerChannel) -> Tensor:
     """Images times ``std`` plus ``mean``, the inverse of ``torchvision.transforms.Normalize(mean, std)``.
 
     Args:
@@ -30,17 +60,18 @@ def undo_standardization(
         ValueError: as many numbers as there are channels were expected.
     """
     for name, value, operation in (("std", std, torch.mul), ("mean", mean, torch.add)):
-        if value is None:
+        numbers = per_channel(name, value)
+        if numbers is None:
             continue
-        if isinstance(value, int | float):
-            images = operation(images, value)
+        if isinstance(numbers, float):
+            images = operation(images, numbers)
             continue
-        if len(value) not in (1, images.shape[1]):
+        if len(numbers) not in (1, images.shape[1]):
             raise ValueError(
-                f"{name}: expected one number or one for each of {images.shape[1]} channels, got {len(value)}"
+                f"{name}: expected one number or one for each of {images.shape[1]} channels, got {len(numbers)}"
             )
         # Filled on the device: a copy from the host would make the host wait.
-        channels = torch.stack([images.new_full((), float(number)) for number in value])
+        channels = torch.stack([images.new_full((), number) for number in numbers])
         images = operation(images, channels.reshape(1, -1, *[1] * (images.dim() - 2)))
     return images
 
@@ -48,8 +79,8 @@ def undo_standardization(
 def to_one_channel(
     images: Tensor,
     *,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
+    mean: PerChannel = None,
+    std: PerChannel = None,
     to_channel: ToChannel | None = None,
 ) -> Tensor:
     """Reduce images of any channel count to one channel.
@@ -84,8 +115,8 @@ def to_one_channel(
 def image_maps(
     images: Tensor,
     *,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
+    mean: PerChannel = None,
+    std: PerChannel = None,
     to_channel: ToChannel | None = None,
 ) -> Tensor:
     """Images as maps in [0, 1]: one channel (see :func:`to_one_channel`), then min–max of each; a flat image is all zero."""

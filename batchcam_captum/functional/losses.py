@@ -8,7 +8,7 @@ normalisation, resolution and weighting open; what is chosen here is said in eac
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -21,15 +21,17 @@ from .precision import full_precision, no_autocast
 from .reduce import Reduction, check_reduction, reduce
 
 Resolution = Literal["map", "prototype"]
+ImageResolution = Literal["map", "image"]
 
 #: A cam with a shorter side cannot tell one place from another: a prototype averaged onto 1×1 is worse than the zero map.
 MIN_MAP_SIZE = 4
 
 
-def check_resolution(resolution: str) -> None:
+def check_resolution(resolution: str, known: object = Resolution) -> None:
     """Raise a ``ValueError`` unless ``resolution`` is one of the known ones."""
-    if resolution not in get_args(Resolution):
-        raise ValueError(f"resolution: expected 'map' or 'prototype', got {resolution!r}")
+    names = get_args(known)
+    if resolution not in names:
+        raise ValueError(f"resolution: expected {' or '.join(map(repr, names))}, got {resolution!r}")
 
 
 def check_cams(cams: Tensor) -> None:
@@ -57,15 +59,15 @@ def check_cams(cams: Tensor) -> None:
         )
 
 
-def _fit(maps: Tensor, targets: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
-    """Bring maps (N, 1, …) and targets (M, 1, …) to one size and dtype; every target peaks at 1."""
+def _fit(maps: Tensor, prototypes: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
+    """Bring maps (N, 1, …) and prototypes (K, 1, …) to one size and dtype; every prototype peaks at 1."""
     check_resolution(resolution)
-    targets = targets.to(maps.dtype)
+    prototypes = prototypes.to(maps.dtype)
     if resolution == "map":
-        targets = resize(targets, maps.shape[2:])
+        prototypes = resize(prototypes, maps.shape[2:])
     else:
-        maps = resize(maps, targets.shape[2:])
-    return maps, normalize(targets, "max")
+        maps = resize(maps, prototypes.shape[2:])
+    return maps, normalize(prototypes, "max")
 
 
 def _check_prototypes(cams: Tensor, prototypes: Tensor) -> None:
@@ -105,13 +107,49 @@ def _membership(
     return belongs
 
 
-def _compared(maps: Tensor, targets: Tensor, distance: str | Distance) -> Tensor:
-    distances = get_distance(distance)(maps, targets)
+def _compared(maps: Tensor, prototypes: Tensor, distance: str | Distance, skip: Tensor) -> Tensor:
+    """Distances (N,); where ``skip`` says that the outcome is not used, nothing that it is made of can spoil a gradient.
+
+    A distance of the user's may have no derivative where both maps are zero, as a square root has none. A skipped pair is the
+    zero map and a map of ones.
+    """
+    by_pair = skip.reshape(-1, *[1] * (maps.dim() - 1))
+    maps, prototypes = maps.masked_fill(by_pair, 0), prototypes.masked_fill(by_pair, 1)
+    distances = get_distance(distance)(maps, prototypes)
     if distances.shape != maps.shape[:1]:
         raise ValueError(
             f"distance: expected one number a pair, ({maps.shape[0]},), got {tuple(distances.shape)}; average over the pixels"
         )
     return distances
+
+
+def _without(cams: Tensor, counted: Tensor) -> Tensor:
+    """The cams, zero where a sample does not count, so that not even a NaN in it reaches a gradient."""
+    return cams.masked_fill(~counted.reshape(-1, *[1] * (cams.dim() - 1)), 0)
+
+
+class _Groups(NamedTuple):
+    """The classes whose mean cams are compared: all of them, or with more classes than samples those of the batch."""
+
+    weights: Tensor  #: (N, G)
+    prototypes: Tensor  #: (G, 1, *spatial)
+    classes: Tensor | None  #: (G,) class indices; None: group c is class c
+
+    def spread(self, values: Tensor, num_classes: int) -> Tensor:
+        """Values (G,) -> (K,), zero for absent classes; the values of absent groups have to be zero."""
+        if self.classes is None:
+            return values
+        return values.new_zeros(num_classes).index_add(0, self.classes, values)
+
+
+def _grouped(belongs: ClassWeights, prototypes: Tensor) -> _Groups:
+    n, num_classes = belongs.weights.shape
+    if belongs.indices is None or num_classes <= n:
+        return _Groups(belongs.weights, prototypes, None)
+    # Sample i stands for its class if it is the first of it: a group each, without asking the device how many there are.
+    same = (belongs.indices.unsqueeze(1) == belongs.indices) & belongs.counted & belongs.counted.unsqueeze(1)
+    is_first = same.cumsum(1).diagonal() == 1
+    return _Groups((same & is_first).to(belongs.weights.dtype), belongs.pick(prototypes), belongs.indices)
 
 
 def prototype_loss(
@@ -158,14 +196,14 @@ def prototype_loss(
     check_cams(cams)
     _check_prototypes(cams, prototypes)
     with no_autocast(cams):
-        prepared = prepare(cams, normalization)
         belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
+        cams = _without(cams, belongs.counted)
+        prepared = prepare(cams, normalization)
         maps, prototypes = _fit(prepared.maps, prototypes, resolution)
         own = belongs.pick(prototypes)
-        values = _compared(maps, own, distance)
+        values = _compared(maps, own, distance, prepared.dead if revive else ~belongs.counted)
         if revive:
-            signed = resize(full_precision(cams), maps.shape[2:])
-            values = torch.where(prepared.dead, cosine_distance(signed, own), values)
+            values = _revived(values, cams, own, prepared.dead)
         return reduce(values, reduction, belongs.counted)
 
 
@@ -215,19 +253,31 @@ def batch_cam_loss(
     check_cams(cams)
     _check_prototypes(cams, prototypes)
     with no_autocast(cams):
-        prepared = prepare(cams, normalization)
         belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
+        cams = _without(cams, belongs.counted)
+        prepared = prepare(cams, normalization)
         maps, prototypes = _fit(prepared.maps, prototypes, resolution)
-        counts = belongs.weights.sum(0)
-        averaged = belongs.weights * ~prepared.dead.unsqueeze(1) if revive else belongs.weights
+        num_classes = prototypes.shape[0]
+        groups = _grouped(belongs, prototypes)
+        counts = groups.weights.sum(0)
+        averaged = groups.weights * ~prepared.dead.unsqueeze(1) if revive else groups.weights
         means, averaged_counts = class_means(maps, averaged)
-        values = _compared(means, prototypes, distance)
+        values = _compared(means, groups.prototypes, distance, averaged_counts == 0)
+        share = counts.masked_fill(counts == 0, 1)
+        values = values * (averaged_counts / share)
         if revive:
-            signed = resize(full_precision(cams), maps.shape[2:])
-            costs = cosine_distance(signed, belongs.pick(prototypes)) * prepared.dead
-            share = counts.masked_fill(counts == 0, 1)
-            values = values * (averaged_counts / share) + class_sums(costs, belongs.weights) / share
+            zero = torch.zeros_like(values[:1])
+            costs = _revived(zero, cams, belongs.pick(prototypes), prepared.dead)
+            values = values + class_sums(costs, groups.weights) / share
+        if reduction == "none":
+            return groups.spread(values, num_classes)
         return reduce(values, reduction, counts > 0)
+
+
+def _revived(values: Tensor, cams: Tensor, prototypes: Tensor, dead: Tensor) -> Tensor:
+    """The values (N,), with 1 − cosine(C, P) in the place of those of dead cams."""
+    signed = resize(full_precision(cams), prototypes.shape[2:])
+    return torch.where(dead, cosine_distance(signed, prototypes), values)
 
 
 def prototype_contrastive_loss(
@@ -272,8 +322,8 @@ def prototype_contrastive_loss(
     _check_prototypes(cams, prototypes)
     check_temperature(temperature)
     with no_autocast(cams):
-        maps, prototypes = _fit(full_precision(cams), prototypes, resolution)
         belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
+        maps, prototypes = _fit(_without(full_precision(cams), belongs.counted), prototypes, resolution)
         centred = maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
         # A flat cam minus its mean is rounding noise, not a direction.
         noise = 8 * torch.finfo(maps.dtype).eps * peak(maps.detach().flatten(1))
@@ -297,7 +347,7 @@ def image_loss(
     *,
     distance: str | Distance = "l2",
     normalization: Normalization = "max",
-    resolution: Resolution = "map",
+    resolution: ImageResolution = "map",
     revive: bool = True,
     reduction: Reduction = "mean",
     counted: Tensor | None = None,
@@ -309,7 +359,7 @@ def image_loss(
         images: x, (N, 1, *spatial) in [0, 1], of any size, see :func:`~batchcam_captum.functional.image_maps`.
         distance: see :func:`prototype_loss`.
         normalization: see :func:`prototype_loss`.
-        resolution: ``"map"`` compares at the cams' size, ``"prototype"`` at the images'.
+        resolution: ``"map"`` compares at the cams' size, ``"image"`` at the images'.
         revive: see :func:`prototype_loss`, with the image in the place of the prototype.
         reduction: over the samples.
         counted: (N,) booleans, which samples count. Default: all.
@@ -327,13 +377,15 @@ def image_loss(
             f"see functional.image_maps"
         )
     check_reduction(reduction)
+    check_resolution(resolution, ImageResolution)
+    counted = torch.ones_like(cams[:, 0].flatten(1)[:, 0], dtype=torch.bool) if counted is None else counted
     with no_autocast(cams):
+        cams = _without(cams, counted)
         prepared = prepare(cams, normalization)
-        maps, targets = _fit(prepared.maps, images, resolution)
-        values = _compared(maps, targets, distance)
+        maps, images = _fit(prepared.maps, images, "map" if resolution == "map" else "prototype")
+        values = _compared(maps, images, distance, prepared.dead if revive else ~counted)
         if revive:
-            signed = resize(full_precision(cams), maps.shape[2:])
-            values = torch.where(prepared.dead, cosine_distance(signed, targets), values)
+            values = _revived(values, cams, images, prepared.dead)
         return reduce(values, reduction, counted)
 
 

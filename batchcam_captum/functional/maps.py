@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import full_precision
+from .reduce import reduce
 
 Normalization = Literal["max", "minmax", "none"]
 ResizeMode = Literal["linear", "area", "nearest", "auto"]
@@ -41,17 +42,24 @@ def dead_cams(cams: Tensor) -> Tensor:
         cams: (N, 1, *spatial), signed.
 
     Returns:
-        (N,) booleans. An all-zero cam is dead.
+        (N,) booleans. An all-zero cam is dead, and one so small that dividing by it overflows (below 1e-38 in float32).
     """
     cams = full_precision(cams.detach())
     highest = cams.amax(dim=_over_pixels(cams))
-    return highest <= DEAD_TOLERANCE * peak(cams).flatten()
+    return highest <= (DEAD_TOLERANCE * peak(cams).flatten()).clamp(min=torch.finfo(cams.dtype).tiny)
 
 
-def dead_fraction(cams: Tensor) -> Tensor:
-    """Share of dead cams in a batch: (N, 1, *spatial) -> a scalar in [0, 1]; 0 for an empty batch."""
-    dead = dead_cams(cams)
-    return dead.sum() / max(dead.shape[0], 1)
+def dead_fraction(cams: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Share of dead cams in a batch.
+
+    Args:
+        cams: (N, 1, *spatial), signed.
+        counted: (N,) booleans, which samples count. Default: all.
+
+    Returns:
+        A scalar in [0, 1]; 0 where nothing counts.
+    """
+    return reduce(dead_cams(cams).float(), "mean", counted)
 
 
 def check_normalization(method: str) -> None:
@@ -81,7 +89,8 @@ def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
         return cams
     pixels = _over_pixels(cams)
     # Relative to the cam, never absolute: the raw cams of some networks peak at 1e-11.
-    tolerance = torch.finfo(cams.dtype).eps * peak(cams.detach())
+    limits = torch.finfo(cams.dtype)
+    tolerance = (limits.eps * peak(cams.detach())).clamp(min=limits.tiny)
     if method == "minmax":
         cams = cams - cams.amin(dim=pixels, keepdim=True)
     highest = cams.amax(dim=pixels, keepdim=True)

@@ -35,7 +35,7 @@ class PrototypeCamLoss(CamLoss):
         ignore_index: int,
         validate: bool,
     ) -> None:
-        super().__init__(validate=validate)
+        super().__init__(ignore_index=ignore_index, validate=validate)
         if isinstance(prototypes, Tensor):
             prototypes = ClassPrototypes.from_maps(prototypes)
         if not isinstance(prototypes, ClassPrototypes):
@@ -47,7 +47,6 @@ class PrototypeCamLoss(CamLoss):
         self.prototypes = prototypes
         self.resolution: Resolution = resolution
         self.reduction: Reduction = reduction
-        self.ignore_index = ignore_index
 
     @property
     def num_classes(self) -> int:

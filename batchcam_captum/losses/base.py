@@ -16,18 +16,21 @@ class CamLoss(nn.Module):
     A subclass implements :meth:`compute`, and may choose another map or score than the defaults.
 
     Args:
+        ignore_index: samples with this label are left out.
         validate: look at values (the range of labels) at once on every device, which makes the host wait for a GPU. Without it
             what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
     """
 
-    def __init__(self, *, validate: bool = False) -> None:
+    def __init__(self, *, ignore_index: int = -100, validate: bool = False) -> None:
         super().__init__()
+        self.ignore_index = ignore_index
         #: Which cam the loss takes, a name in :data:`batchcam_captum.functional.CAM_METHODS`. A subclass may choose another.
         self.method = "grad_cam"
         #: Which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. A subclass may choose another.
         self.score: Score = "label"
         self.checks = ValueChecks(synchronize=validate)
-        #: Share of dead cams in the last batch: a detached scalar on the cams' device; None before the first batch.
+        #: Share of dead cams in the last batch, ignored samples left out: a detached scalar on the cams' device; None before the
+        #: first batch.
         self.dead_fraction: Tensor | None = None
 
     @property
@@ -55,7 +58,8 @@ class CamLoss(nn.Module):
             TypeError: a wrong kind of labels or cams.
         """
         loss = self.compute(cams, labels, images=images, masks=masks)
-        self.dead_fraction = dead_fraction(cams)
+        counted = None if labels.is_floating_point() else labels.long() != self.ignore_index
+        self.dead_fraction = dead_fraction(cams, counted)
         return loss
 
     def compute(self, cams: Tensor, labels: Tensor, *, images: Tensor | None, masks: Tensor | None) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, image_loss, image_maps
+from ..functional import Distance, Normalization, Reduction, get_distance, image_loss, image_maps
 from ..functional.class_means import check_labels
-from ..functional.images import ToChannel
-from ..functional.losses import check_resolution
+from ..functional.images import PerChannel, ToChannel, per_channel
+from ..functional.losses import ImageResolution, check_resolution
 from ..functional.maps import check_normalization
 from ..functional.reduce import check_reduction
 from .base import LOSSES, CamLoss
@@ -19,13 +17,15 @@ from .base import LOSSES, CamLoss
 class ImageLoss(CamLoss):
     """Each image's cam against the image itself: :func:`~batchcam_captum.functional.image_loss`.
 
+    Labels tell only which samples are ignored; their range is not looked at.
+
     Args:
         distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         mean: the ``mean`` that the images were standardised with, undone before the comparison; None if they were not.
         std: likewise.
         to_channel: (N, C, *spatial) -> (N, 1, *spatial), in the place of the channels' average.
         normalization: of the rectified cams: ``"max"``, ``"minmax"`` or ``"none"``.
-        resolution: compare at the ``"map"``'s size or at the image's (``"prototype"``).
+        resolution: compare at the ``"map"``'s size or at the ``"image"``'s.
         revive: give dead cams a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
@@ -47,29 +47,28 @@ class ImageLoss(CamLoss):
         self,
         *,
         distance: str | Distance = "l2",
-        mean: float | Sequence[float] | None = None,
-        std: float | Sequence[float] | None = None,
+        mean: PerChannel = None,
+        std: PerChannel = None,
         to_channel: ToChannel | None = None,
         normalization: Normalization = "max",
-        resolution: Resolution = "map",
+        resolution: ImageResolution = "map",
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
         validate: bool = False,
     ) -> None:
-        super().__init__(validate=validate)
+        super().__init__(ignore_index=ignore_index, validate=validate)
         check_reduction(reduction)
-        check_resolution(resolution)
+        check_resolution(resolution, ImageResolution)
         check_normalization(normalization)
         self.distance = get_distance(distance)
-        self.mean = mean
-        self.std = std
+        self.mean = per_channel("mean", mean)
+        self.std = per_channel("std", std)
         self.to_channel = to_channel
         self.normalization: Normalization = normalization
-        self.resolution: Resolution = resolution
+        self.resolution: ImageResolution = resolution
         self.revive = revive
         self.reduction: Reduction = reduction
-        self.ignore_index = ignore_index
 
     def compute(
         self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
@@ -78,7 +77,7 @@ class ImageLoss(CamLoss):
         if images is None:
             raise ValueError("images: expected the images of the batch, got none; pass images= to the loss")
         check_labels(labels, cams.shape[0])
-        counted = None if labels.is_floating_point() else labels != self.ignore_index
+        counted = None if labels.is_floating_point() else labels.long() != self.ignore_index
         return image_loss(
             cams,
             image_maps(images, mean=self.mean, std=self.std, to_channel=self.to_channel),

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
-from ..attribution.capture import LayerRecorder, own_forward
-from ..attribution.state import state_kept
-from ..functional import CAM_METHODS, Score, ValueChecks, activation_gradients, select_scores
-from ..losses import LOSSES, CamLoss
-
-T = TypeVar("T")
-
-#: λ of a term: a number, or a function of how often :meth:`CamRegularizer.step` was called.
-Weight = float | Callable[[int], float]
+from ..attribution.capture import LayerRecorder
+from ..attribution.engine import own_run
+from ..attribution.state import recordable
+from ..functional import CAM_METHODS, ValueChecks, activation_gradients, select_scores
+from ..losses import CamLoss
+from .terms import Term, Weight, finite_weight, named_terms
 
 
 class CamRegularizer(nn.Module):
@@ -30,16 +27,18 @@ class CamRegularizer(nn.Module):
 
     Args:
         grad_cam: the model and its layer. The model is not registered as a submodule: its parameters stay its own.
-        losses: one loss, or several by name: ``{"name": loss}`` or ``{"name": (loss, weight)}``. A loss is a
-            :class:`~batchcam_captum.losses.CamLoss`. Losses that take the same cam of the same score share one gradient.
+        losses: one loss; or several by name, ``{"name": loss}`` or ``{"name": (loss, weight)}``; or a list of losses or pairs,
+            which go by the names that they are registered under. A loss is a :class:`~batchcam_captum.losses.CamLoss`. Losses
+            that take the same cam of the same score share one gradient.
         weight: λ, or a function of :attr:`steps`; for all terms that come without a weight of their own. A term with weight 0
             is not computed.
         validate: look at values (NaN, the range of labels) at once on every device, which makes the host wait for a GPU.
             Without it what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
 
     Raises:
-        TypeError: ``grad_cam`` or a loss of another kind.
-        ValueError: no loss.
+        TypeError: ``grad_cam``, a loss or a weight of another kind.
+        ValueError: no loss, a name that cannot be used or comes twice, a weight that is not finite, or a loss with an unknown
+            method.
 
     Example:
         >>> import torch
@@ -60,7 +59,7 @@ class CamRegularizer(nn.Module):
     def __init__(
         self,
         grad_cam: BatchGradCam,
-        losses: CamLoss | Mapping[str, CamLoss | tuple[CamLoss, Weight]],
+        losses: CamLoss | Mapping[str, Term] | Sequence[Term],
         weight: Weight = 1.0,
         *,
         validate: bool = False,
@@ -68,24 +67,17 @@ class CamRegularizer(nn.Module):
         super().__init__()
         if not isinstance(grad_cam, BatchGradCam):
             raise TypeError(f"grad_cam: expected a BatchGradCam, got {type(grad_cam).__name__}")
-        if isinstance(losses, nn.Module):
-            losses = {_name_of(losses): losses}
-        if not losses:
-            raise ValueError("losses: expected at least one loss, got none")
+        if isinstance(grad_cam.layer, list):
+            raise TypeError(
+                "grad_cam: expected a BatchGradCam of one layer, got one of several; make a regularizer for each"
+            )
         self.grad_cam = grad_cam
         self.terms = nn.ModuleDict()
         self.weights: dict[str, Weight] = {}
-        for name, entry in losses.items():
-            loss, own_weight = entry if isinstance(entry, tuple) else (entry, weight)
-            if not isinstance(loss, CamLoss):
-                raise TypeError(
-                    f"losses: expected a CamLoss for {name!r}, got {type(loss).__name__}; derive your own from CamLoss"
-                )
-            if name == "dead_fraction":
-                raise ValueError("losses: the name 'dead_fraction' is taken; choose another name")
-            loss.checks.synchronize |= validate
+        for name, loss, own_weight in named_terms(losses, weight):
             self.terms[name] = loss
             self.weights[name] = own_weight
+        self.validate = validate
         self.checks = ValueChecks(synchronize=validate)
         #: Of the last call, per term before its weight, and ``"dead_fraction"``, the largest share of dead cams over the maps
         #: in use: detached scalars on the device. Reading one on the host waits for the device; keeping it does not.
@@ -142,6 +134,15 @@ class CamRegularizer(nn.Module):
                 recorder.release()
         return total
 
+    def read_values(self) -> dict[str, float]:
+        """:attr:`values` as numbers, for a log. Waits for the device, and raises what value checks have accumulated on it.
+
+        Raises:
+            ValueError: a value did not fit in a batch since the last check.
+        """
+        self.check()
+        return {name: value.item() for name, value in self.values.items()}
+
     def evaluate(
         self,
         images: Tensor | tuple[Tensor, ...],
@@ -165,26 +166,23 @@ class CamRegularizer(nn.Module):
             ValueError: see :meth:`forward`.
             TypeError: see :meth:`forward`.
         """
-        grad_cam = self.grad_cam
-        recorder = LayerRecorder(grad_cam.layer, inside_attribution=True, once=True)
+        shares = {name: loss.dead_fraction for name, loss in self._losses()}
         with torch.inference_mode(False), torch.enable_grad():
-            inputs = tuple(map(_recordable, images if isinstance(images, tuple) else (images,)))
-            extra = tuple(map(_recordable, additional_forward_args))
-            try:
-                with state_kept(grad_cam.forward_func, [grad_cam.layer], inputs), own_forward():
-                    recorder.attach()
-                    scores = grad_cam.forward_func(*inputs, *extra)
-                    recorder.detach()
-                    _, values = self._compute(
-                        recorder,
-                        scores,
-                        _recordable(labels),
-                        images=inputs[0],
-                        masks=_recordable(masks),
-                        create_graph=False,
-                    )
-            finally:
-                recorder.release()
+            inputs = tuple(map(recordable, images if isinstance(images, tuple) else (images,)))
+            extra = tuple(map(recordable, additional_forward_args))
+            with own_run(
+                self.grad_cam.forward_func, [self.grad_cam.layer], inputs, extra, recorded=True, once=True
+            ) as ((recorder,), scores):
+                _, values = self._compute(
+                    recorder,
+                    scores,
+                    recordable(labels),
+                    images=inputs[0],
+                    masks=recordable(masks),
+                    create_graph=False,
+                )
+        for name, loss in self._losses():
+            loss.dead_fraction = shares[name]
         return values
 
     def step(self) -> None:
@@ -198,8 +196,8 @@ class CamRegularizer(nn.Module):
             ValueError: a value did not fit in a batch since the last check.
         """
         self.checks.raise_failed()
-        for loss in self.terms.values():
-            cast(CamLoss, loss).check()
+        for _, loss in self._losses():
+            loss.check()
 
     def get_extra_state(self) -> dict[str, int]:
         """What ``state_dict()`` holds beside the prototypes."""
@@ -218,9 +216,13 @@ class CamRegularizer(nn.Module):
             self._recorder.release()
             self._recorder = None
 
+    def _losses(self) -> Iterator[tuple[str, CamLoss]]:
+        for name, loss in self.terms.items():
+            yield name, cast(CamLoss, loss)
+
     def _weight(self, name: str) -> float:
         weight = self.weights[name]
-        return float(weight(self.steps) if callable(weight) else weight)
+        return finite_weight(name, weight(self.steps)) if callable(weight) else weight
 
     def _compute(
         self,
@@ -232,16 +234,20 @@ class CamRegularizer(nn.Module):
         masks: Tensor | None,
         create_graph: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not isinstance(scores, Tensor):
+            raise TypeError(f"scores: expected a tensor (N, K), got {type(scores).__name__}")
         weights = {name: self._weight(name) for name in self.terms}
-        active = {name: cast(CamLoss, self.terms[name]) for name, weight in weights.items() if weight != 0}
+        active = {name: loss for name, loss in self._losses() if weights[name] != 0}
+        total = torch.zeros((), device=scores.device)
+        if not active:
+            return total, {}
         activations = self._activations(recorder)
         self._check_scores(scores, activations, active)
-        total = torch.zeros((), device=scores.device)
-        cams: dict[tuple[str, Score], Tensor] = {}
+        cams: dict[tuple[str, Hashable], Tensor] = {}
         values: dict[str, Tensor] = {}
         dead: list[Tensor] = []
         for name, loss in active.items():
-            key = (loss.method, loss.score)
+            key = (loss.method, loss.score if isinstance(loss.score, str) else id(loss.score))
             if key not in cams:
                 selected = select_scores(scores, labels, loss.score)
                 # Kept: the task loss, or another term's score, still needs the graph.
@@ -254,6 +260,8 @@ class CamRegularizer(nn.Module):
                 raise ValueError(
                     f"losses: expected a scalar of {name!r}, got {tuple(value.shape)}; use reduction='mean' or 'sum'"
                 )
+            if self.validate:
+                loss.check()
             values[name] = value.detach()
             total = total + weights[name] * value
             if loss.dead_fraction is not None:
@@ -283,14 +291,12 @@ class CamRegularizer(nn.Module):
         return activations
 
     def _check_scores(self, scores: Tensor, activations: Tensor, active: dict[str, CamLoss]) -> None:
-        if not isinstance(scores, Tensor):
-            raise TypeError(f"scores: expected a tensor (N, K), got {type(scores).__name__}")
         if not scores.dim() or scores.shape[0] != activations.shape[0]:
             raise ValueError(
                 f"scores: expected scores of the {activations.shape[0]} captured samples, got shape {tuple(scores.shape)}; "
                 f"pass what the model returned in the captured forward"
             )
-        if active and not scores.requires_grad:
+        if not scores.requires_grad:
             raise RuntimeError(
                 "scores: expected scores with a graph, got scores without one; run the model outside torch.no_grad() and do not "
                 "detach; for validation call evaluate(images, labels)"
@@ -305,13 +311,3 @@ class CamRegularizer(nn.Module):
             torch.isfinite(scores),
             "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term",
         )
-
-
-def _recordable(value: T) -> T:
-    """Tensors made under inference_mode cannot be saved for a backward; their copies can."""
-    return cast(T, value.clone()) if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _name_of(loss: nn.Module) -> str:
-    """The name under which the loss is registered, or that of its class."""
-    return next((name for name in LOSSES if LOSSES[name] is type(loss)), type(loss).__name__)

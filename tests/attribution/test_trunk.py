@@ -63,16 +63,48 @@ class Around(nn.Module):
         return self.head((self.tail(self.layer(stem)).tanh() + stem).mean((2, 3)))
 
 
+class UsedBefore(Around):
+    """The path around the layer is taken before the layer runs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.stem(images)
+        around = self.tail(stem).tanh()
+        return self.head((self.layer(stem) * around).mean((2, 3)))
+
+
+class ChainedPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        first = self.conv(images)
+        return first, first.tanh()
+
+
+class WithPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer = ChainedPair()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = self.layer(self.stem(images))
+        return self.head((first * second).mean((2, 3)))
+
+
 LAYERS = {"identity": nn.Identity(), "dropout": nn.Dropout(0.5), "convolution": nn.Conv2d(4, 4, 1)}
 
 
 @pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["trainable", "frozen"])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+@pytest.mark.parametrize("make", [Around, UsedBefore])
 def test_paths_around_the_layer_count_as_in_a_recorded_forward(
-    layer: nn.Module, is_frozen: bool, at_input: bool
+    make: type[Around], layer: nn.Module, is_frozen: bool, at_input: bool
 ) -> None:
-    model = strong_heads(Around(layer)).double().eval()
+    model = strong_heads(make(layer)).double().eval()
     if is_frozen:
         frozen(model)
     images = torch.randn(3, 3, 8, 8, dtype=torch.double)
@@ -80,6 +112,32 @@ def test_paths_around_the_layer_count_as_in_a_recorded_forward(
     expected = LayerGradCam(model, model.layer).attribute(images, 1, attribute_to_layer_input=at_input)
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+def test_an_output_that_is_made_of_another_counts_for_both() -> None:
+    model = strong_heads(WithPair()).double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    got = BatchGradCam(model, model.layer).attribute(images, 1)
+    expected = LayerGradCam(model, model.layer).attribute(images, 1)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-11 * theirs.abs().max().item())
+
+
+def test_a_frozen_model_that_works_in_place_on_the_marked_tensor() -> None:
+    class InPlace(Around):
+        def forward(self, images: Tensor) -> Tensor:
+            stem = self.stem(images)
+            layer = self.layer(stem)
+            stem += 1
+            return self.head((self.tail(layer).tanh() + stem).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = strong_heads(InPlace(nn.Identity())).double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    expected = LayerGradCam(model, model.layer).attribute(images, 1)
+    got = BatchGradCam(frozen(model), model.layer).attribute(images, 1)
+    torch.testing.assert_close(got, expected.detach())
+    assert not images.requires_grad
 
 
 class InnerGradient(nn.Module):

@@ -127,7 +127,7 @@ def test_all_dead_gives_a_finite_loss_and_gradient(cams, loss, revive):
     assert cams.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("scale", [1e-11, 1e-5, 1e6])
+@pytest.mark.parametrize("scale", [1e-30, 1e-11, 1e-5, 1e6])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_loss_does_not_depend_on_the_scale_of_the_cams(loss, scale):
     cams, maps = dead_batch(), torch.rand(K, 1, 5, 5)
@@ -182,3 +182,12 @@ def test_autocast_changes_nothing(loss):
     expected = loss(cams, maps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(loss(cams, maps), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_cams_too_small_to_divide_by_give_no_gradient_that_is_not_finite(loss):
+    cams = (torch.randn(len(LABELS), 1, 6, 6) * 1e-40).requires_grad_()
+    value = loss(cams, torch.rand(K, 1, 9, 9))
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert cams.grad.isfinite().all()

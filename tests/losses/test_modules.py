@@ -52,7 +52,7 @@ def test_module_is_its_function(module, function, resolution, reduction, cams, l
     assert_close(loss(cams, labels), function(cams, labels, maps, **options))
 
 
-@pytest.mark.parametrize("resolution", ["map", "prototype"])
+@pytest.mark.parametrize("resolution", ["map", "image"])
 def test_image_module_undoes_the_standardization(resolution, cams, labels):
     images = torch.rand(6, 3, 9, 9)
     mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
@@ -226,7 +226,7 @@ def test_bad_options_of_a_comparison(make):
 
 
 def test_image_loss_refuses_an_unknown_resolution():
-    with pytest.raises(ValueError, match="resolution: expected 'map' or 'prototype', got 'both'"):
+    with pytest.raises(ValueError, match="resolution: expected 'map' or 'image', got 'both'"):
         ImageLoss(resolution="both")
 
 
@@ -249,3 +249,43 @@ def test_a_step_after_a_validation_under_inference_mode(cams, labels):
         loss(cams, labels)
     loss(cams.requires_grad_(), labels).backward()
     assert cams.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("module", [*AGAINST_PROTOTYPES, ImageLoss])
+def test_ignored_samples_count_for_nothing_not_even_if_they_are_not_finite(module, cams, labels):
+    loss = module() if module is ImageLoss else module(prototypes())
+    cams[0], cams[1] = -1, float("nan")
+    labels[:2] = -100
+    cams.requires_grad_()
+    loss(cams, labels, images=torch.rand(6, 1, 9, 9)).backward()
+    assert loss.dead_fraction == 0
+    assert cams.grad.isfinite().all()
+    assert not cams.grad[:2].any()
+
+
+@pytest.mark.parametrize("module", [*AGAINST_PROTOTYPES, ImageLoss])
+def test_labels_have_to_be_a_tensor(module, cams):
+    loss = module() if module is ImageLoss else module(prototypes())
+    with pytest.raises(TypeError, match=r"labels: expected a tensor, got list; pass torch.as_tensor"):
+        loss(cams, [0, 1, 1, 2, 3, 3], images=torch.rand(6, 1, 9, 9))
+
+
+@pytest.mark.parametrize("module", [PrototypeLoss, BatchCamLoss])
+def test_a_distance_without_a_derivative_at_zero_spoils_no_gradient(module, cams):
+    def euclidean(first, second):
+        return (first - second).square().flatten(1).sum(1).sqrt()
+
+    seen = ClassPrototypes(K)
+    seen.update(torch.rand(8, 1, 8, 8), torch.arange(8) % 3)
+    cams[0] = -1  # dead
+    cams.requires_grad_()
+    module(seen, distance=euclidean)(cams, torch.tensor([0, 1, 1, 1, 0, 0])).backward()
+    assert cams.grad.isfinite().all()
+    assert cams.grad.any()
+
+
+def test_maps_made_under_inference_mode_serve_a_training_step(cams, labels):
+    with torch.inference_mode():
+        loss = PrototypeLoss(prototypes())
+    loss(cams.requires_grad_(), labels).backward()
+    assert cams.grad.any()

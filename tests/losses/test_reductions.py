@@ -121,3 +121,37 @@ def test_without_reduction_there_is_one_number_a_sample(loss):
     values = loss(some_dead(6), torch.tensor([0, 1, 1, 3, 3, -100]), maps(), reduction="none")
     assert values.shape == (6,)
     assert (values > 0).tolist() == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("revive", [True, False], ids=["revive", "strict"])
+@pytest.mark.parametrize("resolution", ["map", "prototype"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_more_classes_than_samples_change_nothing(reduction, resolution, revive):
+    """With K > N only the classes of the batch are compared: the same numbers, and a cost that does not grow with K."""
+    torch.manual_seed(3)
+    cams = torch.randn(7, 1, 6, 6, dtype=torch.float64)
+    cams[2] = -1
+    labels = torch.tensor([4, 0, 4, -100, 2, 0, 4])
+    few, many = torch.rand(5, 1, 9, 9, dtype=torch.float64), torch.rand(40, 1, 9, 9, dtype=torch.float64)
+    many[[30, 8, 17]] = few[[0, 2, 4]]
+    renamed = torch.tensor([17, 30, 17, -100, 8, 30, 17])
+    options = {"resolution": resolution, "revive": revive, "reduction": reduction}
+    calls = []
+
+    def counting(first, second):
+        calls.append(len(first))
+        return (first - second).abs().flatten(1).mean(1)
+
+    gradients = []
+    for y, maps in ((labels, few), (renamed, many)):
+        x = cams.clone().requires_grad_()
+        loss = batch_cam_loss(x, y, maps, distance=counting, **options)
+        gradients.append(torch.autograd.grad(loss.sum(), x)[0])
+        value = loss[torch.tensor([0, 2, 4] if maps is few else [30, 8, 17])] if reduction == "none" else loss
+        assert loss.shape == ((len(maps),) if reduction == "none" else ())
+        gradients.append(value.detach())
+        if reduction == "none":
+            assert (loss != 0).sum() == 3
+    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradients[1], gradients[3], rtol=1e-12, atol=1e-14)
+    assert calls == [5, 7]

@@ -199,16 +199,57 @@ def test_what_cannot_be_a_regularizer():
         TypeError, match="expected a CamLoss for 'a', got MSELoss; derive your own from CamLoss"
     ):
         CamRegularizer(grad_cam, {"a": (nn.MSELoss(), 1.0)})
-    with pytest.raises(ValueError, match="the name 'dead_fraction' is taken"):
-        CamRegularizer(grad_cam, {"dead_fraction": loss})
 
 
-def test_validate_reaches_every_loss_and_check_raises_for_all_of_them():
+@pytest.mark.parametrize(
+    ("losses", "kind", "text"),
+    [
+        (lambda loss: "batch_cam", TypeError, r"a dict or a list of them, got str; a loss by its name is LOSSES\[name\]"),
+        (lambda loss: {"a": (loss,)}, TypeError, "a pair of a loss and its weight, got 1 entries"),
+        (lambda loss: {"keys": loss}, ValueError, "a name without dots that is not taken, got 'keys'"),
+        (lambda loss: {"a.b": loss}, ValueError, "a name without dots that is not taken, got 'a.b'"),
+        (lambda loss: {"dead_fraction": loss}, ValueError, "that is not taken, got 'dead_fraction'"),
+        (lambda loss: [loss, (loss, 1.0)], ValueError, "each name once, got 'batch_cam' again; pass a dict"),
+        (lambda loss: {"a": (loss, "big")}, TypeError, "a number or a function of the steps for 'a', got str"),
+        (lambda loss: {"a": (loss, float("nan"))}, ValueError, "weight: expected a finite number for 'a', got nan"),
+    ],
+)  # fmt: skip
+def test_terms_are_checked_before_the_first_step(losses, kind, text):
+    model = Net()
+    with pytest.raises(kind, match=text):
+        CamRegularizer(BatchGradCam(model, model.layer), losses(BatchCamLoss(prototypes())))
+
+
+def test_an_unknown_method_is_refused_at_once():
+    model = Net()
+    loss = BatchCamLoss(prototypes())
+    loss.method = "guesswork"
+    with pytest.raises(ValueError, match=r"method: expected one of .*'grad_cam'.*, got 'guesswork'"):
+        CamRegularizer(BatchGradCam(model, model.layer), loss)
+
+
+def test_several_layers_are_refused():
+    model = Net()
+    with pytest.raises(TypeError, match="a BatchGradCam of one layer, got one of several"):
+        CamRegularizer(BatchGradCam(model, [model.layer]), BatchCamLoss(prototypes()))
+
+
+def test_check_raises_for_every_loss_and_reading_the_values_checks():
+    loss = BatchCamLoss(prototypes())
+    regularizer = regularizer_of(Net(), loss)
+    for check in (regularizer.check, regularizer.read_values):
+        check()
+        loss.checks._failed["labels: wrong"] = torch.tensor(True)
+        with pytest.raises(ValueError, match=r"labels: wrong \(in a batch since the last check\)"):
+            check()
+        check()
+
+
+def test_validate_raises_in_the_call_and_leaves_the_loss_as_it_was(monkeypatch):
     loss = BatchCamLoss(prototypes())
     regularizer = regularizer_of(Net(), loss, validate=True)
-    assert loss.checks.synchronize
-    regularizer.check()
-    loss.checks._failed["labels: wrong"] = torch.tensor(True)
-    with pytest.raises(ValueError, match=r"labels: wrong \(in a batch since the last check\)"):
-        regularizer.check()
-    regularizer.check()
+    assert not loss.checks.synchronize
+    scores = captured(regularizer, IMAGES)
+    loss.checks._failed["labels: wrong"] = torch.tensor(True)  # as a GPU would have noted it
+    with pytest.raises(ValueError, match="labels: wrong"):
+        regularizer(scores, LABELS)

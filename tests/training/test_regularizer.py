@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from batchcam_captum import (
     BatchCamLoss,
     BatchGradCam,
+    CamRegularizer,
     ClassPrototypes,
     ImageLoss,
     PrototypeContrastiveLoss,
@@ -347,3 +348,60 @@ def test_a_held_capture_survives_deepcopy_and_pickle(when, tmp_path):
             other(scores, labels)
         assert_close(other(captured(other, images), labels), expected)
         assert isinstance(network, nn.Module)
+
+
+def test_a_list_of_pairs_goes_by_the_registered_names():
+    model, (images, labels) = Net(dropout=0), batch()
+    maps = prototypes()
+    regularizer = regularizer_of(model, [(BatchCamLoss(maps), 2.0), PrototypeLoss(maps)])
+    total = regularizer(captured(regularizer, images), labels)
+    values = regularizer.read_values()
+    assert set(values) == {"batch_cam", "prototype", "dead_fraction"}
+    assert_close(total.item(), 2 * values["batch_cam"] + values["prototype"])
+
+
+def test_weight_zero_asks_for_nothing():
+    regularizer = regularizer_of(Net(), {"a": (BatchCamLoss(prototypes()), 0.0)})
+    scores = torch.full((4, K), float("nan"))
+    assert regularizer(scores, torch.zeros(4, dtype=torch.long)).item() == 0
+    assert regularizer.values == {}
+
+
+def test_evaluate_leaves_the_dead_fraction_of_the_last_step():
+    model, (images, labels) = Net(), batch()
+    loss = BatchCamLoss(prototypes())
+    regularizer = regularizer_of(model, loss)
+    regularizer(captured(regularizer, images), labels)
+    loss.dead_fraction = kept = torch.tensor(0.75)
+    regularizer.evaluate(images, labels)
+    assert loss.dead_fraction is kept
+
+
+def test_a_score_need_not_be_hashable():
+    class Weighted:
+        __hash__ = None
+
+        def __call__(self, scores, labels):
+            return scores.sum(1)
+
+    model, (images, labels) = Net(), batch()
+    loss = BatchCamLoss(prototypes())
+    loss.score = Weighted()
+    regularizer = regularizer_of(model, loss)
+    assert regularizer(captured(regularizer, images), labels).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_select_the_same_class_among_300(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 300))
+    images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 44, 156, 200, 255, 200])
+    maps = torch.rand(300, 1, 6, 6)
+    losses = {"batch_cam": BatchCamLoss(maps), "prototype": PrototypeLoss(maps), "image": ImageLoss()}
+    regularizer = CamRegularizer(BatchGradCam(model, model[1]), losses)
+    totals = []
+    for kind in (torch.int64, dtype):
+        with regularizer:
+            scores = model(images)
+        totals.append(regularizer(scores, labels.to(kind), images=images))
+    assert torch.equal(*totals)

@@ -1,0 +1,77 @@
+"""The terms of a regulariser: named losses with weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from ..functional import CAM_METHODS
+from ..losses import LOSSES, CamLoss
+
+#: λ of a term: a number, or a function of how often :meth:`CamRegularizer.step` was called.
+Weight = float | Callable[[int], float]
+Term = CamLoss | tuple[CamLoss, Weight]
+
+
+def named_terms(
+    losses: CamLoss | Mapping[str, Term] | Sequence[Term], weight: Weight
+) -> list[tuple[str, CamLoss, Weight]]:
+    """Names, losses and weights, all of them checked; see :class:`CamRegularizer`."""
+    if isinstance(losses, CamLoss):
+        losses = [losses]
+    if not isinstance(losses, Mapping | list | tuple):
+        raise TypeError(
+            f"losses: expected a CamLoss, or a dict or a list of them, got {type(losses).__name__}; a loss by its name is "
+            f"LOSSES[name](…)"
+        )
+    named = losses.items() if isinstance(losses, Mapping) else [(None, term) for term in losses]
+    terms: list[tuple[str, CamLoss, Weight]] = []
+    for given, term in named:
+        if isinstance(term, tuple) and len(term) != 2:
+            raise TypeError(
+                f"losses: expected a loss or a pair of a loss and its weight, got {len(term)} entries"
+            )
+        loss, own = term if isinstance(term, tuple) else (term, weight)
+        if not isinstance(loss, CamLoss):
+            where = "" if given is None else f" for {given!r}"
+            raise TypeError(
+                f"losses: expected a CamLoss{where}, got {type(loss).__name__}; derive your own from CamLoss"
+            )
+        name = _name_of(loss) if given is None else given
+        if name in [earlier for earlier, _, _ in terms]:
+            raise ValueError(
+                f"losses: expected each name once, got {name!r} again; pass a dict with names of your own"
+            )
+        if (
+            not isinstance(name, str)
+            or not name
+            or "." in name
+            or name == "dead_fraction"
+            or hasattr(nn.ModuleDict, name)
+        ):
+            raise ValueError(
+                f"losses: expected a name without dots that is not taken, got {name!r}; choose another name"
+            )
+        CAM_METHODS[loss.method]
+        terms.append((name, loss, own if callable(own) else finite_weight(name, own)))
+    if not terms:
+        raise ValueError("losses: expected at least one loss, got none")
+    return terms
+
+
+def finite_weight(name: str, weight: object) -> float:
+    """Check a weight, and return it as a float."""
+    if not isinstance(weight, int | float):
+        raise TypeError(
+            f"weight: expected a number or a function of the steps for {name!r}, got {type(weight).__name__}"
+        )
+    if not math.isfinite(weight):
+        raise ValueError(f"weight: expected a finite number for {name!r}, got {weight}")
+    return float(weight)
+
+
+def _name_of(loss: nn.Module) -> str:
+    """The name under which the loss is registered, or that of its class."""
+    return next((name for name in LOSSES if LOSSES[name] is type(loss)), type(loss).__name__)
