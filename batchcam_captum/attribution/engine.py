@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from ..functional import activation_gradients
 from . import _captum
 from .capture import LayerRecorder, own_forward
+from .mixing import mixing_watched
 from .state import recordable, state_kept
+from .warn import warn_user
 
 Tensors = tuple[Tensor, ...]
 
@@ -64,7 +65,9 @@ def own_run(
         for recorder in recorders:
             stack.callback(recorder.release)
             recorder.attach()
-        with torch.set_grad_enabled(recorded):
+        with torch.set_grad_enabled(recorded), ExitStack() as watch:
+            if any(layer.training for layer in layers):
+                watch.enter_context(mixing_watched(forward_func, recorders))
             output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
         for recorder in recorders:
             recorder.detach()
@@ -183,11 +186,9 @@ def _check_run(recorder: LayerRecorder) -> None:
         )
     runs = max(recorder.runs.values())
     if runs > 1:
-        warnings.warn(
+        warn_user(
             f"{name}: the layer runs {runs} times in one forward; its last run is explained, as in Captum. To explain another "
             f"run give each its own module",
-            UserWarning,
-            stacklevel=7,  # the caller of attribute()
         )
     for tensor in (tensor for tensors in recorder.tensors.values() for tensor in tensors):
         if tensor.dim() < 2:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attribution import BatchGradCam
-from ..functional import cosine_similarity, dead_cams, l1_distance, normalize, prepare, ssim
+from ..functional import dead_cams, prototype_cosine, prototype_distance
 from ..prototypes import ClassPrototypes
 
 
@@ -48,13 +48,12 @@ def evaluate_cams(
         cams, scores = grad_cam.attribute_with_scores(images, target=labels)
         assert isinstance(cams, Tensor)  # a layer with several tensors has no single cam
         with torch.no_grad():
-            maps = prepare(cams).maps
-            own = normalize(prototypes.maps(cams.shape[2:])[labels])
+            maps = prototypes.maps(cams.shape[2:])
             rows = (
                 scores.argmax(1) == labels,
-                l1_distance(maps, own),
-                ssim(maps, own),
-                cosine_similarity(maps, own),
+                prototype_distance(cams, labels, maps, "l1"),
+                1 - prototype_distance(cams, labels, maps, "ssim"),
+                prototype_cosine(cams, labels, maps),
                 dead_cams(cams),
             )
             sums += torch.stack([row.double().sum() for row in rows]).cpu()

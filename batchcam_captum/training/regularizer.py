@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..attribution import BatchGradCam
 from ..attribution.capture import LayerRecorder
 from ..attribution.engine import own_run
+from ..attribution.mixing import mixing_watched
 from ..attribution.state import recordable
 from ..functional import CAM_METHODS, ValueChecks, activation_gradients, select_scores
 from ..losses import CamLoss
@@ -85,6 +87,8 @@ class CamRegularizer(nn.Module):
         #: How often :meth:`step` was called.
         self.steps = 0
         self._recorder: LayerRecorder | None = None
+        self._watched = False
+        self._watch: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
         if self._recorder is not None and self._recorder.attached:
@@ -95,11 +99,19 @@ class CamRegularizer(nn.Module):
         recorder = LayerRecorder(self.grad_cam.layer, once=True)
         recorder.attach()
         self._recorder = recorder
+        if not self._watched:
+            # Once: the hook that sees every module slows all of them a little.
+            self._watched = True
+            self._watch = mixing_watched(self.grad_cam.forward_func, [recorder])
+            self._watch.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(kind, error, trace)
         if kind is not None:
             self._drop()
         elif self._recorder is not None:
@@ -206,6 +218,10 @@ class CamRegularizer(nn.Module):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Take :attr:`steps` from a ``state_dict()``."""
         self.steps = state["steps"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy made inside a block watches nothing; what it captured stays with the original, too, see LayerRecorder."""
+        return {**self.__dict__, "_watch": None}
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -30,6 +30,12 @@ GLOBAL_HOOKS = [
 ]
 
 
+# The networks have a BatchNorm after the layer, which attribute() says; see test_mixing.py.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*a BatchNorm in train mode after the explained layer:UserWarning"
+)
+
+
 class Fails(nn.Module):
     """Passes its input on, or raises in the middle of a forward."""
 

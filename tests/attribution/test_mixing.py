@@ -1,0 +1,72 @@
+"""The warning that a BatchNorm after the layer mixes the samples of a batch."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
+
+TEXT = r"3: a BatchNorm in train mode after the explained layer mixes the samples .*; explain a layer from 5 on, or call model.eval\(\)"
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4 * 36, 5),
+    )  # fmt: skip
+
+
+IMAGES, LABELS = torch.rand(4, 3, 10, 10), torch.arange(4)
+
+
+def test_the_first_and_the_last_one_are_named_and_the_caller_is_blamed() -> None:
+    model = network().train()
+    with pytest.warns(UserWarning, match=TEXT) as record:
+        BatchGradCam(model, model[2]).attribute(IMAGES, target=LABELS)
+    assert record[0].filename == __file__
+
+
+def test_the_warning_is_true() -> None:
+    model = network().train().double()
+    images = IMAGES.double()
+    with pytest.warns(UserWarning, match="BatchNorm"):
+        cams = BatchGradCam(model, model[2]).attribute(images, target=[0, 1, 2, 3])
+        others = BatchGradCam(model, model[2]).attribute(images, target=[0, 4, 4, 4])
+    assert (cams[0] - others[0]).abs().max() > 1e-3 * cams[0].abs().max()
+    last = BatchGradCam(model, model[5])
+    torch.testing.assert_close(
+        last.attribute(images, [0, 1, 2, 3])[0], last.attribute(images, [0, 4, 4, 4])[0]
+    )
+
+
+@pytest.mark.parametrize("layer", [5, 6])
+def test_a_layer_after_the_last_one_is_fine(layer: int) -> None:
+    model = network().train()
+    BatchGradCam(model, model[layer]).attribute(IMAGES, target=LABELS)
+
+
+def test_eval_mode_and_statistics_that_are_frozen_are_fine() -> None:
+    model = network().eval()
+    BatchGradCam(model, model[0]).attribute(IMAGES, target=LABELS)
+    model.train()
+    for module in model:
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    BatchGradCam(model, model[0]).attribute(IMAGES, target=LABELS)
+
+
+def test_a_regularizer_warns_once() -> None:
+    model = network().train()
+    regularizer = CamRegularizer(BatchGradCam(model, model[2]), BatchCamLoss(torch.rand(5, 1, 8, 8)))
+    with pytest.warns(UserWarning, match=TEXT) as record, regularizer:
+        model(IMAGES)
+    assert record[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with regularizer:
+            model(IMAGES)
