@@ -50,8 +50,9 @@ class LayerRecorder:
         at_input: remember what the layer received instead of what it returned.
         inside_attribution: see the forwards of ``attribute()`` too.
         once: raise when the layer runs a second time; otherwise the last run counts.
-        records: switch recording on for what follows the layer, in this thread, until the caller's own context ends. Raises
-            :class:`TrunkNeedsGraphError` where that is too late: a tensor that the layer was given may have been used already.
+        records: switch recording on for what follows the layer, in this thread, until the caller's own context ends.
+        trunk_unrecorded: what precedes the layer is not recorded. Raises :class:`TrunkNeedsGraphError` where that is wrong: a
+            tensor that the layer was given may have been used already.
         aliases: shared by the recorders of one forward: which tensor each clone was made of. A layer that receives, or returns,
             another one's clone then remembers the tensor itself, as it does when it is watched alone.
     """
@@ -64,6 +65,7 @@ class LayerRecorder:
         inside_attribution: bool = False,
         once: bool = False,
         records: bool = False,
+        trunk_unrecorded: bool = False,
         aliases: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.layer = layer
@@ -71,6 +73,7 @@ class LayerRecorder:
         self.inside_attribution = inside_attribution
         self.once = once
         self.records = records
+        self.trunk_unrecorded = trunk_unrecorded
         self._aliases = aliases
         self._empty()
 
@@ -139,7 +142,8 @@ class LayerRecorder:
                 f"{type(module).__name__}: expected a forward that records a graph, got one under torch.inference_mode(); run "
                 f"the forward outside of it (torch.no_grad() does not help either)"
             )
-        if self.records and not torch.is_grad_enabled() and not is_fresh:
+        recorded = torch.is_grad_enabled() and all(tensor.requires_grad for tensor in kept)
+        if self.trunk_unrecorded and not is_fresh and not recorded:
             raise TrunkNeedsGraphError(type(module).__name__)
         device = kept[0].device
         with self._lock:
@@ -198,6 +202,7 @@ class LayerRecorder:
             "inside_attribution": self.inside_attribution,
             "once": self.once,
             "records": False,
+            "trunk_unrecorded": False,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -55,7 +55,13 @@ def own_run(
     aliases: dict[int, tuple[Tensor, Tensor]] = {}
     recorders = [
         LayerRecorder(
-            layer, at_input=at_input, inside_attribution=True, once=once, records=True, aliases=aliases
+            layer,
+            at_input=at_input,
+            inside_attribution=True,
+            once=once,
+            records=True,
+            trunk_unrecorded=not recorded,
+            aliases=aliases,
         )
         for layer in layers
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from torch import nn
 
 from batchcam_captum import BatchGradCam
@@ -75,3 +76,29 @@ def test_an_empty_list_and_a_layer_listed_twice_are_refused(model):
         BatchGradCam(model, [])
     with pytest.raises(ValueError, match="layer: expected each layer once, got Conv2d again at position 2"):
         BatchGradCam(model, ["first", "block", model.first])
+
+
+class LateIdentity(nn.Module):
+    """A branch with a layer of its own comes between two uses of the stem, the second through an Identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.before = nn.Conv2d(4, 4, 1)
+        self.branch = nn.Conv2d(4, 4, 1)
+        self.identity = nn.Identity()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images):
+        stem = self.stem(images)
+        before = self.before(stem).tanh()
+        return self.head((self.branch(stem) + self.identity(stem) * before).mean((2, 3)))
+
+
+def test_what_was_used_before_any_of_the_layers_counts():
+    model = strong_heads(LateIdentity()).double().eval()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    names = ["branch", "identity"]
+    for name, cams in zip(names, BatchGradCam(model, names).attribute(images, target=1), strict=True):
+        expected = LayerGradCam(model, model.get_submodule(name)).attribute(images, target=1)
+        torch.testing.assert_close(cams, expected.detach())
