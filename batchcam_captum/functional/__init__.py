@@ -6,6 +6,7 @@ Nothing in here keeps state, knows a model, or imports Captum or matplotlib.
 from .cam import CAM_METHODS, CamMethod, channel_weights, grad_cam
 from .checks import ValueChecks
 from .class_means import ClassWeights, class_means, class_sums, class_weights
+from .comparison import Resolution
 from .distance import (
     DISTANCES,
     Distance,
@@ -19,7 +20,6 @@ from .distance import (
 from .gradients import Score, activation_gradients, select_scores
 from .images import image_maps, to_one_channel, undo_standardization
 from .losses import (
-    Resolution,
     batch_cam_loss,
     image_loss,
     prototype_contrastive_loss,

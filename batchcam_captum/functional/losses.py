@@ -8,148 +8,30 @@ normalisation, resolution and weighting open; what is chosen here is said in eac
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .checks import ValueChecks
-from .class_means import ClassWeights, class_means, class_sums, class_weights
-from .distance import Distance, cosine_distance, get_distance, unit
-from .maps import Normalization, normalize, peak, prepare, resize
+from .class_means import class_means, class_sums
+from .comparison import (
+    ImageResolution,
+    Resolution,
+    check_cams,
+    check_prototypes,
+    check_resolution,
+    check_temperature,
+    compared,
+    fit,
+    grouped,
+    membership,
+    revived,
+    without,
+)
+from .distance import Distance, unit
+from .maps import Normalization, peak, prepare
 from .precision import full_precision, no_autocast
 from .reduce import Reduction, check_reduction, reduce
-
-Resolution = Literal["map", "prototype"]
-ImageResolution = Literal["map", "image"]
-
-#: A cam with a shorter side cannot tell one place from another: a prototype averaged onto 1×1 is worse than the zero map.
-MIN_MAP_SIZE = 4
-
-
-def check_resolution(resolution: str, known: object = Resolution) -> None:
-    """Raise a ``ValueError`` unless ``resolution`` is one of the known ones."""
-    names = get_args(known)
-    if resolution not in names:
-        raise ValueError(f"resolution: expected {' or '.join(map(repr, names))}, got {resolution!r}")
-
-
-def check_cams(cams: Tensor) -> None:
-    """Check that cams have the shape that a loss needs.
-
-    Args:
-        cams: expected (N, 1, *spatial), floating, 1 to 3 spatial dimensions of at least 4 pixels.
-
-    Raises:
-        ValueError: another shape, with what to do about it.
-        TypeError: not floating.
-    """
-    shape = tuple(cams.shape)
-    if not cams.is_floating_point():
-        raise TypeError(f"cams: expected floating cams (N, 1, *spatial), got {cams.dtype}")
-    if not 3 <= len(shape) <= 5 or shape[1] != 1:
-        raise ValueError(
-            f"cams: expected (N, 1, *spatial) with 1 to 3 spatial dimensions, got {shape}; a layer with a vector output has "
-            f"no map, choose an earlier layer"
-        )
-    if min(shape[2:]) < MIN_MAP_SIZE:
-        raise ValueError(
-            f"cams: expected maps of at least {MIN_MAP_SIZE} pixels a side, got {shape[2:]}; use a larger input, a stem with "
-            f"smaller strides, or an earlier layer"
-        )
-
-
-def _fit(maps: Tensor, prototypes: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
-    """Bring maps (N, 1, …) and prototypes (K, 1, …) to one size and dtype; every prototype peaks at 1."""
-    check_resolution(resolution)
-    prototypes = prototypes.to(maps.dtype)
-    if resolution == "map":
-        prototypes = resize(prototypes, maps.shape[2:])
-    else:
-        maps = resize(maps, prototypes.shape[2:])
-    return maps, normalize(prototypes, "max")
-
-
-def _check_prototypes(cams: Tensor, prototypes: Tensor) -> None:
-    if prototypes.dim() != cams.dim() or prototypes.shape[1] != 1:
-        raise ValueError(
-            f"prototypes: expected (K, 1, *spatial) with as many spatial dimensions as the cams {tuple(cams.shape)}, got "
-            f"{tuple(prototypes.shape)}"
-        )
-
-
-def _membership(
-    cams: Tensor,
-    labels: Tensor,
-    prototypes: Tensor,
-    seen: Tensor | None,
-    ignore_index: int,
-    checks: ValueChecks | None,
-) -> ClassWeights:
-    """The labels as weights, after a check that every one of them has a prototype."""
-    checks = ValueChecks(synchronize=True) if checks is None else checks
-    belongs = class_weights(
-        labels,
-        prototypes.shape[0],
-        num_samples=cams.shape[0],
-        ignore_index=ignore_index,
-        dtype=full_precision(cams).dtype,
-        checks=checks,
-    )
-    if seen is not None:
-        missing = (belongs.weights != 0).any(0) & ~seen
-        checks.require(
-            ~missing,
-            "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "
-            "the prototypes over the whole training set, or ignore these labels",
-            lambda: f"classes without a prototype: {missing.nonzero().flatten().tolist()[:10]}",
-        )
-    return belongs
-
-
-def _compared(maps: Tensor, prototypes: Tensor, distance: str | Distance, skip: Tensor) -> Tensor:
-    """Distances (N,); where ``skip`` says that the outcome is not used, nothing that it is made of can spoil a gradient.
-
-    A distance of the user's may have no derivative where both maps are zero, as a square root has none. A skipped pair is the
-    zero map and a map of ones.
-    """
-    by_pair = skip.reshape(-1, *[1] * (maps.dim() - 1))
-    maps, prototypes = maps.masked_fill(by_pair, 0), prototypes.masked_fill(by_pair, 1)
-    distances = get_distance(distance)(maps, prototypes)
-    if distances.shape != maps.shape[:1]:
-        raise ValueError(
-            f"distance: expected one number a pair, ({maps.shape[0]},), got {tuple(distances.shape)}; average over the pixels"
-        )
-    return distances
-
-
-def _without(cams: Tensor, counted: Tensor) -> Tensor:
-    """The cams, zero where a sample does not count, so that not even a NaN in it reaches a gradient."""
-    return cams.masked_fill(~counted.reshape(-1, *[1] * (cams.dim() - 1)), 0)
-
-
-class _Groups(NamedTuple):
-    """The classes whose mean cams are compared: all of them, or with more classes than samples those of the batch."""
-
-    weights: Tensor  #: (N, G)
-    prototypes: Tensor  #: (G, 1, *spatial)
-    classes: Tensor | None  #: (G,) class indices; None: group c is class c
-
-    def spread(self, values: Tensor, num_classes: int) -> Tensor:
-        """Values (G,) -> (K,), zero for absent classes; the values of absent groups have to be zero."""
-        if self.classes is None:
-            return values
-        return values.new_zeros(num_classes).index_add(0, self.classes, values)
-
-
-def _grouped(belongs: ClassWeights, prototypes: Tensor) -> _Groups:
-    n, num_classes = belongs.weights.shape
-    if belongs.indices is None or num_classes <= n:
-        return _Groups(belongs.weights, prototypes, None)
-    # Sample i stands for its class if it is the first of it: a group each, without asking the device how many there are.
-    same = (belongs.indices.unsqueeze(1) == belongs.indices) & belongs.counted & belongs.counted.unsqueeze(1)
-    is_first = same.cumsum(1).diagonal() == 1
-    return _Groups((same & is_first).to(belongs.weights.dtype), belongs.pick(prototypes), belongs.indices)
 
 
 def prototype_loss(
@@ -194,16 +76,16 @@ def prototype_loss(
         TypeError: labels or cams of a wrong kind.
     """
     check_cams(cams)
-    _check_prototypes(cams, prototypes)
+    check_prototypes(cams, prototypes)
     with no_autocast(cams):
-        belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
-        cams = _without(cams, belongs.counted)
+        belongs = membership(cams, labels, prototypes, seen, ignore_index, checks)
+        cams = without(cams, belongs.counted)
         prepared = prepare(cams, normalization)
-        maps, prototypes = _fit(prepared.maps, prototypes, resolution)
+        maps, prototypes = fit(prepared.maps, prototypes, resolution)
         own = belongs.pick(prototypes)
-        values = _compared(maps, own, distance, prepared.dead if revive else ~belongs.counted)
+        values = compared(maps, own, distance, prepared.dead if revive else ~belongs.counted)
         if revive:
-            values = _revived(values, cams, own, prepared.dead)
+            values = revived(values, cams, own, prepared.dead)
         return reduce(values, reduction, belongs.counted)
 
 
@@ -251,33 +133,27 @@ def batch_cam_loss(
         TypeError: see :func:`prototype_loss`.
     """
     check_cams(cams)
-    _check_prototypes(cams, prototypes)
+    check_prototypes(cams, prototypes)
     with no_autocast(cams):
-        belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
-        cams = _without(cams, belongs.counted)
+        belongs = membership(cams, labels, prototypes, seen, ignore_index, checks)
+        cams = without(cams, belongs.counted)
         prepared = prepare(cams, normalization)
-        maps, prototypes = _fit(prepared.maps, prototypes, resolution)
+        maps, prototypes = fit(prepared.maps, prototypes, resolution)
         num_classes = prototypes.shape[0]
-        groups = _grouped(belongs, prototypes)
+        groups = grouped(belongs, prototypes)
         counts = groups.weights.sum(0)
         averaged = groups.weights * ~prepared.dead.unsqueeze(1) if revive else groups.weights
         means, averaged_counts = class_means(maps, averaged)
-        values = _compared(means, groups.prototypes, distance, averaged_counts == 0)
+        values = compared(means, groups.prototypes, distance, averaged_counts == 0)
         share = counts.masked_fill(counts == 0, 1)
         values = values * (averaged_counts / share)
         if revive:
             zero = torch.zeros_like(values[:1])
-            costs = _revived(zero, cams, belongs.pick(prototypes), prepared.dead)
+            costs = revived(zero, cams, belongs.pick(prototypes), prepared.dead)
             values = values + class_sums(costs, groups.weights) / share
         if reduction == "none":
             return groups.spread(values, num_classes)
         return reduce(values, reduction, counts > 0)
-
-
-def _revived(values: Tensor, cams: Tensor, prototypes: Tensor, dead: Tensor) -> Tensor:
-    """The values (N,), with 1 − cosine(C, P) in the place of those of dead cams."""
-    signed = resize(full_precision(cams), prototypes.shape[2:])
-    return torch.where(dead, cosine_distance(signed, prototypes), values)
 
 
 def prototype_contrastive_loss(
@@ -319,11 +195,11 @@ def prototype_contrastive_loss(
         TypeError: see :func:`prototype_loss`.
     """
     check_cams(cams)
-    _check_prototypes(cams, prototypes)
+    check_prototypes(cams, prototypes)
     check_temperature(temperature)
     with no_autocast(cams):
-        belongs = _membership(cams, labels, prototypes, seen, ignore_index, checks)
-        maps, prototypes = _fit(_without(full_precision(cams), belongs.counted), prototypes, resolution)
+        belongs = membership(cams, labels, prototypes, seen, ignore_index, checks)
+        maps, prototypes = fit(without(full_precision(cams), belongs.counted), prototypes, resolution)
         centred = maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
         # A flat cam minus its mean is rounding noise, not a direction.
         noise = 8 * torch.finfo(maps.dtype).eps * peak(maps.detach().flatten(1))
@@ -380,16 +256,10 @@ def image_loss(
     check_resolution(resolution, ImageResolution)
     counted = torch.ones_like(cams[:, 0].flatten(1)[:, 0], dtype=torch.bool) if counted is None else counted
     with no_autocast(cams):
-        cams = _without(cams, counted)
+        cams = without(cams, counted)
         prepared = prepare(cams, normalization)
-        maps, images = _fit(prepared.maps, images, "map" if resolution == "map" else "prototype")
-        values = _compared(maps, images, distance, prepared.dead if revive else ~counted)
+        maps, images = fit(prepared.maps, images, "map" if resolution == "map" else "prototype")
+        values = compared(maps, images, distance, prepared.dead if revive else ~counted)
         if revive:
-            values = _revived(values, cams, images, prepared.dead)
+            values = revived(values, cams, images, prepared.dead)
         return reduce(values, reduction, counted)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise a ``ValueError`` unless the temperature is positive and finite."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")

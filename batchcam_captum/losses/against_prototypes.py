@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import Resolution
-from ..functional.losses import check_cams, check_resolution
+from ..functional.comparison import check_cams, check_resolution
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes
 from .base import CamLoss

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..functional import Distance, Normalization, Reduction, get_distance, image_loss, image_maps
 from ..functional.class_means import check_labels
+from ..functional.comparison import ImageResolution, check_resolution
 from ..functional.images import PerChannel, ToChannel, per_channel
-from ..functional.losses import ImageResolution, check_resolution
 from ..functional.maps import check_normalization
 from ..functional.reduce import check_reduction
 from .base import LOSSES, CamLoss

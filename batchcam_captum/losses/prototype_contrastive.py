@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import Reduction, Resolution, prototype_contrastive_loss
-from ..functional.losses import check_temperature
+from ..functional.comparison import check_temperature
 from ..prototypes import ClassPrototypes
 from .against_prototypes import PrototypeCamLoss
 from .base import LOSSES

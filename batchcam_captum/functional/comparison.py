@@ -1,0 +1,160 @@
+"""How cams are brought together with what they are compared with; what the losses have in common."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from .checks import ValueChecks
+from .class_means import ClassWeights, class_weights
+from .distance import Distance, cosine_distance, get_distance
+from .maps import normalize, resize
+from .precision import full_precision
+
+Resolution = Literal["map", "prototype"]
+ImageResolution = Literal["map", "image"]
+
+#: A cam with a shorter side cannot tell one place from another: a prototype averaged onto 1×1 is worse than the zero map.
+MIN_MAP_SIZE = 4
+
+
+def check_resolution(resolution: str, known: object = Resolution) -> None:
+    """Raise a ``ValueError`` unless ``resolution`` is one of the known ones."""
+    names = get_args(known)
+    if resolution not in names:
+        raise ValueError(f"resolution: expected {' or '.join(map(repr, names))}, got {resolution!r}")
+
+
+def check_cams(cams: Tensor) -> None:
+    """Check that cams have the shape that a loss needs.
+
+    Args:
+        cams: expected (N, 1, *spatial), floating, 1 to 3 spatial dimensions of at least 4 pixels.
+
+    Raises:
+        ValueError: another shape, with what to do about it.
+        TypeError: not floating.
+    """
+    shape = tuple(cams.shape)
+    if not cams.is_floating_point():
+        raise TypeError(f"cams: expected floating cams (N, 1, *spatial), got {cams.dtype}")
+    if not 3 <= len(shape) <= 5 or shape[1] != 1:
+        raise ValueError(
+            f"cams: expected (N, 1, *spatial) with 1 to 3 spatial dimensions, got {shape}; a layer with a vector output has "
+            f"no map, choose an earlier layer"
+        )
+    if min(shape[2:]) < MIN_MAP_SIZE:
+        raise ValueError(
+            f"cams: expected maps of at least {MIN_MAP_SIZE} pixels a side, got {shape[2:]}; use a larger input, a stem with "
+            f"smaller strides, or an earlier layer"
+        )
+
+
+def fit(maps: Tensor, prototypes: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
+    """Bring maps (N, 1, …) and prototypes (K, 1, …) to one size and dtype; every prototype peaks at 1."""
+    check_resolution(resolution)
+    prototypes = prototypes.to(maps.dtype)
+    if resolution == "map":
+        prototypes = resize(prototypes, maps.shape[2:])
+    else:
+        maps = resize(maps, prototypes.shape[2:])
+    return maps, normalize(prototypes, "max")
+
+
+def check_prototypes(cams: Tensor, prototypes: Tensor) -> None:
+    """Check that prototypes are (K, 1, *spatial), with as many spatial dimensions as the cams."""
+    if prototypes.dim() != cams.dim() or prototypes.shape[1] != 1:
+        raise ValueError(
+            f"prototypes: expected (K, 1, *spatial) with as many spatial dimensions as the cams {tuple(cams.shape)}, got "
+            f"{tuple(prototypes.shape)}"
+        )
+
+
+def membership(
+    cams: Tensor,
+    labels: Tensor,
+    prototypes: Tensor,
+    seen: Tensor | None,
+    ignore_index: int,
+    checks: ValueChecks | None,
+) -> ClassWeights:
+    """The labels as weights, after a check that every one of them has a prototype."""
+    checks = ValueChecks(synchronize=True) if checks is None else checks
+    belongs = class_weights(
+        labels,
+        prototypes.shape[0],
+        num_samples=cams.shape[0],
+        ignore_index=ignore_index,
+        dtype=full_precision(cams).dtype,
+        checks=checks,
+    )
+    if seen is not None:
+        missing = (belongs.weights != 0).any(0) & ~seen
+        checks.require(
+            ~missing,
+            "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "
+            "the prototypes over the whole training set, or ignore these labels",
+            lambda: f"classes without a prototype: {missing.nonzero().flatten().tolist()[:10]}",
+        )
+    return belongs
+
+
+def compared(maps: Tensor, prototypes: Tensor, distance: str | Distance, skip: Tensor) -> Tensor:
+    """Distances (N,); where ``skip`` says that the outcome is not used, nothing that it is made of can spoil a gradient.
+
+    A distance of the user's may have no derivative where both maps are zero, as a square root has none. A skipped pair is the
+    zero map and a map of ones.
+    """
+    by_pair = skip.reshape(-1, *[1] * (maps.dim() - 1))
+    maps, prototypes = maps.masked_fill(by_pair, 0), prototypes.masked_fill(by_pair, 1)
+    distances = get_distance(distance)(maps, prototypes)
+    if distances.shape != maps.shape[:1]:
+        raise ValueError(
+            f"distance: expected one number a pair, ({maps.shape[0]},), got {tuple(distances.shape)}; average over the pixels"
+        )
+    return distances
+
+
+def without(cams: Tensor, counted: Tensor) -> Tensor:
+    """The cams, zero where a sample does not count, so that not even a NaN in it reaches a gradient."""
+    return cams.masked_fill(~counted.reshape(-1, *[1] * (cams.dim() - 1)), 0)
+
+
+class Groups(NamedTuple):
+    """The classes whose mean cams are compared: all of them, or with more classes than samples those of the batch."""
+
+    weights: Tensor  #: (N, G)
+    prototypes: Tensor  #: (G, 1, *spatial)
+    classes: Tensor | None  #: (G,) class indices; None: group c is class c
+
+    def spread(self, values: Tensor, num_classes: int) -> Tensor:
+        """Values (G,) -> (K,), zero for absent classes; the values of absent groups have to be zero."""
+        if self.classes is None:
+            return values
+        return values.new_zeros(num_classes).index_add(0, self.classes, values)
+
+
+def grouped(belongs: ClassWeights, prototypes: Tensor) -> Groups:
+    """Choose the groups, see :class:`Groups`; the cost never grows with more classes than samples."""
+    n, num_classes = belongs.weights.shape
+    if belongs.indices is None or num_classes <= n:
+        return Groups(belongs.weights, prototypes, None)
+    # Sample i stands for its class if it is the first of it: a group each, without asking the device how many there are.
+    same = (belongs.indices.unsqueeze(1) == belongs.indices) & belongs.counted & belongs.counted.unsqueeze(1)
+    is_first = same.cumsum(1).diagonal() == 1
+    return Groups((same & is_first).to(belongs.weights.dtype), belongs.pick(prototypes), belongs.indices)
+
+
+def revived(values: Tensor, cams: Tensor, prototypes: Tensor, dead: Tensor) -> Tensor:
+    """The values (N,), with 1 − cosine(C, P) in the place of those of dead cams."""
+    signed = resize(full_precision(cams), prototypes.shape[2:])
+    return torch.where(dead, cosine_distance(signed, prototypes), values)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a ``ValueError`` unless the temperature is positive and finite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
