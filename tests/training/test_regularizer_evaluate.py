@@ -1,0 +1,65 @@
+"""CamRegularizer.evaluate: the values of a validation batch, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from batchcam_captum import (
+    BatchCamLoss,
+    ImageLoss,
+    PrototypeLoss,
+)
+from tests.training.models import (
+    Net,
+    batch,
+    captured,
+    hooks_of,
+    objective,
+    prototypes,
+    regularizer_of,
+)
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_evaluate_leaves_everything_as_it_was(context, training):
+    model, (images, labels) = Net().train(training), batch()
+    regularizer = regularizer_of(model)
+    objective(regularizer, model, images, labels).backward()
+    values = dict(regularizer.values)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    grads = [parameter.grad.clone() for parameter in model.parameters()]
+    rng = torch.get_rng_state()
+    with context():
+        result = regularizer.evaluate(images.clone(), labels.clone())  # made inside, as a loader does
+        assert not any(value.requires_grad for value in result.values())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training is training
+    assert hooks_of(model) == 0
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+    assert all(torch.equal(a, b.grad) for a, b in zip(grads, model.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert regularizer.values == values
+
+
+def test_evaluate_equals_the_training_values_in_eval_mode():
+    model, (images, labels) = Net().eval(), batch()
+    terms = {"a": PrototypeLoss(prototypes()), "b": (ImageLoss(), 0.1)}
+    regularizer = regularizer_of(model, terms)
+    regularizer(captured(regularizer, images), labels, images=images)
+    result = regularizer.evaluate(images, labels)
+    assert result.keys() == regularizer.values.keys()
+    for name, value in result.items():
+        assert_close(value, regularizer.values[name])
+
+
+def test_evaluate_leaves_the_dead_fraction_of_the_last_step():
+    model, (images, labels) = Net(), batch()
+    loss = BatchCamLoss(prototypes())
+    regularizer = regularizer_of(model, loss)
+    regularizer(captured(regularizer, images), labels)
+    loss.dead_fraction = kept = torch.tensor(0.75)
+    regularizer.evaluate(images, labels)
+    assert loss.dead_fraction is kept
