@@ -76,6 +76,9 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
     ) -> Attribution:
         """Attribute each sample's score to places in the layer.
 
+        What comes before the layer runs without a graph, unless the maps are to be differentiable. A forward that asks for the
+        grad mode sees that. Where it turns out to matter the forward is run again with a graph, and later calls record at once.
+
         Args:
             inputs: (N, …), or a tuple of tensors with N first, passed to ``forward_func`` in this order.
             target: which score is explained: None, an integer, a tuple, N of either in a list, or a tensor; see
@@ -97,7 +100,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             RuntimeError: the forward does not reach the layer, or the scores do not depend on it.
 
         Warns:
-            UserWarning: the layer runs more than once in a forward; its last run is explained.
+            UserWarning: the layer runs more than once in a forward; its last run is explained. Or a BatchNorm with batch statistics
+                follows the layer, and mixes the samples of the batch.
         """
         attributions, _ = self._attribute(
             inputs,

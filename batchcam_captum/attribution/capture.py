@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 # Threads that are inside a forward of `attribute()`, which captures ignore.
@@ -82,7 +83,8 @@ class LayerRecorder:
         self.is_single = True
         self.runs: dict[torch.device, int] = {}
         self._marked: list[Tensor] = []
-        self._handle: RemovableHandle | None = None
+        self._was_recorded = True
+        self._handles: list[RemovableHandle] = []
         self._owner = 0
         self._lock = Lock()
 
@@ -91,20 +93,23 @@ class LayerRecorder:
         self.release()
         self._owner = get_ident()
         if self.at_input:
-            self._handle = self.layer.register_forward_pre_hook(self._see_input)
+            self._handles = [self.layer.register_forward_pre_hook(self._see_input)]
         else:
-            self._handle = self.layer.register_forward_hook(self._see_output, with_kwargs=True)
+            self._handles = [self.layer.register_forward_hook(self._see_output, with_kwargs=True)]
+            if self.records:
+                # From the layer's own forward on: it, and hooks of the user's on it, may keep something made of the output.
+                self._handles.append(self.layer.register_forward_pre_hook(self._record, prepend=True))
 
     @property
     def attached(self) -> bool:
         """Whether the hook is in place."""
-        return self._handle is not None
+        return bool(self._handles)
 
     def detach(self) -> None:
         """Take the hook away; what was remembered stays."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def release(self) -> None:
         """Take the hook away, forget every tensor, and undo the marks."""
@@ -120,18 +125,25 @@ class LayerRecorder:
     def _see_output(
         self, module: nn.Module, received: tuple[Any, ...], named: dict[str, Any], returned: Any
     ) -> Any:
-        inputs = [*received, *named.values()]
-        # With several tensors one may be made of another, and would have to be recorded inside the layer.
-        is_fresh = isinstance(returned, Tensor) and not any(returned is entry for entry in inputs)
+        given = {id(leaf) for leaf in tree_leaves((received, named))}
+        is_fresh = not any(id(leaf) in given for leaf in tree_leaves(returned))
         return self._see(module, returned, is_fresh=is_fresh)
 
-    def _see(self, module: nn.Module, value: Any, *, is_fresh: bool) -> Any:
-        if self._handle is None:  # the hook of a copied model
-            return None
+    def _listens(self, module: nn.Module) -> bool:
+        if not self._handles:  # the hook of a copied model
+            return False
         # DataParallel runs replicas in threads of its own; every other thread is somebody else.
         if get_ident() != self._owner and not getattr(module, "_is_replica", False):
-            return None
-        if self._owner in _attributing and not self.inside_attribution:
+            return False
+        return self.inside_attribution or self._owner not in _attributing
+
+    def _record(self, module: nn.Module, _: Any) -> None:
+        if self._listens(module):
+            self._was_recorded = torch.is_grad_enabled()
+            torch.set_grad_enabled(True)
+
+    def _see(self, module: nn.Module, value: Any, *, is_fresh: bool) -> Any:
+        if not self._listens(module):
             return None
         entries = list(value) if isinstance(value, tuple | list) else [value]
         kept = tuple(self._original(entry) for entry in entries if _is_floating(entry))
@@ -142,7 +154,7 @@ class LayerRecorder:
                 f"{type(module).__name__}: expected a forward that records a graph, got one under torch.inference_mode(); run "
                 f"the forward outside of it (torch.no_grad() does not help either)"
             )
-        recorded = torch.is_grad_enabled() and all(tensor.requires_grad for tensor in kept)
+        recorded = self._was_recorded and all(tensor.requires_grad for tensor in kept)
         if self.trunk_unrecorded and not is_fresh and not recorded:
             raise TrunkNeedsGraphError(type(module).__name__)
         device = kept[0].device

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..functional import activation_gradients
 from . import _captum
-from .capture import LayerRecorder, own_forward
-from .mixing import mixing_watched
+from .capture import LayerRecorder, TrunkNeedsGraphError, own_forward
+from .mixing import batch_norm_may_mix, mixing_watched
 from .state import recordable, state_kept
 from .warn import warn_user
 
@@ -72,9 +73,11 @@ def own_run(
             stack.callback(recorder.release)
             recorder.attach()
         with torch.set_grad_enabled(recorded), ExitStack() as watch:
-            if any(layer.training for layer in layers):
+            if batch_norm_may_mix(forward_func):
                 watch.enter_context(mixing_watched(forward_func, recorders))
             output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
+            if not torch.is_grad_enabled():
+                raise TrunkNeedsGraphError("a grad mode of the model's own ended after the layer")
         for recorder in recorders:
             recorder.detach()
         aliases.clear()
@@ -116,12 +119,11 @@ def layer_gradients(
     Raises:
         RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward.
 
-    A second, recorded run happens if the first one raises a ``RuntimeError``: an operation that needs a graph; a layer that hands
-    on what it was given, or returns several tensors (what was done with them before they could be marked counts as well); or an
-    in-place operation on the marked tensor, which in a frozen model takes a third run with a graph from the inputs on. Likewise
-    if the first run does not reach a layer, or if its scores have no graph or do not depend on the layer (as under a ``no_grad``
-    of the model's own that ends after it). What a layer receives may have been used before, and DataParallel's workers would
-    switch recording on for themselves alone: both are recorded from the start.
+    A second, recorded run happens if the first one raises, if it does not reach a layer, if a layer hands on what it was given
+    (which may have been used already), if a grad mode of the model's own ends after the layer, or if the scores do not depend on
+    the layer; a third one, with a graph from the inputs on, if a frozen model works in place on the marked tensor. Recorded from
+    the start are what a layer receives, a ``forward_func`` that is no module, DataParallel, and models with torch's own
+    transformer modules, see :func:`_asks_for_grad_mode`.
     """
     inputs = tuple(map(recordable, inputs))
     additional_forward_args = tuple(map(recordable, additional_forward_args))
@@ -136,13 +138,16 @@ def layer_gradients(
             )
         return LayerGradients(activations, gradients, output)
 
-    if not (record_trunk or at_input or device_ids or isinstance(forward_func, nn.DataParallel)):
+    versions = [value._version for value in inputs if isinstance(value, Tensor)]
+    if not (record_trunk or at_input or device_ids or _asks_for_grad_mode(forward_func)):
         try:
             return run(recorded=False), False
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
-            pass  # outside of the except block, so that the error of the second run stands alone
+        except Exception:
+            if versions != [value._version for value in inputs if isinstance(value, Tensor)]:
+                raise  # the forward changes its inputs in place: another one would not see the same
+    # Outside of the except block, so that the error of the second run stands alone.
     try:
         return run(recorded=True), True
     except RuntimeError as error:
@@ -150,6 +155,18 @@ def layer_gradients(
             raise
     # A frozen model changes the marked tensor in place; with a graph from the inputs on it is no leaf.
     return run(recorded=True, inputs=tuple(map(_recorded, inputs))), True
+
+
+def _asks_for_grad_mode(forward_func: Callable[..., Any]) -> bool:
+    """Whether a trunk without recording may compute something else, or leave something behind.
+
+    Transformer modules of torch take another path then, which zeroes padded positions; cached parametrizations would keep
+    tensors without a graph; DataParallel's workers have a grad mode each; and what is no module cannot be seen.
+    """
+    if not isinstance(forward_func, nn.Module) or parametrize._cache_enabled:
+        return True
+    kinds = (nn.DataParallel, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+    return any(isinstance(module, kinds) for module in forward_func.modules())
 
 
 def _recorded(value: Any) -> Any:

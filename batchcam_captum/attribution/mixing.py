@@ -15,6 +15,15 @@ from .capture import LayerRecorder
 from .warn import warn_user
 
 
+def batch_norm_may_mix(forward_func: Callable[..., Any]) -> bool:
+    """Whether a BatchNorm of the model uses the batch's statistics; true also where the modules cannot be seen."""
+    return not isinstance(forward_func, nn.Module) or any(map(_mixes, forward_func.modules()))
+
+
+def _mixes(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+
+
 @contextmanager
 def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRecorder]) -> Iterator[None]:
     """Warn if a BatchNorm in train mode runs after one of the layers.
@@ -30,8 +39,7 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _: Any) -> None:
-        mixes = isinstance(module, _BatchNorm) and module.training and get_ident() == owner
-        if mixes and any(recorder.tensors for recorder in recorders):
+        if _mixes(module) and get_ident() == owner and any(recorder.tensors for recorder in recorders):
             found.append(module)
 
     handle = register_module_forward_pre_hook(look)
@@ -43,8 +51,8 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
         names = {module: name for name, module in _named_modules(forward_func)}
         first, last = (names.get(module) or type(module).__name__ for module in (found[0], found[-1]))
         warn_user(
-            f"{first}: a BatchNorm in train mode after the explained layer mixes the samples of a batch, so each map depends on "
-            f"the other images, too; explain a layer from {last} on, or call model.eval()",
+            f"{first}: a BatchNorm with batch statistics after the explained layer mixes the samples of a batch, so each map "
+            f"depends on the other images, too; explain a layer from {last} on, or switch it to running statistics with eval()"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attribution import BatchGradCam
 from ..attribution.capture import LayerRecorder
 from ..attribution.engine import own_run
-from ..attribution.mixing import mixing_watched
+from ..attribution.mixing import batch_norm_may_mix, mixing_watched
 from ..attribution.state import recordable
 from ..functional import CAM_METHODS, ValueChecks, activation_gradients, select_scores
 from ..losses import CamLoss
@@ -99,7 +99,7 @@ class CamRegularizer(nn.Module):
         recorder = LayerRecorder(self.grad_cam.layer, once=True)
         recorder.attach()
         self._recorder = recorder
-        if not self._watched:
+        if not self._watched and batch_norm_may_mix(self.grad_cam.forward_func):
             # Once: the hook that sees every module slows all of them a little.
             self._watched = True
             self._watch = mixing_watched(self.grad_cam.forward_func, [recorder])
@@ -110,12 +110,12 @@ class CamRegularizer(nn.Module):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.__exit__(kind, error, trace)
         if kind is not None:
             self._drop()
         elif self._recorder is not None:
             self._recorder.detach()
+        if watch is not None:  # last: the warning may be an error
+            watch.__exit__(kind, error, trace)
 
     def forward(
         self, scores: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None

@@ -91,7 +91,9 @@ def test_large_networks(make: Callable[[], nn.Module], layer: str, dtype: torch.
         assert_like_captum(model, model.get_submodule(layer), inputs, dtype, **arguments)
 
 
-@pytest.mark.filterwarnings("ignore:.*a BatchNorm in train mode after the explained layer:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*a BatchNorm with batch statistics after the explained layer:UserWarning"
+)
 def test_train_mode_of_a_large_network() -> None:
     model = strong_heads(torchvision.models.resnet18(num_classes=5)).double()
     assert_like_captum(model, model.layer3, torch.randn(2, 3, 64, 64).double(), target=[1, 4])

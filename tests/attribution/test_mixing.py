@@ -10,7 +10,7 @@ from torch import nn
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
 
-TEXT = r"^3: a BatchNorm in train mode after the explained layer .*; explain a layer from 5 on, or call model.eval\(\)"
+TEXT = r"^3: a BatchNorm with batch statistics after the explained layer .*; explain a layer from 5 on"
 
 
 def network() -> nn.Sequential:
@@ -31,7 +31,7 @@ def test_the_first_and_the_last_one_are_named_and_the_caller_is_blamed() -> None
     assert record[0].filename == __file__
 
 
-@pytest.mark.filterwarnings("ignore:.*a BatchNorm in train mode:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*a BatchNorm with batch statistics:UserWarning")
 def test_the_warning_is_true() -> None:
     model = network().train().double()
     changes = []
@@ -71,3 +71,19 @@ def test_a_regularizer_warns_once() -> None:
         warnings.simplefilter("error")
         with regularizer:
             model(IMAGES)
+
+
+def test_a_warning_that_is_an_error_leaves_no_hook() -> None:
+    model = network().train()
+    regularizer = CamRegularizer(BatchGradCam(model, model[2]), BatchCamLoss(torch.rand(5, 1, 8, 8)))
+    with pytest.raises(UserWarning, match="BatchNorm"), regularizer:  # errors, as everywhere in these tests
+        model(IMAGES)
+    assert not model[2]._forward_hooks
+    model(IMAGES)
+
+
+def test_a_frozen_layer_before_a_head_that_trains_is_noticed() -> None:
+    model = network().train()
+    model[2].eval()
+    with pytest.warns(UserWarning, match=TEXT):
+        BatchGradCam(model, model[2]).attribute(IMAGES, target=LABELS)

@@ -32,7 +32,7 @@ GLOBAL_HOOKS = [
 
 # The networks have a BatchNorm after the layer, which attribute() says; see test_mixing.py.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*a BatchNorm in train mode after the explained layer:UserWarning"
+    "ignore:.*a BatchNorm with batch statistics after the explained layer:UserWarning"
 )
 
 

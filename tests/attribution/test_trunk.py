@@ -8,6 +8,8 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
 
 from batchcam_captum import BatchGradCam
 from tests.models import SmallCnn, frozen, strong_heads
@@ -236,3 +238,134 @@ def test_data_parallel_records_from_the_start() -> None:
     model = nn.DataParallel(watched())
     BatchGradCam(model, model.module[2]).attribute(torch.randn(2, 3, 8, 8), target=0)
     assert model.module[0].seen == [True]
+
+
+class Stash(nn.Module):
+    """A layer that keeps something made of its own output, for the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        output = self.conv(images)
+        self.kept = output.tanh()
+        return output
+
+
+class UsesStash(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer = Stash()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head((self.layer(self.stem(images)) * self.layer.kept).mean((2, 3)))
+
+
+class UserHook(UsesStash):
+    """The user's own hook keeps it, and was there first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+        self.layer.register_forward_hook(lambda module, _, output: setattr(module, "kept", output.tanh()))
+
+
+class First(nn.Module):
+    def forward(self, entries: list[Tensor]) -> Tensor:
+        return entries[0]
+
+
+class PicksFromList(nn.Module):
+    """The layer returns an entry of a list, which was used before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer = First()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.stem(images)
+        before = stem.tanh()
+        return self.head((self.layer([stem, before]) * before).mean((2, 3)))
+
+
+class OwnGradModes(nn.Module):
+    """Blocks under grad modes of the model's own, and a path between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.layer = nn.Conv2d(4, 4, 1)
+        self.tail = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.enable_grad():
+            activations = self.layer(self.stem(images))
+        gate = activations.tanh()
+        with torch.enable_grad():
+            return self.head((self.tail(activations) * gate).mean((2, 3)))
+
+
+@pytest.mark.parametrize("make", [UsesStash, UserHook, PicksFromList, OwnGradModes])
+def test_nothing_that_is_made_of_the_activations_is_missed(make: type[nn.Module]) -> None:
+    model = strong_heads(make()).double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    got = BatchGradCam(model, model.layer).attribute(images, 1)
+    expected = LayerGradCam(model, model.layer).attribute(images, 1)
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["encoder", "encoder.layers.0", "encoder.layers.0.norm2"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_transformers_of_torch_do_not_take_their_path_without_gradients(name: str) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder = nn.TransformerEncoder(block, 2)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            padding = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+            padding[0, 3:] = True
+            return self.head(self.encoder(tokens, src_key_padding_mask=padding).mean(1))
+
+    model = strong_heads(Padded()).eval()
+    tokens = torch.randn(2, 6, 8)
+    layer = model.get_submodule(name)
+    expected = LayerGradCam(model, layer).attribute(tokens, 1).detach()
+    got = BatchGradCam(model, layer).attribute(tokens, 1)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_cached_parametrizations_keep_their_graph() -> None:
+    model = nn.Sequential(
+        spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)
+    ).eval()
+    images = torch.randn(2, 3, 8, 8)
+    with parametrize.cached():
+        BatchGradCam(model, model[1]).attribute(images, target=0)
+        model(images).sum().backward()
+    assert model[0].parametrizations.weight.original.grad is not None
+
+
+def test_a_forward_that_changes_its_input_is_not_run_again() -> None:
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Identity()
+            self.head = nn.Linear(3, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.layer(images.mul_(2)).mean((2, 3)))
+
+    model, images = Doubles().eval(), torch.ones(2, 3, 8, 8)
+    with pytest.raises(RuntimeError):
+        BatchGradCam(model, model.layer).attribute(images, 1)
+    assert images.unique().tolist() == [2]
