@@ -100,8 +100,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             RuntimeError: the forward does not reach the layer, or the scores do not depend on it.
 
         Warns:
-            UserWarning: the layer runs more than once in a forward; its last run is explained. Or a BatchNorm with batch statistics
-                follows the layer, and mixes the samples of the batch.
+            UserWarning: the layer runs more than once in a forward; its last run is explained. Or a BatchNorm with batch
+                statistics follows the layer, and mixes the samples of the batch.
         """
         attributions, _ = self._attribute(
             inputs,
