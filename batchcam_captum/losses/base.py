@@ -58,13 +58,17 @@ class CamLoss(nn.Module):
             TypeError: a wrong kind of labels or cams.
         """
         loss = self.compute(cams, labels, images=images, masks=masks)
-        counted = None if labels.is_floating_point() else labels.long() != self.ignore_index
-        self.dead_fraction = dead_fraction(cams, counted)
+        self.dead_fraction = dead_fraction(cams, self.counted(labels))
         return loss
 
     def compute(self, cams: Tensor, labels: Tensor, *, images: Tensor | None, masks: Tensor | None) -> Tensor:
         """The loss itself, see :meth:`forward`."""
         raise NotImplementedError(f"{type(self).__name__} has to implement compute()")
+
+    def counted(self, labels: Tensor) -> Tensor | None:
+        """Which samples are not ignored: (N,) booleans, or None where all count, as soft labels do."""
+        # In int64: of labels of a smaller type -100 may be another class.
+        return None if labels.is_floating_point() else labels.long() != self.ignore_index
 
     def check(self) -> None:
         """Raise what value checks have accumulated on a device.

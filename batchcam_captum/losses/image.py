@@ -77,7 +77,6 @@ class ImageLoss(CamLoss):
         if images is None:
             raise ValueError("images: expected the images of the batch, got none; pass images= to the loss")
         check_labels(labels, cams.shape[0])
-        counted = None if labels.is_floating_point() else labels.long() != self.ignore_index
         return image_loss(
             cams,
             image_maps(images, mean=self.mean, std=self.std, to_channel=self.to_channel),
@@ -86,5 +85,5 @@ class ImageLoss(CamLoss):
             resolution=self.resolution,
             revive=self.revive,
             reduction=self.reduction,
-            counted=counted,
+            counted=self.counted(labels),
         )
