@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..functional import grad_cam, rectify
+from ..functional import CAM_METHODS, activation_gradients, rectify
 from . import _captum
-from .engine import layer_gradients
+from .chunks import joined, row_chunks, rows_of
+from .engine import Forward, Tensors, run
+from .every_class import CamMaker, Classes, class_cams, class_rows, select_classes
+from .layers import find_layers
+from .recipe import CamOf
 from .targets import Target, select_target
+
+T = TypeVar("T")
 
 #: (N, 1, *spatial); a tuple where a layer has several tensors; a list of either where there are several layers.
 Attribution = Any
@@ -31,10 +37,20 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         layer: the layer whose activations are explained, usually the last convolutional one; its name in ``forward_func``, such
             as ``"layer4.1"``; or a list of either: then the maps of all of them come from one forward and one gradient.
         device_ids: only for a ``forward_func`` that applies a DataParallel model without being one, as in Captum.
+        method: how activations and gradients become a map: a name in :data:`batchcam_captum.functional.CAM_METHODS`
+            (``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"``, ``"hires_cam"``, ``"layer_cam"``), or a function of the
+            two.
+        reshape: for layers that do not return (N, C, *spatial): ``"auto"`` finds the grid of a Vision Transformer's tokens
+            (N, L, C), its prefix tokens left out, and moves the channels of (N, *spatial, C) to the front; ``"tokens"`` and
+            ``"channels_last"`` say which of the two it is; or a function of the tensor that selects and rearranges. By default
+            nothing is reshaped, as in Captum.
+        output: which part of what the model returns holds the scores: a key or field (``"logits"``, ``"out"``), a position, or a
+            function. By default it has to return a tensor.
 
     Raises:
-        TypeError: ``layer`` is neither a module nor a name, or a name is given with a ``forward_func`` that is no module.
-        ValueError: the model has no layer of this name, or a layer is listed twice.
+        TypeError: ``layer`` is neither a module nor a name, or a name is given with a ``forward_func`` that is no module; or
+            another argument is of a wrong kind.
+        ValueError: the model has no layer of this name, a layer is listed twice, or there is no such method.
 
     Example:
         >>> import torch
@@ -45,16 +61,21 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         >>> grad_cam = BatchGradCam(model, model[1])
         >>> grad_cam.attribute(torch.rand(4, 3, 16, 16), target=[3, 1, 0, 9]).shape
         torch.Size([4, 1, 14, 14])
+        >>> grad_cam.attribute_classes(torch.rand(4, 3, 16, 16)).shape
+        torch.Size([4, 10, 14, 14])
     """
 
     def __init__(
         self,
-        forward_func: Callable[..., Tensor],
+        forward_func: Callable[..., Any],
         layer: nn.Module | str | Sequence[nn.Module | str],
         device_ids: list[int] | None = None,
+        *,
+        method: str = "grad_cam",
     ) -> None:
-        super().__init__(forward_func, _find_layers(forward_func, layer), device_ids)
-        # Whether an earlier call had to record the trunk; the next one then does so at once. See layer_gradients.
+        super().__init__(forward_func, find_layers(forward_func, layer), device_ids)
+        self.method = method
+        # Whether an earlier call had to record the trunk; the next one then does so at once. See engine.run.
         self._record_trunk = False
 
     @property
@@ -73,6 +94,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         grad_kwargs: dict[str, Any] | None = None,
         *,
         differentiable: bool = False,
+        internal_batch_size: int | None = None,
     ) -> Attribution:
         """Attribute each sample's score to places in the layer.
 
@@ -81,23 +103,26 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
 
         Args:
             inputs: (N, …), or a tuple of tensors with N first, passed to ``forward_func`` in this order.
-            target: which score is explained: None, an integer, a tuple, N of either in a list, or a tensor; see
-                :func:`~batchcam_captum.attribution.targets.select_target`.
+            target: which score is explained: None, an integer, a tuple, N of either in a list, a tensor, or a function of the
+                output; see :func:`~batchcam_captum.attribution.targets.select_target`.
             additional_forward_args: one argument or a tuple of them, passed on after the inputs.
             attribute_to_layer_input: explain what the layer receives instead of what it returns.
             relu_attributions: keep only what speaks for the target.
             attr_dim_summation: sum over the channels; without it the result has as many channels as the layer.
             grad_kwargs: further arguments of ``torch.autograd.grad``; ``{"create_graph": True}`` is ``differentiable=True``.
             differentiable: return maps with their graph, for a loss on them. Otherwise they are detached.
+            internal_batch_size: run the model on at most so many samples at a time. Inputs, targets and those further arguments
+                that have N rows are cut; a function as target sees the output of one piece.
 
         Returns:
             (N, 1, *spatial), signed, float32 (float64 stays); a tuple where the layer has several tensors; a list, one entry a
             layer, where the constructor was given a list.
 
         Raises:
-            ValueError: a target that does not fit, or contradicting arguments.
+            ValueError: a target or a reshape that does not fit, or contradicting arguments.
             TypeError: an output that is no tensor, or a target of a wrong kind.
-            RuntimeError: the forward does not reach the layer, or the scores do not depend on it.
+            RuntimeError: the forward does not reach the layer, or the scores do not depend on it; or the maps are to be
+                differentiable and an operator after the layer has no second derivative.
 
         Warns:
             UserWarning: the layer runs more than once in a forward; its last run is explained. Or a BatchNorm with batch
@@ -112,6 +137,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             attr_dim_summation,
             grad_kwargs,
             differentiable,
+            internal_batch_size,
         )
         return attributions
 
@@ -126,6 +152,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         grad_kwargs: dict[str, Any] | None = None,
         *,
         differentiable: bool = False,
+        internal_batch_size: int | None = None,
     ) -> tuple[Attribution, Tensor]:
         """Like :meth:`attribute`, and the scores of the same forward, so that the prediction needs no second one.
 
@@ -138,9 +165,10 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             attr_dim_summation: see :meth:`attribute`.
             grad_kwargs: see :meth:`attribute`.
             differentiable: see :meth:`attribute`; the scores keep their graph as well.
+            internal_batch_size: see :meth:`attribute`.
 
         Returns:
-            The attributions, and what ``forward_func`` returned, (N, K).
+            The attributions, and the scores, (N, K): what ``forward_func`` returned, or the part of it that ``output`` picks.
 
         Raises:
             ValueError: see :meth:`attribute`.
@@ -156,7 +184,56 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             attr_dim_summation,
             grad_kwargs,
             differentiable,
+            internal_batch_size,
         )
+
+    def attribute_classes(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        classes: Classes = None,
+        additional_forward_args: object = None,
+        *,
+        relu_attributions: bool = False,
+        internal_batch_size: int | None = None,
+        classes_per_chunk: int | None = None,
+    ) -> Attribution:
+        """Attribute the scores of many classes, or of all, from one forward: a map for each sample and class.
+
+        The gradients of several classes are taken together (vectorised over the classes). Where the head begins with global
+        average pooling they are taken at the pooled tensor, which costs little more than the forward, for 1,000 classes, too.
+
+        Args:
+            inputs: see :meth:`attribute`.
+            classes: which classes: None, all K; a sequence or a 1-D tensor of M indices, the same for every sample; or an (N, M)
+                tensor, a row of its own for each, such as ``scores.topk(5).indices``. Negative indices count from the end.
+            additional_forward_args: see :meth:`attribute`.
+            relu_attributions: see :meth:`attribute`.
+            internal_batch_size: see :meth:`attribute`.
+            classes_per_chunk: how many classes are differentiated together. By default so many that their gradients take a
+                moderate amount of memory.
+
+        Returns:
+            (N, M, *spatial), signed, float32 (float64 stays), detached: ``[:, m]`` is what :meth:`attribute` gives for class m.
+            A tuple where the layer has several tensors; a list, one entry a layer, where the constructor was given a list.
+
+        Raises:
+            ValueError: scores that are not (N, K), or classes that do not fit them.
+            TypeError: classes of a wrong kind, or an output that is no tensor.
+            RuntimeError: see :meth:`attribute`.
+
+        Warns:
+            UserWarning: an operator after the layer cannot be vectorised; the classes are then differentiated one by one. See
+                also :meth:`attribute`.
+        """
+
+        def use(forward: Forward, cam_of: CamMaker, rows: slice, samples: int) -> list[Tensors]:
+            scores = self._scores(forward.output)
+            selected = select_classes(scores, class_rows(classes, rows, samples))
+            cams = class_cams(forward, scores, selected, cam_of, classes_per_chunk)
+            return [tuple(map(rectify, row)) if relu_attributions else row for row in cams]
+
+        maps = self._run(use, inputs, additional_forward_args, internal_batch_size)
+        return self._as_given(maps)
 
     def _attribute(
         self,
@@ -168,9 +245,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         attr_dim_summation: bool,
         grad_kwargs: dict[str, Any] | None,
         differentiable: bool,
+        internal_batch_size: int | None,
     ) -> tuple[Attribution, Tensor]:
-        if not isinstance(inputs, Tensor | tuple):
-            raise TypeError(f"inputs: expected a tensor or a tuple of tensors, got {type(inputs).__name__}")
         grad_kwargs = dict(grad_kwargs or {})
         if differentiable and not grad_kwargs.get("create_graph", True):
             raise ValueError(
@@ -178,83 +254,90 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             )
         if grad_kwargs.get("is_grads_batched"):
             raise ValueError(
-                "grad_kwargs: expected one gradient a sample, got is_grads_batched=True, which has no cam; call once for each"
+                "grad_kwargs: expected one gradient a sample, got is_grads_batched=True, which has no cam; call "
+                "attribute_classes for the maps of several classes"
+            )
+        if internal_batch_size is not None and "grad_outputs" in grad_kwargs:
+            raise ValueError(
+                "grad_kwargs: expected no grad_outputs with internal_batch_size, which cuts the batch; leave one of them out"
             )
         create_graph = grad_kwargs["create_graph"] = bool(grad_kwargs.get("create_graph", differentiable))
-        with torch.inference_mode(False), torch.enable_grad():
-            result, recorded = layer_gradients(
-                self.forward_func,
-                self.layers,
-                _captum.format_tensor_into_tuples(inputs),
-                _captum.format_additional_forward_args(additional_forward_args) or (),
-                lambda output: select_target(output, target),
-                at_input=at_input,
-                device_ids=self.device_ids,
-                record_trunk=create_graph or self._record_trunk,
-                **grad_kwargs,
-            )
-            attributions = [
-                self._cams(activations, gradients, relu_attributions, attr_dim_summation, create_graph)
-                for activations, gradients in zip(result.activations, result.gradients, strict=True)
+
+        def use(
+            forward: Forward, cam_of: CamMaker, rows: slice, samples: int
+        ) -> tuple[list[Tensors], Tensor]:
+            scores = self._scores(forward.output)
+            selected = select_target(scores, target)
+            tensors = forward.tensors
+            gradients = forward.gathered(activation_gradients(selected, tensors, **grad_kwargs))
+            maps = [
+                tuple(
+                    cam_of(position, activation)(gradient, channel_sum=attr_dim_summation)
+                    for activation, gradient in zip(*pair, strict=True)
+                )
+                for position, pair in enumerate(zip(forward.gathered(tensors), gradients, strict=True))
             ]
-        if not (create_graph or at_input):
-            self._record_trunk = recorded
-        output = result.output if create_graph else result.output.detach()
-        return (attributions if isinstance(self.layer, list) else attributions[0]), output
+            if relu_attributions:
+                maps = [tuple(map(rectify, row)) for row in maps]
+            if not create_graph:
+                maps = [tuple(cam.detach() for cam in row) for row in maps]
+            return maps, scores if create_graph else scores.detach()
 
-    def _cams(
+        maps, scores = self._run(
+            use,
+            inputs,
+            additional_forward_args,
+            internal_batch_size,
+            at_input=at_input,
+            create_graph=create_graph,
+        )
+        return self._as_given(maps), scores
+
+    def _run(
         self,
-        activations: tuple[Tensor, ...],
-        gradients: tuple[Tensor, ...],
-        relu_attributions: bool,
-        attr_dim_summation: bool,
-        keep_graph: bool,
-    ) -> Attribution:
-        """The cams of one layer, a tuple where it has several tensors."""
-        cams = tuple(
-            grad_cam(activation, gradient, channel_sum=attr_dim_summation)
-            for activation, gradient in zip(activations, gradients, strict=True)
-        )
-        if relu_attributions:
-            cams = tuple(rectify(cam) for cam in cams)
-        if not keep_graph:
-            cams = tuple(cam.detach() for cam in cams)
-        return cams if len(cams) > 1 else cams[0]
+        use: Callable[..., T],
+        inputs: Tensor | tuple[Tensor, ...],
+        additional_forward_args: object,
+        internal_batch_size: int | None,
+        *,
+        at_input: bool = False,
+        create_graph: bool = False,
+    ) -> T:
+        """Run the model, in pieces where asked for, and put together what ``use`` makes of each."""
+        if not isinstance(inputs, Tensor | tuple):
+            raise TypeError(f"inputs: expected a tensor or a tuple of tensors, got {type(inputs).__name__}")
+        inputs = _captum.format_tensor_into_tuples(inputs)
+        arguments = _captum.format_additional_forward_args(additional_forward_args) or ()
+        samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
+        parts: list[T] = []
+        for rows in row_chunks(samples, internal_batch_size):
+            piece = tuple(rows_of(value, rows, samples) for value in inputs)
+            cam_of = self._cam_maker(piece)
+            with torch.inference_mode(False), torch.enable_grad():
+                result, recorded = run(
+                    partial(use, cam_of=cam_of, rows=rows, samples=samples),
+                    self.forward_func,
+                    self.layers,
+                    piece,
+                    tuple(rows_of(value, rows, samples) for value in arguments),
+                    at_input=at_input,
+                    device_ids=self.device_ids,
+                    record_trunk=create_graph or self._record_trunk,
+                )
+                parts.append(result)
+            if not (create_graph or at_input):
+                self._record_trunk = recorded
+        return joined(parts)  # type: ignore[no-any-return]
 
+    def _cam_maker(self, inputs: tuple[Tensor, ...]) -> CamMaker:
+        method = CAM_METHODS[self.method]
+        return lambda position, activations: CamOf(activations, method, lambda tensor: tensor)
 
-def _find_layers(
-    forward_func: Callable[..., Tensor], layer: nn.Module | str | Sequence[nn.Module | str]
-) -> nn.Module | list[nn.Module]:
-    if isinstance(layer, nn.Module | str) or not isinstance(layer, Sequence):
-        return _find_layer(forward_func, layer)
-    layers = [_find_layer(forward_func, entry) for entry in layer]
-    if not layers:
-        raise ValueError("layer: expected at least one layer, got an empty list")
-    repeated = [position for position, entry in enumerate(layers) if entry in layers[:position]]
-    if repeated:
-        raise ValueError(
-            f"layer: expected each layer once, got {type(layers[repeated[0]]).__name__} again at position {repeated[0]}; leave "
-            f"it out and use its map twice"
-        )
-    return layers
+    def _scores(self, output: Any) -> Any:
+        """The scores in what the model returned."""
+        return output
 
-
-def _find_layer(forward_func: Callable[..., Tensor], layer: nn.Module | str) -> nn.Module:
-    if isinstance(layer, nn.Module):
-        return layer
-    if not isinstance(layer, str):
-        raise TypeError(f"layer: expected a torch.nn.Module or its name, got {type(layer).__name__}")
-    if not isinstance(forward_func, nn.Module):
-        raise TypeError(
-            f"layer: expected a module, got the name {layer!r} with a forward_func that is no module; pass the module itself"
-        )
-    try:
-        return forward_func.get_submodule(layer)
-    except AttributeError:
-        known = [name for name, _ in forward_func.named_modules() if name]
-        same_end = [name for name in known if name.split(".")[-1] == layer.split(".")[-1]]
-        close = same_end or sorted(get_close_matches(layer, known, n=8)) or known
-        raise ValueError(
-            f"layer: expected the name of a layer of {type(forward_func).__name__}, got {layer!r}; it has "
-            f"{', '.join(close[-8:])}"
-        ) from None
+    def _as_given(self, maps: list[Tensors]) -> Attribution:
+        """A list only where a list of layers was given, a tuple only where a layer has several tensors."""
+        single = [row[0] if len(row) == 1 else row for row in maps]
+        return single if isinstance(self.layer, list) else single[0]

@@ -1,31 +1,51 @@
-"""One forward and one ``torch.autograd.grad``: activations and gradients of a whole batch, at one layer or at several."""
+"""A forward of our own, and what is done with it while its graph is there: for a whole batch, at one layer or at several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from ..functional import activation_gradients
 from . import _captum
 from .capture import LayerRecorder, TrunkNeedsGraphError, own_forward
-from .mixing import batch_norm_may_mix, mixing_watched
+from .mixing import mixing_watched
 from .state import recordable, state_kept
+from .survey import Survey, survey
 from .warn import warn_user
 
+T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
 
 
-class LayerGradients(NamedTuple):
-    """What a cam is made of."""
+class Forward(NamedTuple):
+    """A forward that has run, its graph there from the layers on."""
 
-    activations: list[Tensors]  #: for each layer its tensors, (N, C, *spatial)
-    gradients: list[Tensors]  #: of the same shapes
-    output: Tensor  #: what the model returned
+    output: Any  #: what the model returned
+    #: For each layer and, where DataParallel spread it, for each device in turn: its tensors, (N, C, *spatial).
+    rows: list[Tensors]
+    devices: int  #: how many rows belong to one layer
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of all rows, one after the other: what is differentiated with respect to."""
+        return [tensor for row in self.rows for tensor in row]
+
+    def gathered(self, flat: Sequence[Tensor]) -> list[Tensors]:
+        """One tensor for each of :attr:`tensors` -> one tuple a layer, put together from all devices along the samples."""
+        remaining = iter(flat)
+        rows = [tuple(next(remaining) for _ in row) for row in self.rows]
+        starts = range(0, len(rows), self.devices)
+        return [_captum.reduce_list(rows[start : start + self.devices]) for start in starts]
+
+
+class Outcome(NamedTuple, Generic[T]):
+    """What came of a run."""
+
+    result: T
+    recorded: bool  #: whether the trunk had to be recorded
 
 
 @contextmanager
@@ -38,20 +58,23 @@ def own_run(
     recorded: bool,
     at_input: bool = False,
     once: bool = False,
+    facts: Survey | None = None,
 ) -> Iterator[tuple[list[LayerRecorder], Any]]:
     """Run the model in a forward of our own, and give what the layers did and what it returned.
 
     Afterwards, also when the body raises, hooks, marks, buffers and random state are as they were.
 
     Args:
-        forward_func: see :func:`layer_gradients`.
-        layers: see :func:`layer_gradients`.
-        inputs: see :func:`layer_gradients`.
-        additional_forward_args: see :func:`layer_gradients`.
+        forward_func: see :func:`run`.
+        layers: see :func:`run`.
+        inputs: see :func:`run`.
+        additional_forward_args: see :func:`run`.
         recorded: record from the start, or from the first of the layers on.
-        at_input: see :func:`layer_gradients`.
+        at_input: see :func:`run`.
         once: raise when a layer runs a second time.
+        facts: of ``forward_func``, where they are known already.
     """
+    facts = facts or survey(forward_func)
     tensors = [value for value in (*inputs, *additional_forward_args) if isinstance(value, Tensor)]
     aliases: dict[int, tuple[Tensor, Tensor]] = {}
     recorders = [
@@ -67,13 +90,13 @@ def own_run(
         for layer in layers
     ]
     with ExitStack() as stack:
-        stack.enter_context(state_kept(forward_func, layers, tensors))
+        stack.enter_context(state_kept(facts, layers, tensors))
         stack.enter_context(own_forward())
         for recorder in recorders:
             stack.callback(recorder.release)
             recorder.attach()
         with torch.set_grad_enabled(recorded), ExitStack() as watch:
-            if batch_norm_may_mix(forward_func):
+            if facts.batch_norm_may_mix:
                 watch.enter_context(mixing_watched(forward_func, recorders))
             output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
             if not torch.is_grad_enabled():
@@ -84,37 +107,36 @@ def own_run(
         yield recorders, output
 
 
-def layer_gradients(
+def run(
+    use: Callable[[Forward], T],
     forward_func: Callable[..., Any],
     layers: Sequence[nn.Module],
     inputs: tuple[Any, ...],
-    additional_forward_args: tuple[Any, ...],
-    select: Callable[[Any], Tensor],
+    additional_forward_args: tuple[Any, ...] = (),
     *,
     at_input: bool = False,
     device_ids: list[int] | None = None,
     record_trunk: bool = False,
-    **grad_kwargs: Any,
-) -> tuple[LayerGradients, bool]:
-    """Run the model once and differentiate the selected scores with respect to the layers' activations.
+) -> Outcome[T]:
+    """Run the model once, and use its graph: it is there from the layers on.
 
     Gradients are needed from the layer on. What comes before it, the trunk, runs without recording: a layer's hook marks its
     very output with ``requires_grad_()`` and switches recording on. Where that does not work (see below), the model is run
     again with everything recorded, from the same state and random numbers.
 
     Args:
+        use: called with the forward while hooks, marks and state are still to be undone; takes the gradients. It may be called
+            a second time, with a recorded forward, where it raised.
         forward_func: the model, or any callable that runs it.
         layers: whose activations are asked for.
         inputs: its inputs.
         additional_forward_args: further arguments.
-        select: the output -> one score a sample, (N,) or (N, 1, …).
         at_input: look at what the layers receive instead of what they return.
         device_ids: see ``captum.attr.LayerGradCam``.
         record_trunk: record from the start; needed if the activations' own graph is.
-        grad_kwargs: see :func:`~batchcam_captum.functional.activation_gradients`.
 
     Returns:
-        Activations, gradients and output; and whether the trunk had to be recorded.
+        What ``use`` returned; and whether the trunk had to be recorded.
 
     Raises:
         RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward.
@@ -123,25 +145,28 @@ def layer_gradients(
     (which may have been used already), if a grad mode of the model's own ends after the layer, or if the scores do not depend on
     the layer; a third one, with a graph from the inputs on, if a frozen model works in place on the marked tensor. Recorded from
     the start are what a layer receives, a ``forward_func`` that is no module, DataParallel, and models with torch's own
-    transformer modules, see :func:`_asks_for_grad_mode`.
+    transformer modules, see :class:`~batchcam_captum.attribution.survey.Survey`.
     """
     inputs = tuple(map(recordable, inputs))
     additional_forward_args = tuple(map(recordable, additional_forward_args))
+    facts = survey(forward_func)
 
-    def run(recorded: bool, inputs: tuple[Any, ...] = inputs) -> LayerGradients:
+    def once(recorded: bool, inputs: tuple[Any, ...] = inputs) -> Outcome[T]:
         with own_run(
-            forward_func, layers, inputs, additional_forward_args, recorded=recorded, at_input=at_input
+            forward_func,
+            layers,
+            inputs,
+            additional_forward_args,
+            recorded=recorded,
+            at_input=at_input,
+            facts=facts,
         ) as (recorders, output):
-            selected = select(output)
-            activations, gradients = _differentiate(
-                forward_func, recorders, selected, device_ids, grad_kwargs
-            )
-        return LayerGradients(activations, gradients, output)
+            return Outcome(use(_forward(forward_func, recorders, output, device_ids)), recorded)
 
     versions = [value._version for value in inputs if isinstance(value, Tensor)]
-    if not (record_trunk or at_input or device_ids or _asks_for_grad_mode(forward_func)):
+    if not (record_trunk or at_input or device_ids or facts.asks_for_grad_mode):
         try:
-            return run(recorded=False), False
+            return once(recorded=False)
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -149,24 +174,12 @@ def layer_gradients(
                 raise  # the forward changes its inputs in place: another one would not see the same
     # Outside of the except block, so that the error of the second run stands alone.
     try:
-        return run(recorded=True), True
+        return once(recorded=True)
     except RuntimeError as error:
         if "a leaf Variable that requires grad" not in str(error):
             raise
     # A frozen model changes the marked tensor in place; with a graph from the inputs on it is no leaf.
-    return run(recorded=True, inputs=tuple(map(_recorded, inputs))), True
-
-
-def _asks_for_grad_mode(forward_func: Callable[..., Any]) -> bool:
-    """Whether a trunk without recording may compute something else, or leave something behind.
-
-    Transformer modules of torch take another path then, which zeroes padded positions; cached parametrizations would keep
-    tensors without a graph; DataParallel's workers have a grad mode each; and what is no module cannot be seen.
-    """
-    if not isinstance(forward_func, nn.Module) or parametrize._cache_enabled:
-        return True
-    kinds = (nn.DataParallel, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
-    return any(isinstance(module, kinds) for module in forward_func.modules())
+    return once(recorded=True, inputs=tuple(map(_recorded, inputs)))
 
 
 def _recorded(value: Any) -> Any:
@@ -176,27 +189,19 @@ def _recorded(value: Any) -> Any:
     return value
 
 
-def _differentiate(
+def _forward(
     forward_func: Callable[..., Any],
     recorders: Sequence[LayerRecorder],
-    selected: Tensor,
+    output: Any,
     device_ids: list[int] | None,
-    grad_kwargs: dict[str, Any],
-) -> tuple[list[Tensors], list[Tensors]]:
-    """Activations and gradients of the whole batch; with DataParallel put together from all devices."""
+) -> Forward:
     for recorder in recorders:
         _check_run(recorder)
     saved = {recorder.layer: recorder.tensors for recorder in recorders}
     ids = _captum.extract_device_ids(forward_func, saved, device_ids)
     devices = _captum.sort_key_list(list(recorders[0].tensors), ids)
-    rows = [recorder.tensors[device] for recorder in recorders for device in devices]
-    flat = iter(activation_gradients(selected, [tensor for row in rows for tensor in row], **grad_kwargs))
-    gradient_rows = [tuple(next(flat) for _ in row) for row in rows]
-    width = len(devices)
-    starts = range(0, len(rows), width)
-    return (
-        [_captum.reduce_list(rows[start : start + width]) for start in starts],
-        [_captum.reduce_list(gradient_rows[start : start + width]) for start in starts],
+    return Forward(
+        output, [recorder.tensors[device] for recorder in recorders for device in devices], len(devices)
     )
 
 

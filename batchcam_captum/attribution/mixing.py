@@ -8,20 +8,11 @@ from threading import get_ident
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from .capture import LayerRecorder
+from .survey import mixes
 from .warn import warn_user
-
-
-def batch_norm_may_mix(forward_func: Callable[..., Any]) -> bool:
-    """Whether a BatchNorm of the model uses the batch's statistics; true also where the modules cannot be seen."""
-    return not isinstance(forward_func, nn.Module) or any(map(_mixes, forward_func.modules()))
-
-
-def _mixes(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 @contextmanager
@@ -39,7 +30,7 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _: Any) -> None:
-        if _mixes(module) and get_ident() == owner and any(recorder.tensors for recorder in recorders):
+        if mixes(module) and get_ident() == owner and any(recorder.tensors for recorder in recorders):
             found.append(module)
 
     handle = register_module_forward_pre_hook(look)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any, TypeVar, cast
@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from .survey import Survey
 
 T = TypeVar("T")
 
@@ -54,23 +56,20 @@ def _rng_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def state_kept(
-    forward_func: Callable[..., Any], layers: Sequence[nn.Module], tensors: Sequence[Tensor]
-) -> Iterator[None]:
+def state_kept(facts: Survey, layers: Sequence[nn.Module], tensors: Sequence[Tensor]) -> Iterator[None]:
     """Put back the buffers of modules in training mode and torch's random state, also when the body raises.
 
     Args:
-        forward_func: what is going to be called. Where all of its modules can be seen and none of them trains there is nothing to
-            look after; otherwise each module is also looked at when it is called, so that hidden ones are found.
+        facts: of the model that is going to be called. Where all of its modules can be seen and none of them trains there is
+            nothing to look after; otherwise each module is also looked at when it is called, so that hidden ones are found.
         layers: the layers that are explained.
         tensors: the inputs; the random state of their devices is kept beside the CPU's.
     """
     buffers = _Buffers()
-    modules = list(forward_func.modules()) if isinstance(forward_func, nn.Module) else []
-    for module in modules:
+    for module in facts.training:
         buffers.save(module)
     handle = None
-    if any(layer not in modules for layer in layers) or any(module.training for module in modules):
+    if facts.training or not facts.modules.issuperset(layers):
         owner = get_ident()
 
         def look(module: nn.Module, _: Any) -> None:

@@ -5,6 +5,7 @@ Nothing in here keeps state, knows a model, or imports Captum or matplotlib.
 
 from .cam import CAM_METHODS, CamMethod, channel_weights, grad_cam
 from .checks import ValueChecks
+from .class_gradients import class_gradients
 from .class_means import ClassWeights, class_means, class_sums, class_weights
 from .comparison import Resolution
 from .distance import (
@@ -37,6 +38,7 @@ from .maps import (
     resize,
 )
 from .metrics import prototype_cosine, prototype_distance
+from .precision import full_precision, no_autocast
 from .reduce import Reduction, reduce
 from .registry import Registry
 from .ssim import ssim
@@ -57,6 +59,7 @@ __all__ = [
     "activation_gradients",
     "batch_cam_loss",
     "channel_weights",
+    "class_gradients",
     "class_means",
     "class_sums",
     "class_weights",
@@ -64,12 +67,14 @@ __all__ = [
     "cosine_similarity",
     "dead_cams",
     "dead_fraction",
+    "full_precision",
     "get_distance",
     "grad_cam",
     "image_loss",
     "image_maps",
     "l1_distance",
     "l2_distance",
+    "no_autocast",
     "normalize",
     "peak",
     "prepare",

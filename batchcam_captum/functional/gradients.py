@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from .class_means import check_labels, wide_indices
 from .precision import full_precision, no_autocast
@@ -93,42 +94,50 @@ def activation_gradients(
     Raises:
         RuntimeError: ``selected`` has no graph, its graph is freed, or it does not depend on the activations.
     """
-    if not selected.requires_grad:
-        raise RuntimeError(
-            "scores: expected scores with a graph, got scores without one; run the forward with gradients enabled, "
-            "outside torch.no_grad() and torch.inference_mode(), and do not detach"
-        )
-    if not all(activation.requires_grad for activation in activations):
-        raise RuntimeError(
-            "activations: expected activations with a graph, got some without one; run the layer with gradients enabled"
-        )
-    if "grad_outputs" in grad_kwargs:
+    if "grad_outputs" in grad_kwargs and len(selected):
         outputs: tuple[Tensor, ...] = selected.unbind()
     else:
         outputs = (selected,)
         grad_kwargs["grad_outputs"] = (torch.ones_like(selected),)
-    grad_kwargs.setdefault("allow_unused", True)
-    try:
-        with no_autocast(selected), torch.enable_grad():
-            gradients = torch.autograd.grad(
-                outputs,
-                tuple(activations),
-                create_graph=create_graph,
-                retain_graph=retain_graph,
-                **grad_kwargs,
-            )
-    except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
+    return take_gradients(
+        outputs, activations, create_graph=create_graph, retain_graph=retain_graph, **grad_kwargs
+    )
+
+
+def take_gradients(
+    outputs: tuple[Tensor, ...], activations: Sequence[Tensor | GradientEdge], **grad_kwargs: Any
+) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` with autocast off, and with errors that say what to do; see :func:`activation_gradients`."""
+    if not all(output.requires_grad for output in outputs):
         raise RuntimeError(
-            "scores: expected a graph that is still there, got one that an earlier backward() has freed; add all terms to "
-            "one loss, then call backward() once"
-        ) from error
+            "scores: expected scores with a graph, got scores without one; run the forward with gradients enabled, "
+            "outside torch.no_grad() and torch.inference_mode(), and do not detach"
+        )
+    if not all(
+        isinstance(activation, GradientEdge) or activation.requires_grad for activation in activations
+    ):
+        raise RuntimeError(
+            "activations: expected activations with a graph, got some without one; run the layer with gradients enabled"
+        )
+    grad_kwargs.setdefault("allow_unused", True)
+    with no_autocast(outputs[0]), torch.enable_grad():
+        try:
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                outputs, cast(Sequence[Tensor], tuple(activations)), **grad_kwargs
+            )
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "scores: expected a graph that is still there, got one that an earlier backward() has freed; add all terms to "
+                "one loss, then call backward() once"
+            ) from error
     for gradient, activation in zip(gradients, activations, strict=True):
         if gradient is None:
+            shape = tuple(activation.shape) if isinstance(activation, Tensor) else ""
             raise RuntimeError(
-                f"scores: expected scores that were computed from the captured activations {tuple(activation.shape)}, got "
+                f"scores: expected scores that were computed from the captured activations {shape}, got "
                 f"scores of another forward, or of a path around this layer; pass what the model returned in the very "
                 f"forward in which the activations were captured"
             )
-    return gradients
+    return cast(tuple[Tensor, ...], gradients)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..attribution import BatchGradCam
 from ..attribution.capture import LayerRecorder
 from ..attribution.engine import own_run
-from ..attribution.mixing import batch_norm_may_mix, mixing_watched
+from ..attribution.mixing import mixing_watched
 from ..attribution.state import recordable
+from ..attribution.survey import survey
 from ..functional import CAM_METHODS, ValueChecks, activation_gradients, select_scores
 from ..losses import CamLoss
 from .terms import Term, Weight, finite_weight, named_terms
@@ -99,7 +100,7 @@ class CamRegularizer(nn.Module):
         recorder = LayerRecorder(self.grad_cam.layer, once=True)
         recorder.attach()
         self._recorder = recorder
-        if not self._watched and batch_norm_may_mix(self.grad_cam.forward_func):
+        if not self._watched and survey(self.grad_cam.forward_func).batch_norm_may_mix:
             # Once: the hook that sees every module slows all of them a little.
             self._watched = True
             self._watch = mixing_watched(self.grad_cam.forward_func, [recorder])

@@ -1,0 +1,43 @@
+"""A batch in pieces, for inputs that do not fit at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def row_chunks(samples: int, size: int | None) -> list[slice]:
+    """Slices of at most ``size`` rows that cover 0 … samples−1; a single one where ``size`` is None.
+
+    Raises:
+        ValueError: ``size`` is not positive.
+        TypeError: ``size`` is no integer.
+    """
+    if size is None:
+        return [slice(0, samples)]
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"internal_batch_size: expected an integer or None, got {type(size).__name__}")
+    if size < 1:
+        raise ValueError(
+            f"internal_batch_size: expected at least 1, got {size}; None takes all samples at once"
+        )
+    return [slice(start, min(start + size, samples)) for start in range(0, max(samples, 1), size)]
+
+
+def rows_of(value: Any, rows: slice, samples: int) -> Any:
+    """The rows of a tensor that has one for each sample; anything else is left alone."""
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == samples:
+        return value[rows]
+    return value
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Tensors, or lists and tuples of tensors, of several chunks -> those of the whole batch."""
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return type(parts[0])(joined(entries) for entries in zip(*parts, strict=True))

@@ -1,0 +1,226 @@
+"""The maps of many classes from one forward: their gradients are taken together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from ..functional import CamMethod, class_gradients, full_precision, grad_cam, no_autocast
+from .engine import Forward, Tensors
+from .recipe import CamOf
+from .warn import warn_user
+
+#: All classes; the same ones for every sample; or a row of them for each sample.
+Classes = None | Sequence[int] | Tensor
+#: (which layer, its activations) -> what makes maps of them.
+CamMaker = Callable[[int, Tensor], CamOf]
+
+# Weightings whose share of a channel is linear in that channel's gradient; and those for which m(A, s·G) = s·m(A, G) holds for
+# s ≥ 0 only.
+_LINEAR: frozenset[CamMethod] = frozenset({grad_cam})
+_HOMOGENEOUS: frozenset[CamMethod] = _LINEAR | frozenset()
+
+
+def class_rows(classes: Classes, rows: slice, samples: int) -> Classes:
+    """Those classes that belong to some rows of a batch."""
+    if isinstance(classes, Tensor) and classes.dim() == 2 and classes.shape[0] == samples:
+        return classes[rows]
+    return classes
+
+
+def select_classes(scores: Any, classes: Classes) -> Tensor:
+    """Check the classes, and bring them to one form.
+
+    Args:
+        scores: what the model returned, (N, K).
+        classes: see :meth:`BatchGradCam.attribute_classes`.
+
+    Returns:
+        (N, M) indices in 0 … K−1; expanded, not copied, where every sample has the same.
+
+    Raises:
+        ValueError: scores that are not (N, K), or classes that do not fit them.
+        TypeError: scores that are no tensor, or classes that are no integers.
+    """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"forward_func: expected a tensor of scores (N, K), got {type(scores).__name__}")
+    if scores.dim() != 2:
+        raise ValueError(
+            f"attribute_classes: expected scores (N, K), got {tuple(scores.shape)}; call attribute with a target for "
+            f"each class"
+        )
+    samples, size = scores.shape
+    if classes is None:
+        return torch.arange(size, device=scores.device).expand(samples, size)
+    if not isinstance(classes, Tensor):
+        if not isinstance(classes, Sequence):
+            raise TypeError(
+                f"classes: expected None, a sequence of integers or a tensor, got {type(classes).__name__}; a single class "
+                f"is [{classes}]"
+            )
+        classes = _as_tensor(classes)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"classes: expected integers, got {classes.dtype}; pass class indices")
+    if classes.dim() == 1:
+        classes = classes.expand(samples, -1)
+    if classes.dim() != 2 or classes.shape[0] != samples or not classes.shape[1]:
+        raise ValueError(
+            f"classes: expected M indices, (M,), or a row of them for each sample, ({samples}, M), got shape "
+            f"{tuple(classes.shape)}"
+        )
+    classes = classes.to(scores.device, torch.long)
+    outside = (classes < -size) | (classes >= size)
+    if bool(outside.any()):
+        raise ValueError(
+            f"classes: expected indices from {-size} to {size - 1}, got {int(classes[outside][0])}; the model returns {size} "
+            f"scores"
+        )
+    return classes.remainder(size)
+
+
+def _as_tensor(classes: Sequence[int]) -> Tensor:
+    kinds = {
+        type(entry).__name__ for entry in classes if not isinstance(entry, int) or isinstance(entry, bool)
+    }
+    if kinds:
+        raise TypeError(f"classes: expected integers, got {', '.join(sorted(kinds))}; pass class indices")
+    return torch.tensor(list(classes), dtype=torch.long)
+
+
+def class_cams(
+    forward: Forward, scores: Tensor, classes: Tensor, cam_of: CamMaker, classes_per_chunk: int | None
+) -> list[Tensors]:
+    """The maps of the classes.
+
+    Args:
+        forward: a forward with its graph.
+        scores: (N, K), of that graph.
+        classes: (N, M), see :func:`select_classes`.
+        cam_of: makes maps of a layer's activations.
+        classes_per_chunk: how many classes are differentiated together; None chooses.
+
+    Returns:
+        For each layer its tensors' maps, (N, M, *spatial), detached.
+
+    Raises:
+        RuntimeError: the scores do not depend on the activations.
+    """
+    tensors = forward.tensors
+    makers = [
+        [cam_of(position, activation.detach()) for activation in row]
+        for position, row in enumerate(forward.gathered(tensors))
+    ]
+    if len(tensors) == 1 and makers[0][0].method in _HOMOGENEOUS:
+        pooled = pooled_edge(scores, tensors[0])
+        if pooled is not None:
+            maps = _pooled_cams(pooled, tensors[0], scores, classes, makers[0][0], classes_per_chunk)
+            return [(maps,)]
+    parts: list[list[list[Tensor]]] = [[[] for _ in row] for row in makers]
+    for chunk in class_gradients(
+        scores,
+        classes,
+        tensors,
+        numbers_per_class=max(tensor.numel() for tensor in tensors),
+        chunk_size=classes_per_chunk,
+        warn=warn_user,
+    ):
+        for gradients in zip(*chunk, strict=True):
+            for row, of_layer, of_maps in zip(forward.gathered(gradients), makers, parts, strict=True):
+                for gradient, maker, part in zip(row, of_layer, of_maps, strict=True):
+                    part.append(maker(gradient))
+    return [tuple(torch.cat(part, dim=1) for part in row) for row in parts]
+
+
+class PooledEdge(NamedTuple):
+    """Where the head's global average pooling ends in the graph."""
+
+    edge: GradientEdge
+    places: int  #: how many places it averages
+
+
+def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
+    """Find a global average pooling that all paths from the activations to the scores begin with.
+
+    Args:
+        scores: of a graph with the activations in it.
+        activations: (N, C, *spatial), or another layout with one axis of channels.
+
+    Returns:
+        None where the activations go anywhere else, or through anything else first.
+    """
+    layer = get_gradient_edge(activations)
+    readers: dict[tuple[Node, int], list[Node]] = {}
+    seen, waiting = {scores.grad_fn}, [scores.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node == layer.node:
+            continue
+        for following, position in node.next_functions:
+            if following is None:
+                continue
+            readers.setdefault((following, position), []).append(node)
+            if following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    edge = (layer.node, layer.output_nr)
+    while True:
+        nodes = readers.get(edge, [])
+        if len(nodes) != 1:
+            return None
+        (node,) = nodes
+        if node.name() == "CloneBackward0":  # the hook hands a clone on
+            edge = (node, 0)
+            continue
+        if node.name() != "MeanBackward1":
+            return None
+        averaged = {_axis(axis, activations.dim()) for axis in node._saved_dim}  # type: ignore[attr-defined]
+        if 0 in averaged or len(averaged) != activations.dim() - 2:
+            return None
+        places = math.prod(activations.shape[axis] for axis in averaged)
+        return PooledEdge(GradientEdge(node, 0), places)
+
+
+def _axis(axis: int, dims: int) -> int:
+    """An axis as the graph saved it: negative ones come back as unsigned 64-bit numbers."""
+    return axis % dims if axis < 2**63 else (axis - 2**64) % dims
+
+
+def _pooled_cams(
+    pooled: PooledEdge,
+    activations: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    maker: CamOf,
+    classes_per_chunk: int | None,
+) -> Tensor:
+    """Σ_k s_k · m_k(A, 1/places) with s the gradients at the pooled tensor, a matrix product for all classes.
+
+    The gradient at the activations is s_k/places at every place of channel k, and the weighting is homogeneous.
+    """
+    same = torch.full_like(activations, 1 / pooled.places, requires_grad=False)
+    positive = maker(same, channel_sum=False).flatten(2)
+    negative = None if maker.method in _LINEAR else maker(-same, channel_sum=False).flatten(2)
+    samples, channels = positive.shape[:2]
+    spatial = maker.activations.shape[2:]
+    parts: list[Tensor] = []
+    for (chunk,) in class_gradients(
+        scores,
+        classes,
+        [pooled.edge],
+        numbers_per_class=samples * channels,
+        chunk_size=classes_per_chunk,
+        warn=warn_user,
+    ):
+        slopes = full_precision(chunk.reshape(len(chunk), samples, channels).transpose(0, 1))
+        with no_autocast(slopes):
+            if negative is None:
+                maps = slopes @ positive
+            else:
+                maps = slopes.clamp(min=0) @ positive - slopes.clamp(max=0) @ negative
+        parts.append(maps.unflatten(2, spatial))
+    return torch.cat(parts, dim=1)

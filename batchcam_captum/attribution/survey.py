@@ -1,0 +1,49 @@
+"""What one walk over a model's modules says about the forward that is going to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+# Transformer modules of torch take another path without recording, which zeroes padded positions; DataParallel's workers have
+# a grad mode each.
+_NEED_GRAD_MODE = (nn.DataParallel, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+class Survey(NamedTuple):
+    """What has to be known of a model before a forward of our own."""
+
+    modules: frozenset[nn.Module]  #: all of them; none where ``forward_func`` is no module
+    training: tuple[nn.Module, ...]  #: those in training mode
+    batch_norm_may_mix: bool  #: a BatchNorm uses the batch's statistics, or may do so unseen
+    asks_for_grad_mode: (
+        bool  #: a trunk without recording may compute something else, or leave something behind
+    )
+
+
+def survey(forward_func: Callable[..., Any]) -> Survey:
+    """Look at every module once.
+
+    Args:
+        forward_func: the model. What is no module cannot be looked into: then everything is possible.
+    """
+    if not isinstance(forward_func, nn.Module):
+        return Survey(frozenset(), (), batch_norm_may_mix=True, asks_for_grad_mode=True)
+    modules = frozenset(forward_func.modules())
+    return Survey(
+        modules,
+        tuple(module for module in modules if module.training),
+        batch_norm_may_mix=any(map(mixes, modules)),
+        # Cached parametrizations would keep tensors without a graph.
+        asks_for_grad_mode=bool(parametrize._cache_enabled)
+        or any(isinstance(module, _NEED_GRAD_MODE) for module in modules),
+    )
+
+
+def mixes(module: nn.Module) -> bool:
+    """Whether this is a BatchNorm that uses the batch's statistics."""
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
