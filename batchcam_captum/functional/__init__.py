@@ -3,7 +3,15 @@
 Nothing in here keeps state, knows a model, or imports Captum or matplotlib.
 """
 
-from .cam import CAM_METHODS, CamMethod, channel_weights, grad_cam
+from .cam import (
+    CAM_METHODS,
+    CONSTANT_GRADIENT_WEIGHTS,
+    CamMethod,
+    apply_method,
+    channel_weights,
+    get_method,
+    grad_cam,
+)
 from .checks import ValueChecks
 from .class_gradients import class_gradients
 from .class_means import ClassWeights, class_means, class_sums, class_weights
@@ -42,9 +50,11 @@ from .precision import full_precision, no_autocast
 from .reduce import Reduction, reduce
 from .registry import Registry
 from .ssim import ssim
+from .weightings import grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 
 __all__ = [
     "CAM_METHODS",
+    "CONSTANT_GRADIENT_WEIGHTS",
     "DISTANCES",
     "CamMethod",
     "ClassWeights",
@@ -57,6 +67,7 @@ __all__ = [
     "Score",
     "ValueChecks",
     "activation_gradients",
+    "apply_method",
     "batch_cam_loss",
     "channel_weights",
     "class_gradients",
@@ -69,11 +80,15 @@ __all__ = [
     "dead_fraction",
     "full_precision",
     "get_distance",
+    "get_method",
     "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
     "image_loss",
     "image_maps",
     "l1_distance",
     "l2_distance",
+    "layer_cam",
     "no_autocast",
     "normalize",
     "peak",
@@ -90,4 +105,5 @@ __all__ = [
     "ssim_distance",
     "to_one_channel",
     "undo_standardization",
+    "xgrad_cam",
 ]

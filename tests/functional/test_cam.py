@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from batchcam_captum.functional import CAM_METHODS, channel_weights, grad_cam
+from batchcam_captum.functional import CAM_METHODS, apply_method, channel_weights, get_method, grad_cam
 
 SHAPES = [(), (7,), (4, 5), (3, 4, 2)]
 
@@ -45,3 +47,62 @@ def test_shapes_that_differ():
 
 def test_grad_cam_is_a_method_by_name():
     assert CAM_METHODS["grad_cam"] is grad_cam
+
+
+def mean_activation(activations, gradients):
+    """A user's own weighting: no channel_sum."""
+    return activations.mean(1, keepdim=True)
+
+
+def test_get_method():
+    assert get_method("grad_cam") is grad_cam
+    assert get_method(mean_activation) is mean_activation
+
+
+def test_get_method_of_an_unknown_name():
+    with pytest.raises(ValueError, match=r"method: expected one of .*'grad_cam', .*got 'gradcam'"):
+        get_method("gradcam")
+
+
+@pytest.mark.parametrize("method", [None, 3, ["grad_cam"]])
+def test_get_method_of_another_kind(method):
+    with pytest.raises(TypeError, match=r"method: expected a name \('grad_cam', .* got (NoneType|int|list)"):
+        get_method(method)
+
+
+def test_apply_method():
+    activations, gradients = torch.randn(2, 3, 4, 5, 5)
+    expected = grad_cam(activations, gradients)
+    assert torch.equal(apply_method("grad_cam", activations, gradients), expected)
+    assert torch.equal(apply_method(partial(grad_cam), activations, gradients), expected)
+    assert torch.equal(
+        apply_method(mean_activation, activations, gradients), activations.mean(1, keepdim=True)
+    )
+    shares = grad_cam(activations, gradients, channel_sum=False)
+    assert torch.equal(apply_method("grad_cam", activations, gradients, channel_sum=False), shares)
+    passes_on = lambda *tensors, **options: grad_cam(*tensors, **options)  # noqa: E731
+    assert torch.equal(apply_method(passes_on, activations, gradients, channel_sum=False), shares)
+
+
+@pytest.mark.parametrize("method", [mean_activation, partial(mean_activation)])
+def test_shares_of_a_method_without_channel_sum(method):
+    with pytest.raises(
+        TypeError, match=r"method: expected a function with an argument channel_sum, got \w+ without"
+    ):
+        apply_method(method, torch.rand(2, 3, 4), torch.rand(2, 3, 4), channel_sum=False)
+
+
+def test_what_a_method_returns_is_checked():
+    tensors = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    with pytest.raises(
+        ValueError, match=r"expected a cam \(2, 1, 4, 5\) of .* got \(2, 4, 5\) from <lambda>"
+    ):
+        apply_method(lambda a, g: (a * g).sum(1), *tensors)
+    with pytest.raises(TypeError, match="expected a tensor from <lambda>, got NoneType"):
+        apply_method(lambda a, g: None, *tensors)
+
+
+def test_registering_is_all_that_a_new_method_needs(monkeypatch):
+    monkeypatch.setattr(CAM_METHODS, "_entries", dict(CAM_METHODS._entries))
+    CAM_METHODS.register("mean_activation")(mean_activation)
+    assert apply_method("mean_activation", torch.ones(2, 3, 4), torch.ones(2, 3, 4)).shape == (2, 1, 4)
