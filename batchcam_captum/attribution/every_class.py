@@ -92,6 +92,7 @@ def _as_tensor(classes: Sequence[int]) -> Tensor:
     return torch.tensor(list(classes), dtype=torch.long)
 
 
+@torch.no_grad()
 def class_cams(
     forward: Forward, scores: Tensor, classes: Tensor, cam_of: CamMaker, classes_per_chunk: int | None
 ) -> list[Tensors]:
@@ -117,7 +118,7 @@ def class_cams(
     ]
     if len(tensors) == 1 and makers[0][0].method in _HOMOGENEOUS:
         pooled = pooled_edge(scores, tensors[0])
-        if pooled is not None:
+        if pooled is not None and _keeps_channels(pooled, tensors[0], makers[0][0]):
             maps = _pooled_cams(pooled, tensors[0], scores, classes, makers[0][0], classes_per_chunk)
             return [(maps,)]
     parts: list[list[list[Tensor]]] = [[[] for _ in row] for row in makers]
@@ -141,6 +142,7 @@ class PooledEdge(NamedTuple):
 
     edge: GradientEdge
     places: int  #: how many places it averages
+    kept: int  #: the one axis beside the samples' that it leaves
 
 
 def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
@@ -179,10 +181,22 @@ def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
         if node.name() != "MeanBackward1":
             return None
         averaged = {_axis(axis, activations.dim()) for axis in node._saved_dim}  # type: ignore[attr-defined]
-        if 0 in averaged or len(averaged) != activations.dim() - 2:
+        kept = set(range(1, activations.dim())) - averaged
+        if 0 in averaged or len(kept) != 1:
             return None
         places = math.prod(activations.shape[axis] for axis in averaged)
-        return PooledEdge(GradientEdge(node, 0), places)
+        return PooledEdge(GradientEdge(node, 0), places, *kept)
+
+
+def _keeps_channels(pooled: PooledEdge, activations: Tensor, maker: CamOf) -> bool:
+    """Whether the axis that the pooling leaves is the one that the reshape makes the channels of."""
+    shape = [1] * activations.dim()
+    shape[pooled.kept] = channels = activations.shape[pooled.kept]
+    numbers = torch.arange(channels, dtype=torch.float)
+    found = maker.reshape(numbers.reshape(shape).expand(activations.shape))
+    if found.shape[1] != channels:
+        return False
+    return torch.equal(found, numbers.reshape(-1, *[1] * (found.dim() - 2)).expand(found.shape))
 
 
 def _axis(axis: int, dims: int) -> int:

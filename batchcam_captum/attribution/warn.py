@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
-_INSIDE = (__name__.partition(".")[0], "contextlib")
+# Between the user's line and here there may be torch's module calls and decorators, and Captum's NoiseTunnel.
+_INSIDE = (__name__.partition(".")[0], "contextlib", "torch", "captum")
 
 
 def warn_user(message: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from .gradients import take_gradients
 
@@ -51,14 +51,24 @@ def class_gradients(
         chunk_size = max(1, budget // max(numbers_per_class, scores.numel(), 1))
     elif chunk_size < 1:
         raise ValueError(f"classes_per_chunk: expected at least 1, got {chunk_size}; None chooses")
+    last = _last_linear(scores, activations)
     vectorised, reason = True, ""
     for columns in classes.split(chunk_size, dim=1):
-        one_hot = scores.new_zeros(columns.shape[1], *scores.shape)
-        one_hot.scatter_(2, columns.T.unsqueeze(2), 1)
-        if vectorised and len(one_hot) > 1:
+        if last is None:
+            output: Tensor | GradientEdge = scores
+            seeds = scores.new_zeros(columns.shape[1], *scores.shape)
+            seeds.scatter_(2, columns.T.unsqueeze(2), 1)
+        else:
+            output, seeds = last.edge, last.rows[columns.T]
+        if vectorised and len(seeds) > 1:
             try:
                 yield take_gradients(
-                    (scores,), activations, grad_outputs=one_hot, is_grads_batched=True, retain_graph=True
+                    scores,
+                    (output,),
+                    activations,
+                    grad_outputs=seeds,
+                    is_grads_batched=True,
+                    retain_graph=True,
                 )
                 continue
             except torch.OutOfMemoryError:
@@ -66,7 +76,8 @@ def class_gradients(
             except RuntimeError as error:
                 vectorised, reason = False, str(error).partition("\n")[0]
         singly = [
-            take_gradients((scores,), activations, grad_outputs=row, retain_graph=True) for row in one_hot
+            take_gradients(scores, (output,), activations, grad_outputs=seed, retain_graph=True)
+            for seed in seeds
         ]
         if reason:
             # Only now: what fails singly as well is no matter of vectorising.
@@ -76,3 +87,41 @@ def class_gradients(
             )
             reason = ""
         yield tuple(torch.stack(gradients) for gradients in zip(*singly, strict=True))
+
+
+class _LastLinear(NamedTuple):
+    """Scores = features · rowsᵀ + bias."""
+
+    edge: GradientEdge  #: of the features, (N, F)
+    rows: Tensor  #: (K, F): the gradient of each class's score at the features of any sample
+
+
+def _last_linear(scores: Tensor, activations: Sequence[Tensor | GradientEdge]) -> _LastLinear | None:
+    """The linear layer that made the scores. Its rows save a product of K one-hot rows a sample with the whole weight."""
+    node = scores.grad_fn
+    if node is None or node.name() not in ("AddmmBackward0", "MmBackward0"):
+        return None
+    *bias, (features, position), (weight, _) = node.next_functions
+    if features is None or _is_leaf(features):
+        return None
+    explained = [activation for activation in activations if isinstance(activation, Tensor)]
+    if not all(_is_constant(other, explained) for other in (weight, *(entry for entry, _ in bias))):
+        return None
+    try:
+        rows = node._saved_mat2.detach().T * getattr(node, "_saved_alpha", 1)  # type: ignore[attr-defined]
+    except RuntimeError:  # the graph is freed, which the gradient itself will say
+        return None
+    return _LastLinear(GradientEdge(features, position), rows)
+
+
+def _is_leaf(node: Node) -> bool:
+    return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def _is_constant(node: Node | None, explained: Sequence[Tensor]) -> bool:
+    """Whether this is a parameter as it is, perhaps transposed or cast, or nothing that has a gradient."""
+    while node is not None and node.name() in ("TBackward0", "ToCopyBackward0"):
+        node = node.next_functions[0][0]
+    if node is None:
+        return True
+    return _is_leaf(node) and not any(node.variable is tensor for tensor in explained)  # type: ignore[attr-defined]

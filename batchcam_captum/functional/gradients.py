@@ -100,15 +100,21 @@ def activation_gradients(
         outputs = (selected,)
         grad_kwargs["grad_outputs"] = (torch.ones_like(selected),)
     return take_gradients(
-        outputs, activations, create_graph=create_graph, retain_graph=retain_graph, **grad_kwargs
+        selected, outputs, activations, create_graph=create_graph, retain_graph=retain_graph, **grad_kwargs
     )
 
 
 def take_gradients(
-    outputs: tuple[Tensor, ...], activations: Sequence[Tensor | GradientEdge], **grad_kwargs: Any
+    scores: Tensor,
+    outputs: Sequence[Tensor | GradientEdge],
+    activations: Sequence[Tensor | GradientEdge],
+    **grad_kwargs: Any,
 ) -> tuple[Tensor, ...]:
-    """``torch.autograd.grad`` with autocast off, and with errors that say what to do; see :func:`activation_gradients`."""
-    if not all(output.requires_grad for output in outputs):
+    """``torch.autograd.grad`` of outputs that are scores, parts of them, or on the way to them, with autocast off.
+
+    Its errors say what to do; see :func:`activation_gradients`.
+    """
+    if not scores.requires_grad:
         raise RuntimeError(
             "scores: expected scores with a graph, got scores without one; run the forward with gradients enabled, "
             "outside torch.no_grad() and torch.inference_mode(), and do not detach"
@@ -120,10 +126,10 @@ def take_gradients(
             "activations: expected activations with a graph, got some without one; run the layer with gradients enabled"
         )
     grad_kwargs.setdefault("allow_unused", True)
-    with no_autocast(outputs[0]), torch.enable_grad():
+    with no_autocast(scores), torch.enable_grad():
         try:
             gradients: Sequence[Tensor | None] = torch.autograd.grad(
-                outputs, cast(Sequence[Tensor], tuple(activations)), **grad_kwargs
+                cast(Sequence[Tensor], outputs), cast(Sequence[Tensor], tuple(activations)), **grad_kwargs
             )
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
