@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..functional import CAM_METHODS, activation_gradients, rectify
+from ..functional import CamMethod, activation_gradients, get_method, rectify
 from . import _captum
 from .chunks import joined, row_chunks, rows_of
 from .engine import Forward, Tensors, run
@@ -71,9 +71,10 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         layer: nn.Module | str | Sequence[nn.Module | str],
         device_ids: list[int] | None = None,
         *,
-        method: str = "grad_cam",
+        method: str | CamMethod = "grad_cam",
     ) -> None:
         super().__init__(forward_func, find_layers(forward_func, layer), device_ids)
+        get_method(method)
         self.method = method
         # Whether an earlier call had to record the trunk; the next one then does so at once. See engine.run.
         self._record_trunk = False
@@ -330,7 +331,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         return joined(parts)  # type: ignore[no-any-return]
 
     def _cam_maker(self, inputs: tuple[Tensor, ...]) -> CamMaker:
-        method = CAM_METHODS[self.method]
+        method = get_method(self.method)
         return lambda position, activations: CamOf(activations, method, lambda tensor: tensor)
 
     def _scores(self, output: Any) -> Any:

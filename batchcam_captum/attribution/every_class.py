@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from ..functional import CamMethod, class_gradients, full_precision, grad_cam, no_autocast
+from ..functional import CONSTANT_GRADIENT_WEIGHTS, class_gradients, full_precision, no_autocast
 from .engine import Forward, Tensors
 from .recipe import CamOf
 from .warn import warn_user
@@ -19,11 +19,6 @@ from .warn import warn_user
 Classes = None | Sequence[int] | Tensor
 #: (which layer, its activations) -> what makes maps of them.
 CamMaker = Callable[[int, Tensor], CamOf]
-
-# Weightings whose share of a channel is linear in that channel's gradient; and those for which m(A, s·G) = s·m(A, G) holds for
-# s ≥ 0 only.
-_LINEAR: frozenset[CamMethod] = frozenset({grad_cam})
-_HOMOGENEOUS: frozenset[CamMethod] = _LINEAR | frozenset()
 
 
 def class_rows(classes: Classes, rows: slice, samples: int) -> Classes:
@@ -116,10 +111,10 @@ def class_cams(
         [cam_of(position, activation.detach()) for activation in row]
         for position, row in enumerate(forward.gathered(tensors))
     ]
-    if len(tensors) == 1 and makers[0][0].method in _HOMOGENEOUS:
+    if len(tensors) == 1 and makers[0][0].method in CONSTANT_GRADIENT_WEIGHTS:
         pooled = pooled_edge(scores, tensors[0])
         if pooled is not None and _keeps_channels(pooled, tensors[0], makers[0][0]):
-            maps = _pooled_cams(pooled, tensors[0], scores, classes, makers[0][0], classes_per_chunk)
+            maps = _pooled_cams(pooled, scores, classes, makers[0][0], classes_per_chunk)
             return [(maps,)]
     parts: list[list[list[Tensor]]] = [[[] for _ in row] for row in makers]
     for chunk in class_gradients(
@@ -206,35 +201,25 @@ def _axis(axis: int, dims: int) -> int:
 
 def _pooled_cams(
     pooled: PooledEdge,
-    activations: Tensor,
     scores: Tensor,
     classes: Tensor,
     maker: CamOf,
     classes_per_chunk: int | None,
 ) -> Tensor:
-    """Σ_k s_k · m_k(A, 1/places) with s the gradients at the pooled tensor, a matrix product for all classes.
-
-    The gradient at the activations is s_k/places at every place of channel k, and the weighting is homogeneous.
-    """
-    same = torch.full_like(activations, 1 / pooled.places, requires_grad=False)
-    positive = maker(same, channel_sum=False).flatten(2)
-    negative = None if maker.method in _LINEAR else maker(-same, channel_sum=False).flatten(2)
-    samples, channels = positive.shape[:2]
-    spatial = maker.activations.shape[2:]
+    """Σ_k w_k A_k as a matrix product for all classes; the gradient is the same at every place."""
+    weights_of = CONSTANT_GRADIENT_WEIGHTS[maker.method]
+    shown = full_precision(maker.activations)
     parts: list[Tensor] = []
     for (chunk,) in class_gradients(
         scores,
         classes,
         [pooled.edge],
-        numbers_per_class=samples * channels,
+        numbers_per_class=shown.shape[0] * shown.shape[1],
         chunk_size=classes_per_chunk,
         warn=warn_user,
     ):
-        slopes = full_precision(chunk.reshape(len(chunk), samples, channels).transpose(0, 1))
+        slopes = full_precision(chunk.reshape(len(chunk), *shown.shape[:2])) / pooled.places
         with no_autocast(slopes):
-            if negative is None:
-                maps = slopes @ positive
-            else:
-                maps = slopes.clamp(min=0) @ positive - slopes.clamp(max=0) @ negative
-        parts.append(maps.unflatten(2, spatial))
+            weights = weights_of(slopes.flatten(0, 1)).unflatten(0, slopes.shape[:2]).transpose(0, 1)
+            parts.append((weights @ shown.flatten(2)).unflatten(2, shown.shape[2:]))
     return torch.cat(parts, dim=1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..functional import CamMethod
+from ..functional import CamMethod, apply_method
 
 
 class CamOf:
@@ -25,7 +25,4 @@ class CamOf:
 
     def __call__(self, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
         """The maps for these gradients, (N, 1, *spatial); each channel's share, (N, C, *spatial), without the sum."""
-        gradients = self.reshape(gradients)
-        if channel_sum:
-            return self.method(self.activations, gradients)
-        return self.method(self.activations, gradients, channel_sum=False)  # type: ignore[call-arg]
+        return apply_method(self.method, self.activations, self.reshape(gradients), channel_sum=channel_sum)

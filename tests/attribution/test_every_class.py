@@ -12,7 +12,8 @@ import torchvision
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
-from batchcam_captum import BatchGradCam
+from batchcam_captum import BatchGradCam, LayerCapture
+from batchcam_captum.attribution.every_class import pooled_edge
 from tests.models import DenseNetOutput, ResidualNet, SmallCnn, TupleNet, VectorNet, strong_heads
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -104,12 +105,41 @@ def test_heads_that_pool(name: str) -> None:
     assert_close(got, twin(model, model.layer, images, torch.arange(6).expand(3, 6)))
 
 
+@pytest.mark.parametrize(
+    ("name", "recognised"),
+    [
+        ("adaptive_pooling", True),
+        ("mean", True),
+        ("mean_negative_axes", True),
+        ("two_linear_layers", True),
+        ("no_linear_last", True),
+        ("mean_of_some_axes", False),
+        ("another_path", False),
+    ],
+)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_pooling_is_recognised(name: str, recognised: bool, frozen: bool) -> None:
+    model = pooled_heads()[name].eval().requires_grad_(not frozen)
+    with LayerCapture(model.layer) as capture:
+        scores = model(torch.randn(3, 3, 11, 11))
+    found = pooled_edge(scores, capture.activations)
+    assert (found is not None) == recognised
+    if found is not None:
+        assert (found.places, found.kept) == (81, 1)
+
+
 @pytest.mark.parametrize("what", ["weight", "bias"])
 def test_products_of_two_things_that_depend_on_the_layer(what: str) -> None:
     model = WeightsFromActivations(what).double()
     images = torch.randn(1, 3, 8, 8, dtype=torch.double)
     got = BatchGradCam(model, model.layer).attribute_classes(images)
     assert_close(got, twin(model, model.layer, images, torch.arange(6)[None]))
+
+
+def small_vgg() -> nn.Module:
+    model = torchvision.models.vgg11()
+    model.classifier = nn.Sequential(nn.Linear(512 * 49, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 5))
+    return model
 
 
 NETWORKS: dict[str, tuple[Any, tuple[int, ...], str]] = {
@@ -122,7 +152,7 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], str]] = {
     "vector_valued": (VectorNet, (3, 4, 4), "layer"),
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (3, 64, 64), "layer4"),
     "resnet18_middle": (lambda: torchvision.models.resnet18(num_classes=5), (3, 64, 64), "layer3"),
-    "vgg11": (lambda: torchvision.models.vgg11(num_classes=5), (3, 32, 32), "features"),
+    "vgg11": (small_vgg, (3, 32, 32), "features"),
     "convnextv2": (lambda: timm.create_model("convnextv2_atto", num_classes=5), (3, 64, 64), "stages.3"),
 }
 
@@ -159,6 +189,16 @@ def test_the_highest_classes_of_each_sample() -> None:
     highest = model(images).topk(2).indices
     got = BatchGradCam(model, model.layer).attribute_classes(images, highest)
     assert_close(got, twin(model, model.layer, images, highest))
+
+
+@pytest.mark.parametrize("method", ["grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam"])
+@pytest.mark.parametrize("make", [SmallCnn, lambda: Pooled(nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5))])
+def test_every_weighting(make: Any, method: str) -> None:
+    model = make().double()
+    images = torch.randn(3, 3, 16, 14, dtype=torch.double)
+    grad_cam = BatchGradCam(model, model.layer, method=method)
+    expected = torch.cat([grad_cam.attribute(images, c) for c in range(5)], 1)
+    assert_close(grad_cam.attribute_classes(images), expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
