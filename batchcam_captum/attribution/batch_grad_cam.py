@@ -15,6 +15,7 @@ from .chunks import joined, row_chunks, rows_of
 from .engine import Forward, Tensors, run
 from .every_class import CamMaker, Classes, class_cams, class_rows, select_classes
 from .layers import find_layers
+from .output import Picker, check_picker, pick_output
 from .recipe import CamOf
 from .targets import Target, select_target
 
@@ -72,10 +73,14 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         device_ids: list[int] | None = None,
         *,
         method: str | CamMethod = "grad_cam",
+        output: Picker = None,
     ) -> None:
         super().__init__(forward_func, find_layers(forward_func, layer), device_ids)
         get_method(method)
+        check_picker(output)
         self.method = method
+        self.reshape: Any = None
+        self.output = output
         # Whether an earlier call had to record the trunk; the next one then does so at once. See engine.run.
         self._record_trunk = False
 
@@ -228,7 +233,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         """
 
         def use(forward: Forward, cam_of: CamMaker, rows: slice, samples: int) -> list[Tensors]:
-            scores = self._scores(forward.output)
+            scores = pick_output(forward.output, self.output)
             selected = select_classes(scores, class_rows(classes, rows, samples))
             cams = class_cams(forward, scores, selected, cam_of, classes_per_chunk)
             return [tuple(map(rectify, row)) if relu_attributions else row for row in cams]
@@ -267,13 +272,13 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         def use(
             forward: Forward, cam_of: CamMaker, rows: slice, samples: int
         ) -> tuple[list[Tensors], Tensor]:
-            scores = self._scores(forward.output)
+            scores = pick_output(forward.output, self.output)
             selected = select_target(scores, target)
             tensors = forward.tensors
             gradients = forward.gathered(activation_gradients(selected, tensors, **grad_kwargs))
             maps = [
                 tuple(
-                    cam_of(position, activation)(gradient, channel_sum=attr_dim_summation)
+                    cam_of(activation, position=position)(gradient, channel_sum=attr_dim_summation)
                     for activation, gradient in zip(*pair, strict=True)
                 )
                 for position, pair in enumerate(zip(forward.gathered(tensors), gradients, strict=True))
@@ -313,7 +318,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         parts: list[T] = []
         for rows in row_chunks(samples, internal_batch_size):
             piece = tuple(rows_of(value, rows, samples) for value in inputs)
-            cam_of = self._cam_maker(piece)
+            cam_of = partial(self.cam_of, input_shape=tuple(piece[0].shape) if piece else None)
             with torch.inference_mode(False), torch.enable_grad():
                 result, recorded = run(
                     partial(use, cam_of=cam_of, rows=rows, samples=samples),
@@ -330,13 +335,26 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 self._record_trunk = recorded
         return joined(parts)  # type: ignore[no-any-return]
 
-    def _cam_maker(self, inputs: tuple[Tensor, ...]) -> CamMaker:
-        method = get_method(self.method)
-        return lambda position, activations: CamOf(activations, method, lambda tensor: tensor)
+    def cam_of(
+        self,
+        activations: Tensor,
+        *,
+        position: int = 0,
+        method: str | CamMethod | None = None,
+        input_shape: tuple[int, ...] | None = None,
+    ) -> CamOf:
+        """What makes maps of activations that come from another forward, given their gradients.
 
-    def _scores(self, output: Any) -> Any:
-        """The scores in what the model returned."""
-        return output
+        Args:
+            activations: as the layer returned them.
+            position: of the layer, where there are several.
+            method: the weighting, if it is to be another than this object's.
+            input_shape: of the model's first input, where it is known; for ``reshape="auto"``.
+
+        Returns:
+            A function of the gradients, of the activations' shape, that returns the maps (N, 1, *spatial).
+        """
+        return CamOf(activations, get_method(method or self.method), lambda tensor: tensor)
 
     def _as_given(self, maps: list[Tensors]) -> Attribution:
         """A list only where a list of layers was given, a tuple only where a layer has several tensors."""

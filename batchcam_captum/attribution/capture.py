@@ -224,6 +224,33 @@ class LayerRecorder:
         self._empty()
 
 
+class InputShape:
+    """Notes the shape of what a model receives first, while its hook is attached."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] | None = None
+        self._handle: RemovableHandle | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Forget what was noted, and watch from now on."""
+        self.shape = None
+        self._handle = model.register_forward_pre_hook(self._see)
+
+    def detach(self) -> None:
+        """Take the hook away; the shape stays."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _see(self, _: nn.Module, received: tuple[Any, ...]) -> None:
+        if received and isinstance(received[0], Tensor):
+            self.shape = tuple(received[0].shape)
+
+    # The copy of a model that is watched watches nothing.
+    def __deepcopy__(self, memo: dict[int, Any]) -> InputShape:
+        return InputShape()
+
+
 class LayerCapture:
     """Remembers the activations of a layer from the one forward inside a ``with`` block.
 

@@ -17,8 +17,8 @@ from .warn import warn_user
 
 #: All classes; the same ones for every sample; or a row of them for each sample.
 Classes = None | Sequence[int] | Tensor
-#: (which layer, its activations) -> what makes maps of them.
-CamMaker = Callable[[int, Tensor], CamOf]
+#: (activations, position of their layer) -> what makes maps of them.
+CamMaker = Callable[..., CamOf]
 
 
 def class_rows(classes: Classes, rows: slice, samples: int) -> Classes:
@@ -108,7 +108,7 @@ def class_cams(
     """
     tensors = forward.tensors
     makers = [
-        [cam_of(position, activation.detach()) for activation in row]
+        [cam_of(activation.detach(), position=position) for activation in row]
         for position, row in enumerate(forward.gathered(tensors))
     ]
     if len(tensors) == 1 and makers[0][0].method in CONSTANT_GRADIENT_WEIGHTS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional import Registry, Score, ValueChecks, dead_fraction
+from ..functional import CamMethod, Registry, Score, ValueChecks, dead_fraction
 
 #: Loss classes by name. Your own: ``@LOSSES.register("name")`` on a subclass of :class:`CamLoss`.
 LOSSES: Registry[type[CamLoss]] = Registry("loss")
@@ -24,8 +24,9 @@ class CamLoss(nn.Module):
     def __init__(self, *, ignore_index: int = -100, validate: bool = False) -> None:
         super().__init__()
         self.ignore_index = ignore_index
-        #: Which cam the loss takes, a name in :data:`batchcam_captum.functional.CAM_METHODS`. A subclass may choose another.
-        self.method = "grad_cam"
+        #: Which weighting makes the cam, see :data:`batchcam_captum.functional.CAM_METHODS`: a name, a function, or None for the
+        #: one that the regularizer's ``grad_cam`` was made with. A subclass may choose one.
+        self.method: str | CamMethod | None = None
         #: Which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. A subclass may choose another.
         self.score: Score = "label"
         self.checks = ValueChecks(synchronize=validate)

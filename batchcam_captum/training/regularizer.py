@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
-from ..attribution.capture import LayerRecorder
+from ..attribution.capture import InputShape, LayerRecorder
 from ..attribution.engine import own_run
 from ..attribution.mixing import mixing_watched
+from ..attribution.output import pick_output
 from ..attribution.state import recordable
 from ..attribution.survey import survey
-from ..functional import CAM_METHODS, ValueChecks, activation_gradients, select_scores
+from ..functional import ValueChecks, activation_gradients, select_scores
 from ..losses import CamLoss
 from .terms import Term, Weight, finite_weight, named_terms
 
@@ -88,6 +89,7 @@ class CamRegularizer(nn.Module):
         #: How often :meth:`step` was called.
         self.steps = 0
         self._recorder: LayerRecorder | None = None
+        self._input = InputShape()
         self._watched = False
         self._watch: AbstractContextManager[None] | None = None
 
@@ -100,6 +102,9 @@ class CamRegularizer(nn.Module):
         recorder = LayerRecorder(self.grad_cam.layer, once=True)
         recorder.attach()
         self._recorder = recorder
+        model = self.grad_cam.forward_func
+        if self.grad_cam.reshape is not None and isinstance(model, nn.Module):
+            self._input.attach(model)  # the grid of a layer's tokens follows from the image's
         if not self._watched and survey(self.grad_cam.forward_func).batch_norm_may_mix:
             # Once: the hook that sees every module slows all of them a little.
             self._watched = True
@@ -110,6 +115,7 @@ class CamRegularizer(nn.Module):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._input.detach()
         watch, self._watch = self._watch, None
         if kind is not None:
             self._drop()
@@ -140,7 +146,13 @@ class CamRegularizer(nn.Module):
         recorder, self._recorder = self._recorder, None
         try:
             total, self.values = self._compute(
-                recorder, scores, labels, images=images, masks=masks, create_graph=True
+                recorder,
+                scores,
+                labels,
+                images=images,
+                masks=masks,
+                input_shape=self._input.shape,
+                create_graph=True,
             )
         finally:
             if recorder is not None:
@@ -188,10 +200,11 @@ class CamRegularizer(nn.Module):
             ) as ((recorder,), scores):
                 _, values = self._compute(
                     recorder,
-                    scores,
+                    pick_output(scores, self.grad_cam.output),
                     recordable(labels),
                     images=inputs[0],
                     masks=recordable(masks),
+                    input_shape=tuple(inputs[0].shape),
                     create_graph=False,
                 )
         for name, loss in self._losses():
@@ -249,6 +262,7 @@ class CamRegularizer(nn.Module):
         *,
         images: Tensor | None,
         masks: Tensor | None,
+        input_shape: tuple[int, ...] | None,
         create_graph: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(scores, Tensor):
@@ -260,18 +274,21 @@ class CamRegularizer(nn.Module):
             return total, {}
         activations = self._activations(recorder)
         self._check_scores(scores, activations, active)
-        cams: dict[tuple[str, Hashable], Tensor] = {}
+        cams: dict[tuple[Hashable, Hashable], Tensor] = {}
         values: dict[str, Tensor] = {}
         dead: list[Tensor] = []
         for name, loss in active.items():
-            key = (loss.method, loss.score if isinstance(loss.score, str) else id(loss.score))
+            method = loss.method or self.grad_cam.method
+            key = (_identity(method), _identity(loss.score))
             if key not in cams:
                 selected = select_scores(scores, labels, loss.score)
                 # Kept: the task loss, or another term's score, still needs the graph.
                 (gradients,) = activation_gradients(
                     selected, [activations], create_graph=create_graph, retain_graph=True
                 )
-                cams[key] = CAM_METHODS[loss.method](activations, gradients)
+                cams[key] = self.grad_cam.cam_of(activations, method=method, input_shape=input_shape)(
+                    gradients
+                )
             value = loss(cams[key], labels, images=images, masks=masks)
             if value.dim():
                 raise ValueError(
@@ -328,3 +345,8 @@ class CamRegularizer(nn.Module):
             torch.isfinite(scores),
             "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term",
         )
+
+
+def _identity(choice: object) -> Hashable:
+    """What tells one weighting, or one kind of score, from another."""
+    return choice if isinstance(choice, str) else id(choice)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from ..functional import CAM_METHODS
+from ..functional import get_method
 from ..losses import LOSSES, CamLoss
 
 #: λ of a term: a number, or a function of how often :meth:`CamRegularizer.step` was called.
@@ -54,7 +54,8 @@ def named_terms(
             raise ValueError(
                 f"losses: expected a name without dots that is not taken, got {name!r}; choose another name"
             )
-        CAM_METHODS[loss.method]
+        if loss.method is not None:
+            get_method(loss.method)
         terms.append((name, loss, own if callable(own) else finite_weight(name, own)))
     if not terms:
         raise ValueError("losses: expected at least one loss, got none")

@@ -1,0 +1,140 @@
+"""Models that return more than scores: dictionaries, tuples, objects with fields. Which part holds the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor
+
+#: None, the output is the scores; a key or a field's name; a position; or a function of the output.
+Picker = None | str | int | Callable[[Any], Tensor]
+
+_LISTED = 12  # parts that an error names
+
+
+def check_picker(picker: Picker) -> None:
+    """Check the kind of a picker, before there is an output.
+
+    Raises:
+        TypeError: it is none of the kinds.
+    """
+    if isinstance(picker, bool) or not (
+        picker is None or isinstance(picker, str | Integral) or callable(picker)
+    ):
+        raise TypeError(
+            f"output: expected None, a name, a position or a function, got {type(picker).__name__}"
+        )
+
+
+def pick_output(output: Any, picker: Picker = None) -> Tensor:
+    """Find the scores in what the model returned.
+
+    Works for dictionaries (torchvision's segmentation models return ``{"out": …}``), tuples and named tuples (Inception in train
+    mode), dataclasses, and objects that are read by key, field and position alike, as Hugging Face's models return them. A name
+    leaves a tensor as it is: Inception in eval mode returns the scores themselves.
+
+    Args:
+        output: what the model returned.
+        picker: None, where that is the scores; a key or a field's name, such as ``"logits"``; a position; or a function of the
+            output that returns the scores.
+
+    Returns:
+        The scores, with their graph.
+
+    Raises:
+        TypeError: what is found is no tensor, or a picker of a wrong kind.
+        ValueError: there is no such part.
+
+    Example:
+        >>> import torch
+        >>> output = {"out": torch.rand(2, 21, 4, 4), "aux": torch.rand(2, 21, 4, 4)}
+        >>> pick_output(output, "out").shape
+        torch.Size([2, 21, 4, 4])
+    """
+    check_picker(picker)
+    if picker is None:
+        if not isinstance(output, Tensor):
+            raise TypeError(_no_scores(output))
+        return output
+    if isinstance(picker, str):
+        found = _by_name(output, picker)
+    elif isinstance(picker, Integral):
+        found = _by_position(output, int(picker))
+    else:
+        found = picker(output)
+    if not isinstance(found, Tensor):
+        which = f"output={picker!r}" if isinstance(picker, str | Integral) else "output"
+        raise TypeError(f"{which}: expected a tensor of scores, got {_kind(found)}; {_there_is(output)}")
+    return found
+
+
+def _by_name(output: Any, name: str) -> Any:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping) and name in output:
+        return output[name]
+    # A mapping's methods, such as keys(), are none of its parts.
+    if not hasattr(output, name) or (isinstance(output, Mapping) and callable(getattr(output, name))):
+        raise ValueError(f"output: expected the name of a part, got {name!r}; {_there_is(output)}")
+    return getattr(output, name)
+
+
+def _by_position(output: Any, position: int) -> Any:
+    if isinstance(output, Tensor):
+        raise ValueError(
+            f"output: expected a model that returns several things, got position {position} and a tensor "
+            f"{tuple(output.shape)}; leave it out"
+        )
+    try:
+        return output[position]
+    except (IndexError, KeyError, TypeError):
+        raise ValueError(f"output: expected a position, got {position}; {_there_is(output)}") from None
+
+
+def _no_scores(output: Any) -> str:
+    """What to say of an output that is no tensor where nothing picks from it."""
+    text = (
+        f"forward_func: expected a tensor of scores, got {_kind(output)}; wrap the model in a function that returns the "
+        f"scores alone"
+    )
+    tensors = [key for key, value in _parts(output) if isinstance(value, Tensor)]
+    if not tensors:
+        return text
+    # Names in use for the scores first; otherwise what comes first.
+    best = next((name for name in ("logits", "scores", "out") if name in tensors), tensors[0])
+    return f"{text}, or say where they are, as in output={best!r}: {_there_is(output)}"
+
+
+def _there_is(output: Any) -> str:
+    """Name the parts of an output, with the shapes of those that are tensors."""
+    parts = _parts(output)
+    if not parts:
+        return f"the model returned {_kind(output)}"
+    named = [f"{key!r} {_kind(value)}" for key, value in parts[:_LISTED]]
+    more = f" and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
+    return f"the model returned {type(output).__name__} with {', '.join(named)}{more}"
+
+
+def _parts(output: Any) -> list[tuple[Any, Any]]:
+    """What an output is made of, by key, field or position."""
+    if isinstance(output, Tensor):
+        return []
+    if isinstance(output, Mapping):
+        return list(output.items())
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return list(zip(output._fields, output, strict=True))
+    if isinstance(output, list | tuple):
+        return list(enumerate(output))
+    names: Iterable[str] = vars(output) if hasattr(output, "__dict__") else ()
+    if is_dataclass(output):
+        names = [field.name for field in fields(output)]
+    return [(name, getattr(output, name)) for name in names]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return "None" if value is None else type(value).__name__
