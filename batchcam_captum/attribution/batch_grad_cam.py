@@ -89,6 +89,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         """The explained layers, one or several."""
         return self.layer if isinstance(self.layer, list) else [self.layer]
 
+    @_captum.log_usage
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
