@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional
-    from .attribution import BatchGradCam, LayerCapture
+    from .attribution import BatchGradCam, BinaryTarget, LayerCapture, MaskTarget, MultiLabelTarget
     from .losses import BatchCamLoss, ImageLoss, PrototypeContrastiveLoss, PrototypeLoss
     from .prototypes import ClassPrototypes
     from .training import CamRegularizer
@@ -20,10 +20,13 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchCamLoss",
     "BatchGradCam",
+    "BinaryTarget",
     "CamRegularizer",
     "ClassPrototypes",
     "ImageLoss",
     "LayerCapture",
+    "MaskTarget",
+    "MultiLabelTarget",
     "PrototypeContrastiveLoss",
     "PrototypeLoss",
     "__version__",
@@ -33,10 +36,13 @@ __all__ = [
 _HOMES = {
     "BatchCamLoss": ".losses",
     "BatchGradCam": ".attribution",
+    "BinaryTarget": ".attribution",
     "CamRegularizer": ".training",
     "ClassPrototypes": ".prototypes",
     "ImageLoss": ".losses",
     "LayerCapture": ".attribution",
+    "MaskTarget": ".attribution",
+    "MultiLabelTarget": ".attribution",
     "PrototypeContrastiveLoss": ".losses",
     "PrototypeLoss": ".losses",
 }

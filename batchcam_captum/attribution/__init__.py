@@ -2,6 +2,18 @@
 
 from .batch_grad_cam import BatchGradCam
 from .capture import LayerCapture
+from .output import pick_output
+from .target_kinds import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget
 from .targets import Target, select_target
 
-__all__ = ["BatchGradCam", "LayerCapture", "Target", "select_target"]
+__all__ = [
+    "BatchGradCam",
+    "BinaryTarget",
+    "LayerCapture",
+    "MaskTarget",
+    "MultiLabelTarget",
+    "RowTarget",
+    "Target",
+    "pick_output",
+    "select_target",
+]

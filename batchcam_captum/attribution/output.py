@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +20,7 @@ def check_picker(picker: Picker) -> None:
     Raises:
         TypeError: it is none of the kinds.
     """
-    if isinstance(picker, bool) or not (
-        picker is None or isinstance(picker, str | Integral) or callable(picker)
-    ):
+    if isinstance(picker, bool) or not (picker is None or isinstance(picker, str | int) or callable(picker)):
         raise TypeError(
             f"output: expected None, a name, a position or a function, got {type(picker).__name__}"
         )
@@ -61,12 +58,12 @@ def pick_output(output: Any, picker: Picker = None) -> Tensor:
         return output
     if isinstance(picker, str):
         found = _by_name(output, picker)
-    elif isinstance(picker, Integral):
-        found = _by_position(output, int(picker))
+    elif isinstance(picker, int):
+        found = _by_position(output, picker)
     else:
         found = picker(output)
     if not isinstance(found, Tensor):
-        which = f"output={picker!r}" if isinstance(picker, str | Integral) else "output"
+        which = f"output={picker!r}" if isinstance(picker, str | int) else "output"
         raise TypeError(f"{which}: expected a tensor of scores, got {_kind(found)}; {_there_is(output)}")
     return found
 

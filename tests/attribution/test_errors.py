@@ -45,17 +45,17 @@ BAD_TARGETS: dict[str, tuple[Any, type[Exception], str]] = {
     "float_tensor": (torch.rand(3), TypeError, "expected integers, got torch.float32; pass class indices"),
     "soft_labels": (torch.rand(3, 5), TypeError, "expected integers, got torch.float32"),
     "bool_tensor": (torch.ones(3, dtype=torch.bool), TypeError, "expected integers, got torch.bool"),
-    "string": ("cat", TypeError, "expected None, an integer, a tuple, a list or a tensor, got str"),
-    "float": (1.0, TypeError, "expected None, an integer, a tuple, a list or a tensor, got float"),
+    "string": ("cat", TypeError, "expected None, an integer, a tuple, a list, a tensor or a function, got str"),
+    "float": (1.0, TypeError, "expected None, an integer, a tuple, a list, a tensor or a function, got float"),
     "floats_in_list": (
         [0.0, 1.0, 2.0],
         TypeError,
-        "expected a list of integers or a list of tuples, got a list of float",
+        "expected a list of integers, of tuples or of functions, got a list of float",
     ),
     "mixed_list": (
         [0, (1,), 2],
         TypeError,
-        "expected a list of integers or a list of tuples, got a list of int, tuple",
+        "expected a list of integers, of tuples or of functions, got a list of int, tuple",
     ),
     "too_many_indices": (
         (0, 1),
