@@ -1,0 +1,223 @@
+"""One forward, looked at from outside: which module ran when, and what it left in the autograd graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves
+
+from .engine import own_run
+from .graph import bottlenecks, edge_of, node_of
+from .math_attention import MathAttention
+from .state import recordable
+
+#: Pooling to a fixed size says nothing about places: it copies them where the map is smaller.
+_FIXED_SIZE = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One run of one module."""
+
+    module: nn.Module
+    name: str  #: dotted, in the model; the kind of module where it has none
+    depth: int  #: how many other modules it runs inside of
+    began: int  #: how many runs had begun, or ended, before it
+    ended: int
+    shape: tuple[int, ...] | None  #: of a single returned tensor
+    edges: tuple[GradientEdge, ...]  #: of the returned floating tensors that have a graph
+    operators: tuple[
+        int, int
+    ]  #: sequence numbers of the autograd operators recorded in it: after the first, up to the last
+
+
+@dataclass
+class Trace:
+    """What a forward did. Its graph is there as long as the block of :func:`traced`."""
+
+    input_shape: tuple[int, ...]
+    output: Any = None
+    calls: list[Call] = field(default_factory=list)  #: in the order in which they ended
+    leaves: list[Node] = field(default_factory=list)  #: of the inputs
+
+    def runs(self, module: nn.Module) -> list[Call]:
+        """The runs of a module."""
+        return [call for call in self.calls if call.module is module]
+
+    def after(self, module: nn.Module) -> list[Call]:
+        """What began after the module's last run."""
+        runs = self.runs(module)
+        return [call for call in self.calls if runs and call.began > runs[-1].ended]
+
+    def around(self, module: nn.Module) -> list[Call]:
+        """What the module's last run is a part of; such a module returns later than it."""
+        runs = self.runs(module)
+        return [
+            call
+            for call in self.calls
+            if runs and call.began < runs[-1].began and call.ended > runs[-1].ended
+        ]
+
+    def candidates(self, scores: Tensor) -> list[Call]:
+        """The layers worth explaining, in the order in which they ran.
+
+        They run once, return one tensor with a row for each sample and more than one place, and every path from the inputs to
+        the scores passes them. Of several modules that return the very same tensor the outermost counts, unless it is half of
+        the network or more: ``layer4`` rather than ``layer4.1.relu``, but ``features.12`` rather than ``features``.
+        """
+        root = node_of(scores)
+        passed = bottlenecks(root, self.leaves)
+        times = Counter(call.module for call in self.calls)
+        half = max((call.ended for call in self.calls), default=0) / 2
+        found: dict[tuple[Node, int], Call] = {}
+        for call in self.calls:
+            if call.shape is None or len(call.edges) != 1 or times[call.module] > 1:
+                continue
+            node = call.edges[0].node
+            if node is root or node not in passed or not self._has_places(call):
+                continue
+            key = node, call.edges[0].output_nr
+            inner = found.get(key)
+            # Later ones are either around the first, or hand on what they were given.
+            if inner is None:
+                if not isinstance(call.module, _FIXED_SIZE):
+                    found[key] = call
+            elif call.began < inner.began and call.ended - call.began < half:
+                found[key] = call
+        return sorted(found.values(), key=lambda call: call.ended)
+
+    def _has_places(self, call: Call) -> bool:
+        shape = call.shape or ()
+        return (
+            len(shape) > 2
+            and shape[0] == self.input_shape[0]
+            and prod(shape[2:]) > 1
+            and prod(shape[1:-1]) > 1
+        )
+
+    def made(self, operator: Node) -> str | None:
+        """The innermost module in which an operator was recorded."""
+        number = operator._sequence_nr()
+        around = [call for call in self.calls if call.operators[0] < number <= call.operators[1]]
+        return min(around, key=lambda call: call.operators[1] - call.operators[0]).name if around else None
+
+
+@contextmanager
+def traced(
+    forward_func: Callable[..., Any],
+    inputs: Sequence[Any],
+    additional_forward_args: Sequence[Any] = (),
+    *,
+    math_from: Sequence[nn.Module] = (),
+) -> Iterator[Trace]:
+    """Run the model, everything recorded from the inputs on, and look at every module.
+
+    Nothing is left behind: see :func:`~batchcam_captum.attribution.engine.own_run`.
+
+    Args:
+        forward_func: the model. The modules of what is none are seen, too, without their names.
+        inputs: its inputs; floating tensors are copied.
+        additional_forward_args: further arguments.
+        math_from: attention has a second derivative once one of these layers has run.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        leaves = [_leaf(value) for value in map(recordable, inputs)]
+        first = next((value for value in leaves if isinstance(value, Tensor)), None)
+        trace = Trace(() if first is None else tuple(first.shape))
+        trace.leaves = [
+            node for value in leaves if isinstance(value, Tensor) and (node := node_of(value)) is not None
+        ]
+        # A leaf itself must not be changed in place.
+        copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in leaves)
+        with _watched(trace, forward_func, math_from):
+            _, trace.output = stack.enter_context(
+                own_run(
+                    forward_func, [], copies, tuple(map(recordable, additional_forward_args)), recorded=True
+                )
+            )
+        yield trace
+
+
+@contextmanager
+def _watched(
+    trace: Trace, forward_func: Callable[..., Any], math_from: Sequence[nn.Module]
+) -> Iterator[None]:
+    names: dict[nn.Module, str] = {}
+    if isinstance(forward_func, nn.Module):
+        names = {module: name for name, module in forward_func.named_modules()}
+    owner = get_ident()
+    events = 0
+    open_calls: list[tuple[nn.Module, int, int]] = []
+
+    def begin(module: nn.Module, received: Any) -> None:
+        nonlocal events
+        if get_ident() == owner:
+            open_calls.append((module, events, _last_operator(received)))
+            events += 1
+
+    def end(module: nn.Module, _: Any, returned: Any) -> None:
+        nonlocal events
+        if get_ident() != owner:
+            return
+        while (
+            open_calls and open_calls[-1][0] is not module
+        ):  # a run that raised, and was caught by the model
+            open_calls.pop()
+        if not open_calls:
+            return
+        _, began, first = open_calls.pop()
+        tensors = [
+            leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+        trace.calls.append(
+            Call(
+                module,
+                names.get(module) or type(module).__name__,
+                len(open_calls),
+                began,
+                events,
+                tuple(returned.shape) if isinstance(returned, Tensor) else None,
+                tuple(edge for tensor in tensors if (edge := edge_of(tensor)) is not None),
+                (first, _last_operator(returned)),
+            )
+        )
+        events += 1
+        if module in math_from:
+            math.start()
+
+    with MathAttention() as math:
+        handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _last_operator(value: Any) -> int:
+    """The highest sequence number among the operators that made these tensors; leaves have none."""
+    numbers = [
+        leaf.grad_fn._sequence_nr()
+        for leaf in tree_leaves(value)
+        if isinstance(leaf, Tensor) and leaf.grad_fn is not None
+    ]
+    return max(numbers, default=-1)
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
