@@ -103,7 +103,9 @@ def xgrad_cam(
 def hires_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
     """HiResCAM, signed: Σ_k ∂s/∂A_k ⊙ A_k, element by element (Draelos and Carin 2020).
 
-    Where the layer is followed by one linear layer, the map sums to the score less its bias: it shows what the model uses.
+    Where the layer is followed by one linear layer, the map sums to the score less its bias: it shows what the model uses. Of
+    what goes into a LayerNorm over the channels and nowhere else it is zero but for rounding, as that layer ignores the scale of
+    its input: choose a layer before or after.
 
     Args:
         activations: see :func:`~batchcam_captum.functional.grad_cam`.
