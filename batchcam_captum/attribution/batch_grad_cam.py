@@ -17,7 +17,9 @@ from .every_class import CamMaker, Classes, class_cams, class_rows, select_class
 from .layers import find_layers
 from .output import Picker, check_picker, pick_output
 from .recipe import CamOf
-from .targets import Target, select_target
+from .reshape import Reshape, check_reshape, find_reshape
+from .second_order import second_order_error, unsupported_operator
+from .targets import Target, select_target, target_rows
 
 T = TypeVar("T")
 
@@ -73,16 +75,20 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         device_ids: list[int] | None = None,
         *,
         method: str | CamMethod = "grad_cam",
+        reshape: Reshape = None,
         output: Picker = None,
     ) -> None:
         super().__init__(forward_func, find_layers(forward_func, layer), device_ids)
         get_method(method)
+        check_reshape(reshape)
         check_picker(output)
         self.method = method
-        self.reshape: Any = None
+        self.reshape = reshape
         self.output = output
         # Whether an earlier call had to record the trunk; the next one then does so at once. See engine.run.
         self._record_trunk = False
+        # Whether a differentiable map has been found to be one, down to its second derivative.
+        self._second_order_works = False
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -274,9 +280,15 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             forward: Forward, cam_of: CamMaker, rows: slice, samples: int
         ) -> tuple[list[Tensors], Tensor]:
             scores = pick_output(forward.output, self.output)
-            selected = select_target(scores, target)
+            selected = select_target(scores, target_rows(target, rows, samples))
             tensors = forward.tensors
-            gradients = forward.gathered(activation_gradients(selected, tensors, **grad_kwargs))
+            flat = activation_gradients(selected, tensors, **grad_kwargs)
+            if create_graph and not self._second_order_works:
+                operator = unsupported_operator(flat, selected, tensors)
+                if operator is not None:
+                    raise _NoSecondDerivativeError(operator)
+                self._second_order_works = True
+            gradients = forward.gathered(flat)
             maps = [
                 tuple(
                     cam_of(activation, position=position)(gradient, channel_sum=attr_dim_summation)
@@ -290,15 +302,28 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 maps = [tuple(cam.detach() for cam in row) for row in maps]
             return maps, scores if create_graph else scores.detach()
 
-        maps, scores = self._run(
-            use,
-            inputs,
-            additional_forward_args,
-            internal_batch_size,
-            at_input=at_input,
-            create_graph=create_graph,
+        try:
+            maps, scores = self._run(
+                use,
+                inputs,
+                additional_forward_args,
+                internal_batch_size,
+                at_input=at_input,
+                create_graph=create_graph,
+            )
+        except _NoSecondDerivativeError as error:
+            operator = str(error)
+        else:
+            return self._as_given(maps), scores
+        # Here, where hooks and state are as they were: naming the layer to choose takes another forward.
+        raise second_order_error(
+            operator,
+            self.forward_func,
+            self.layers[0],
+            _captum.format_tensor_into_tuples(inputs),
+            _captum.format_additional_forward_args(additional_forward_args) or (),
+            lambda output: select_target(pick_output(output, self.output), target),
         )
-        return self._as_given(maps), scores
 
     def _run(
         self,
@@ -330,6 +355,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                     at_input=at_input,
                     device_ids=self.device_ids,
                     record_trunk=create_graph or self._record_trunk,
+                    second_order=create_graph,
                 )
                 parts.append(result)
             if not (create_graph or at_input):
@@ -355,9 +381,21 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         Returns:
             A function of the gradients, of the activations' shape, that returns the maps (N, 1, *spatial).
         """
-        return CamOf(activations, get_method(method or self.method), lambda tensor: tensor)
+        reshape = find_reshape(
+            self.reshape,
+            activations,
+            forward_func=self.forward_func,
+            layer=self.layers[position],
+            input_size=input_shape[2:] if input_shape else None,
+            samples=input_shape[0] if input_shape else None,
+        )
+        return CamOf(activations, get_method(method or self.method), reshape)
 
     def _as_given(self, maps: list[Tensors]) -> Attribution:
         """A list only where a list of layers was given, a tuple only where a layer has several tensors."""
         single = [row[0] if len(row) == 1 else row for row in maps]
         return single if isinstance(self.layer, list) else single[0]
+
+
+class _NoSecondDerivativeError(Exception):
+    """An operator after the layer, named by the message, cannot be differentiated twice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, get_ident
 from types import TracebackType
@@ -56,6 +56,7 @@ class LayerRecorder:
             tensor that the layer was given may have been used already.
         aliases: shared by the recorders of one forward: which tensor each clone was made of. A layer that receives, or returns,
             another one's clone then remembers the tensor itself, as it does when it is watched alone.
+        on_seen: called when the layer has run, before anything after it does.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class LayerRecorder:
         records: bool = False,
         trunk_unrecorded: bool = False,
         aliases: dict[int, tuple[Tensor, Tensor]] | None = None,
+        on_seen: Callable[[], None] | None = None,
     ) -> None:
         self.layer = layer
         self.at_input = at_input
@@ -76,6 +78,7 @@ class LayerRecorder:
         self.records = records
         self.trunk_unrecorded = trunk_unrecorded
         self._aliases = aliases
+        self._on_seen = on_seen
         self._empty()
 
     def _empty(self) -> None:
@@ -182,6 +185,8 @@ class LayerRecorder:
         handed_on = [next(remaining) if _is_floating(entry) else entry for entry in entries]
         if self.records:
             torch.set_grad_enabled(True)
+        if self._on_seen is not None:
+            self._on_seen()
         if not isinstance(value, tuple | list):
             return handed_on[0]
         if hasattr(value, "_fields"):
@@ -221,6 +226,7 @@ class LayerRecorder:
         self.__dict__.update(state)
         self.layer = nn.Identity()
         self._aliases = None
+        self._on_seen = None
         self._empty()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _captum
 from .capture import LayerRecorder, TrunkNeedsGraphError, own_forward
+from .math_attention import MathAttention
 from .mixing import mixing_watched
 from .state import recordable, state_kept
 from .survey import Survey, survey
@@ -58,6 +59,7 @@ def own_run(
     recorded: bool,
     at_input: bool = False,
     once: bool = False,
+    second_order: bool = False,
     facts: Survey | None = None,
 ) -> Iterator[tuple[list[LayerRecorder], Any]]:
     """Run the model in a forward of our own, and give what the layers did and what it returned.
@@ -72,11 +74,13 @@ def own_run(
         recorded: record from the start, or from the first of the layers on.
         at_input: see :func:`run`.
         once: raise when a layer runs a second time.
+        second_order: see :func:`run`.
         facts: of ``forward_func``, where they are known already.
     """
     facts = facts or survey(forward_func)
     tensors = [value for value in (*inputs, *additional_forward_args) if isinstance(value, Tensor)]
     aliases: dict[int, tuple[Tensor, Tensor]] = {}
+    attention = MathAttention()
     recorders = [
         LayerRecorder(
             layer,
@@ -86,6 +90,7 @@ def own_run(
             records=True,
             trunk_unrecorded=not recorded,
             aliases=aliases,
+            on_seen=attention.start if second_order else None,
         )
         for layer in layers
     ]
@@ -95,7 +100,7 @@ def own_run(
         for recorder in recorders:
             stack.callback(recorder.release)
             recorder.attach()
-        with torch.set_grad_enabled(recorded), ExitStack() as watch:
+        with torch.set_grad_enabled(recorded), attention, ExitStack() as watch:
             if facts.batch_norm_may_mix:
                 watch.enter_context(mixing_watched(forward_func, recorders))
             output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
@@ -117,6 +122,7 @@ def run(
     at_input: bool = False,
     device_ids: list[int] | None = None,
     record_trunk: bool = False,
+    second_order: bool = False,
 ) -> Outcome[T]:
     """Run the model once, and use its graph: it is there from the layers on.
 
@@ -134,6 +140,7 @@ def run(
         at_input: look at what the layers receive instead of what they return.
         device_ids: see ``captum.attr.LayerGradCam``.
         record_trunk: record from the start; needed if the activations' own graph is.
+        second_order: the gradients are to be differentiated again: from the layer on attention uses its math backend.
 
     Returns:
         What ``use`` returned; and whether the trunk had to be recorded.
@@ -159,6 +166,7 @@ def run(
             additional_forward_args,
             recorded=recorded,
             at_input=at_input,
+            second_order=second_order,
             facts=facts,
         ) as (recorders, output):
             return Outcome(use(_forward(forward_func, recorders, output, device_ids)), recorded)

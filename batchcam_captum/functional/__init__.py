@@ -28,6 +28,7 @@ from .distance import (
 )
 from .gradients import Score, activation_gradients, select_scores
 from .images import image_maps, to_one_channel, undo_standardization
+from .layout import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
 from .losses import (
     batch_cam_loss,
     image_loss,
@@ -65,11 +66,13 @@ __all__ = [
     "Registry",
     "Resolution",
     "Score",
+    "TokenGrid",
     "ValueChecks",
     "activation_gradients",
     "apply_method",
     "batch_cam_loss",
     "channel_weights",
+    "channels_last_to_first",
     "class_gradients",
     "class_means",
     "class_sums",
@@ -86,6 +89,7 @@ __all__ = [
     "hires_cam",
     "image_loss",
     "image_maps",
+    "infer_grid",
     "l1_distance",
     "l2_distance",
     "layer_cam",
@@ -104,6 +108,7 @@ __all__ = [
     "ssim",
     "ssim_distance",
     "to_one_channel",
+    "tokens_to_grid",
     "undo_standardization",
     "xgrad_cam",
 ]

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..attribution import BatchGradCam
 from ..attribution.capture import InputShape, LayerRecorder
 from ..attribution.engine import own_run
+from ..attribution.math_attention import MathAttention
 from ..attribution.mixing import mixing_watched
 from ..attribution.output import pick_output
+from ..attribution.second_order import training_error, unsupported_operator
 from ..attribution.state import recordable
 from ..attribution.survey import survey
 from ..functional import ValueChecks, activation_gradients, select_scores
@@ -89,6 +91,8 @@ class CamRegularizer(nn.Module):
         #: How often :meth:`step` was called.
         self.steps = 0
         self._recorder: LayerRecorder | None = None
+        self._attention = MathAttention()
+        self._second_order_works = False
         self._input = InputShape()
         self._watched = False
         self._watch: AbstractContextManager[None] | None = None
@@ -99,7 +103,7 @@ class CamRegularizer(nn.Module):
                 "CamRegularizer: expected a block of its own for each forward, got a nested `with` of the same regularizer"
             )
         self._drop()
-        recorder = LayerRecorder(self.grad_cam.layer, once=True)
+        recorder = LayerRecorder(self.grad_cam.layer, once=True, on_seen=self._attention.start)
         recorder.attach()
         self._recorder = recorder
         model = self.grad_cam.forward_func
@@ -115,6 +119,7 @@ class CamRegularizer(nn.Module):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._attention.stop()
         self._input.detach()
         watch, self._watch = self._watch, None
         if kind is not None:
@@ -286,6 +291,11 @@ class CamRegularizer(nn.Module):
                 (gradients,) = activation_gradients(
                     selected, [activations], create_graph=create_graph, retain_graph=True
                 )
+                if create_graph and not self._second_order_works:  # once: it walks the graph
+                    operator = unsupported_operator([gradients], selected, [activations])
+                    if operator is not None:
+                        raise training_error(operator, type(self.grad_cam.layer).__name__)
+                    self._second_order_works = True
                 cams[key] = self.grad_cam.cam_of(activations, method=method, input_shape=input_shape)(
                     gradients
                 )

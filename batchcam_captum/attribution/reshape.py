@@ -1,0 +1,223 @@
+"""``reshape=``: from what a layer returns to (N, C, *spatial)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from ..functional.layout import (
+    TokenGrid,
+    channels_last_to_first,
+    infer_grid,
+    is_downsampled,
+    tokens_to_grid,
+)
+from .token_models import enclosing, known_grids, token_model
+
+ReshapeKind = Literal["auto", "tokens", "channels_last"]
+#: None leaves the activations as they are; see :func:`find_reshape`.
+Reshape = None | ReshapeKind | Callable[[Tensor], Tensor]
+
+_Layout = Literal["first", "last"]
+# The remedies.
+_PASS = (
+    'pass reshape=None where it is (N, C, *spatial), reshape="channels_last" where it is (N, *spatial, C), or a function of the '
+    "tensor"
+)
+_PASS_GRID = "pass reshape=lambda tokens: functional.tokens_to_grid(tokens, grid, prefix)"
+
+
+def check_reshape(reshape: object) -> None:
+    """Check that the argument is one that :func:`find_reshape` takes.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither None, a name nor a callable.
+    """
+    if isinstance(reshape, str):
+        if reshape not in get_args(ReshapeKind):
+            raise ValueError(
+                f"reshape: expected 'auto', 'tokens', 'channels_last', a function or None, got {reshape!r}"
+            )
+    elif reshape is not None and not callable(reshape):
+        raise TypeError(
+            f"reshape: expected 'auto', 'tokens', 'channels_last', a function or None, got {type(reshape).__name__}"
+        )
+
+
+def find_reshape(
+    reshape: Reshape,
+    activations: Tensor,
+    *,
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    input_size: tuple[int, ...] | None,
+    samples: int | None,
+) -> Callable[[Tensor], Tensor]:
+    """Find out how activations, and their gradients alike, come to (N, C, *spatial).
+
+    Args:
+        reshape: None, as they are. ``"tokens"``: (N, L, C), a transformer's tokens, row after row; the grid and the prefix tokens
+            (class, distillation, registers), which are left out, come from what the model says (timm, torchvision, Hugging Face),
+            otherwise from the input's size. ``"channels_last"``: (N, *spatial, C). ``"auto"`` tells by the input's size which of
+            the three it is. Or a function of the tensor, which selects and rearranges.
+        activations: what the layer returned.
+        forward_func: the model.
+        layer: the layer.
+        input_size: the sides of the model's input, without samples and channels; None where there are none.
+        samples: how many samples the input has; None where that is not known.
+
+    Returns:
+        A function of a tensor of the activations' shape. Where ``reshape`` is a function, it raises a ``ValueError`` for a result
+        that is not (N, C, *spatial), or not of one shape for activations and gradients; a ``TypeError`` for no tensor.
+
+    Raises:
+        ValueError: an unknown name, activations whose layout cannot be told for sure, or rows that are not the samples.
+        TypeError: a ``reshape`` of another kind.
+    """
+    check_reshape(reshape)
+    if reshape is None:
+        return _unchanged
+    if callable(reshape):
+        return _Checked(reshape, samples)
+    if samples is not None and activations.shape[:1] != (samples,):
+        raise ValueError(
+            f"reshape: expected one row a sample, ({samples}, …), got {_described(activations, layer)}, as from inside "
+            f"an attention over windows; choose the block around this layer, or its MLP, or pass a function of the tensor"
+        )
+    if reshape == "channels_last":
+        return channels_last_to_first
+    if reshape == "tokens" or (
+        activations.dim() == 3
+        and input_size is not None
+        and len(input_size) > 1
+        and not _channels_first(layer)
+    ):
+        found = _find_grid(activations, forward_func, layer, input_size)
+        return partial(tokens_to_grid, grid=found.grid, prefix=found.prefix)
+    layout = _find_layout(activations, forward_func, layer, input_size)
+    return _unchanged if layout == "first" else channels_last_to_first
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class _Checked:
+    """A function of the user's, whose results are checked: one shape for activations and gradients."""
+
+    def __init__(self, reshape: Callable[[Tensor], Tensor], samples: int | None) -> None:
+        self.reshape = reshape
+        self.samples = samples
+        self.shape: tuple[int, ...] | None = None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        result: Any = self.reshape(tensor)
+        if not isinstance(result, Tensor):
+            raise TypeError(f"reshape: expected a tensor from the function, got {type(result).__name__}")
+        shape = tuple(result.shape)
+        if len(shape) < 2 or self.samples not in (None, shape[0]):
+            rows = "N" if self.samples is None else self.samples
+            raise ValueError(
+                f"reshape: expected ({rows}, C, *spatial) from the function, got {shape} for {tuple(tensor.shape)}; keep the "
+                f"samples first, then the channels"
+            )
+        if self.shape is not None and shape != self.shape:
+            raise ValueError(
+                f"reshape: expected one shape for activations and gradients, got {self.shape} and {shape}; select and rearrange "
+                f"by the tensor's shape alone"
+            )
+        self.shape = shape
+        return result
+
+
+def _described(activations: Tensor, layer: nn.Module) -> str:
+    return f"{tuple(activations.shape)} from {type(layer).__name__}"
+
+
+def _for_input(input_size: tuple[int, ...] | None) -> str:
+    return (
+        f"for an input of {' x '.join(map(str, input_size))}" if input_size else "for an input without sides"
+    )
+
+
+def _find_grid(
+    activations: Tensor,
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    input_size: tuple[int, ...] | None,
+) -> TokenGrid:
+    where = f"{_described(activations, layer)} {_for_input(input_size)}"
+    if activations.dim() != 3:
+        raise ValueError(f"reshape: expected tokens (N, L, C), got {where}; {_PASS}")
+    length = activations.shape[1]
+    model = token_model(forward_func, layer)
+    if model is None:
+        if not input_size:
+            raise ValueError(
+                f"reshape: expected an input with sides, or a model that says how its patches lie, got {where}; {_PASS_GRID}; or "
+                f'for a sequence reshape="channels_last"'
+            )
+        try:
+            return infer_grid(length, input_size)
+        except ValueError as error:
+            raise ValueError(f"reshape: got {where}; {error}: {_PASS_GRID}") from None
+    found = known_grids(model, length, input_size)
+    if len(found) == 1:
+        return found[0]
+    said = f"strides {', '.join('x'.join(map(str, stride)) for stride in model.strides)}"
+    if model.prefix is not None:
+        said += f" and {model.prefix} prefix tokens"
+    what = f"either {'; or '.join(map(str, found))}" if found else "none"
+    raise ValueError(
+        f"reshape: expected one grid that explains {length} tokens, got {what}: {where}, and {model.name} has {said}; "
+        f"{_PASS_GRID}; or choose a layer that has all the patches"
+    )
+
+
+def _find_layout(
+    activations: Tensor,
+    forward_func: Callable[..., Any],
+    layer: nn.Module,
+    input_size: tuple[int, ...] | None,
+) -> _Layout:
+    """Whether the channels are the second axis or the last."""
+    if activations.dim() == 2 or _channels_first(layer):
+        return "first"
+    shape = tuple(activations.shape)
+    sides: dict[_Layout, tuple[int, ...]] = {"first": shape[2:], "last": shape[1:-1]}
+    readings = [layout for layout in sides if input_size is None or is_downsampled(sides[layout], input_size)]
+    if len(readings) == 1:
+        return readings[0]
+    where = f"{_described(activations, layer)} {_for_input(input_size)}"
+    if not readings:
+        raise ValueError(
+            f"reshape: expected two axes or more that are the input's, made smaller, got {where}; {_PASS}"
+        )
+    if _channels_last(layer) or any(
+        "NHWC" in str(getattr(module, "output_fmt", "")) for module in enclosing(forward_func, layer)
+    ):
+        return "last"
+    raise ValueError(
+        f"reshape: expected a shape that shows which axis has the channels, got {where}: either (N, C, *spatial) or "
+        f"(N, *spatial, C); {_PASS}"
+    )
+
+
+def _channels_first(layer: nn.Module) -> bool:
+    """Layers whose channels are the second axis whatever the shape."""
+    kinds = (
+        nn.modules.conv._ConvNd,
+        nn.modules.batchnorm._NormBase,
+        nn.GroupNorm,
+    )
+    return isinstance(layer, kinds) or type(layer).__module__ == "torch.nn.modules.pooling"
+
+
+def _channels_last(layer: nn.Module) -> bool:
+    """Layers whose channels are the last axis; a LayerNorm2d of timm's or torchvision's is none of them."""
+    kinds = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
+    return isinstance(layer, kinds) and not type(layer).__name__.endswith("2d")

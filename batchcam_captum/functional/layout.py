@@ -1,0 +1,144 @@
+"""Other layouts brought to (N, C, *spatial): tokens on a grid, and channels that come last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+#: Class, distillation and register tokens: at most so many stand before the patches.
+MAX_PREFIX = 9
+
+
+class TokenGrid(NamedTuple):
+    """How tokens lie in an image."""
+
+    grid: tuple[int, ...]  #: how many patches along each side
+    prefix: int  #: how many tokens stand before them
+
+    def __str__(self) -> str:
+        return f"{' x '.join(map(str, self.grid))} places after {self.prefix} prefix tokens"
+
+
+def tokens_to_grid(tokens: Tensor, grid: Sequence[int], prefix: int = 0) -> Tensor:
+    """Put the tokens of a transformer back in their places: (N, L, C) -> (N, C, *grid).
+
+    Args:
+        tokens: (N, L, C), row after row, after the prefix tokens.
+        grid: how many patches along each side; any number of dimensions.
+        prefix: how many tokens (class, distillation, registers) come first; they have no place and are left out.
+
+    Returns:
+        (N, C, *grid), a view.
+
+    Raises:
+        ValueError: the tokens are not (N, L, C), or L is not the number of places and prefix tokens.
+
+    Example:
+        >>> import torch
+        >>> tokens_to_grid(torch.arange(7.0).reshape(1, 7, 1), (2, 3), prefix=1)
+        tensor([[[[1., 2., 3.],
+                  [4., 5., 6.]]]])
+    """
+    grid = tuple(grid)
+    if prefix < 0 or tokens.dim() != 3 or tokens.shape[1] != prefix + math.prod(grid):
+        raise ValueError(
+            f"tokens: expected (N, L, C) with L = {prefix + math.prod(grid)}, that is {TokenGrid(grid, prefix)}, "
+            f"got {tuple(tokens.shape)}; pass the grid of these tokens, and how many of them are no patches as prefix="
+        )
+    grid_of_tokens: Tensor = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
+    return grid_of_tokens
+
+
+def channels_last_to_first(tensor: Tensor) -> Tensor:
+    """Move the channels to the front: (N, *spatial, C) -> (N, C, *spatial), a view; with (N, L, C), (N, C, L).
+
+    Raises:
+        ValueError: there is no spatial dimension.
+    """
+    if tensor.dim() < 3:
+        raise ValueError(
+            f"channels_last_to_first: expected (N, *spatial, C), got {tuple(tensor.shape)}; a tensor without places needs no "
+            f"reshape"
+        )
+    return tensor.movedim(-1, 1)
+
+
+def grid_candidates(length: int, input_size: Sequence[int], prefix: int | None = None) -> list[TokenGrid]:
+    """Every way in which square patches of one size explain the number of tokens.
+
+    Patches that divide the input's sides without a remainder come before others: only where there are none, the last patch of a
+    side may be cut off. A single patch for the whole input has no places to tell apart, and is left out.
+
+    Args:
+        length: how many tokens, prefix tokens included.
+        input_size: the input's sides in pixels.
+        prefix: how many prefix tokens; None tries 0 to 9.
+    """
+    even: list[TokenGrid] = []
+    cut: list[TokenGrid] = []
+    least = length - (MAX_PREFIX if prefix is None else prefix)
+    most = length if prefix is None else least
+    for side in range(1, min(input_size, default=0) + 1):
+        grid = tuple(size // side for size in input_size)
+        places = math.prod(grid)
+        if places < max(least, 2):
+            break
+        if places <= most:
+            candidates = cut if any(size % side for size in input_size) else even
+            candidate = TokenGrid(grid, length - places)
+            if candidate not in candidates:
+                candidates.append(candidate)
+    return even or cut
+
+
+def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None) -> TokenGrid:
+    """Find the grid of a transformer's tokens from the input's size: square patches, 0 to 9 prefix tokens.
+
+    Args:
+        length: L of the tokens (N, L, C).
+        input_size: the input's sides, one, two or three of them.
+        prefix: how many tokens are no patches (class, distillation, registers), where that is known.
+
+    Returns:
+        The grid, and the number of prefix tokens.
+
+    Raises:
+        ValueError: no grid fits, or several do.
+
+    Example:
+        >>> infer_grid(197, (224, 224))
+        TokenGrid(grid=(14, 14), prefix=1)
+        >>> infer_grid(25, (64, 96))
+        TokenGrid(grid=(4, 6), prefix=1)
+    """
+    candidates = grid_candidates(length, input_size, prefix)
+    if len(candidates) == 1:
+        return candidates[0]
+    assumed = f"0 to {MAX_PREFIX}" if prefix is None else str(prefix)
+    found = "; or ".join(map(str, candidates)) if candidates else "no grid"
+    raise ValueError(
+        f"tokens: expected one grid of square patches and {assumed} prefix tokens that gives {length} tokens for an input of "
+        f"{' x '.join(map(str, input_size))}, got {found}; say which by tokens_to_grid(tokens, grid, prefix)"
+    )
+
+
+def is_downsampled(spatial: Sequence[int], input_size: Sequence[int]) -> bool:
+    """Whether these may be the sides of an image of this size after layers of one stride.
+
+    The sides may be rounded either way, and up to half of them cut off where convolutions have no padding, the same amount from
+    each.
+    """
+    if len(spatial) != len(input_size) or not spatial or min(*spatial, *input_size) < 1:
+        return False
+    for stride in range(1, max(input_size) + 1):
+        missing = [size / stride - side for size, side in zip(input_size, spatial, strict=True)]
+        if (
+            max(missing) - min(missing) < 1
+            and min(missing) > -1
+            and all(lost <= max(size / stride / 2, 1) for lost, size in zip(missing, input_size, strict=True))
+        ):
+            return True
+    return False
