@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import functional
-    from .attribution import BatchGradCam, BinaryTarget, LayerCapture, MaskTarget, MultiLabelTarget
+    from .attribution import (
+        BatchGradCam,
+        BinaryTarget,
+        GuidedBatchGradCam,
+        LayerCapture,
+        MaskTarget,
+        MultiLabelTarget,
+    )
     from .losses import BatchCamLoss, ImageLoss, PrototypeContrastiveLoss, PrototypeLoss
     from .prototypes import ClassPrototypes
     from .training import CamRegularizer
@@ -23,6 +30,7 @@ __all__ = [
     "BinaryTarget",
     "CamRegularizer",
     "ClassPrototypes",
+    "GuidedBatchGradCam",
     "ImageLoss",
     "LayerCapture",
     "MaskTarget",
@@ -39,6 +47,7 @@ _HOMES = {
     "BinaryTarget": ".attribution",
     "CamRegularizer": ".training",
     "ClassPrototypes": ".prototypes",
+    "GuidedBatchGradCam": ".attribution",
     "ImageLoss": ".losses",
     "LayerCapture": ".attribution",
     "MaskTarget": ".attribution",

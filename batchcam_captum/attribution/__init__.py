@@ -2,6 +2,7 @@
 
 from .batch_grad_cam import BatchGradCam
 from .capture import LayerCapture
+from .guided import GuidedBatchGradCam
 from .output import pick_output
 from .target_kinds import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget
 from .targets import Target, select_target
@@ -9,6 +10,7 @@ from .targets import Target, select_target
 __all__ = [
     "BatchGradCam",
     "BinaryTarget",
+    "GuidedBatchGradCam",
     "LayerCapture",
     "MaskTarget",
     "MultiLabelTarget",

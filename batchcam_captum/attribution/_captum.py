@@ -15,10 +15,11 @@ from captum._utils.common import _sort_key_list as sort_key_list
 from captum._utils.gradient import (  # type: ignore[import-untyped]
     _extract_device_ids as extract_device_ids,
 )
-from captum.attr import LayerGradCam  # type: ignore[import-untyped]
+from captum.attr import GuidedGradCam, LayerGradCam  # type: ignore[import-untyped]
 from captum.log import log_usage as _log_usage  # type: ignore[import-untyped]
 
 __all__ = [
+    "GuidedGradCam",
     "LayerGradCam",
     "extract_device_ids",
     "format_additional_forward_args",
