@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-output
+DEVICE ?= cpu
+BENCHMARKS := attribute classes layers compiled_step imports
 
-.PHONY: demo test lint unit format clean
+.PHONY: demo test lint unit benchmarks format clean
 
 # glibc gives large blocks back to the kernel and faults them in again at every step, which moves the ratio of two steps by
 # half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
@@ -23,6 +25,11 @@ lint: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
+# The scripts pin the allocator themselves. DEVICE=cuda for a GPU.
+benchmarks: $(VENV)/.installed-benchmark
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --device $(DEVICE) || exit; done
+	$(BIN)/python benchmarks/tables.py
+
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -38,6 +45,10 @@ $(VENV)/.installed-demo: pyproject.toml
 # The tests need all of the demo and more, so theirs comes on top.
 $(VENV)/.installed-test: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-benchmark: $(VENV)/.installed-demo
+	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	touch $@
 
 clean:

@@ -127,10 +127,11 @@ def test_calls_leave_no_object_of_pythons() -> None:
 
     tracemalloc.start()
     try:
-        (size,) = growth_of(call, 500, traced)
+        # A leak shows in every window; what replaces objects from before the tracing began shows in the first.
+        sizes = [growth_of(call, 250, traced)[0] for _ in range(3)]
     finally:
         tracemalloc.stop()
-    assert size < 5_000, "anything that is kept at every call has more than ten bytes"
+    assert min(sizes) < 2_500, "anything that is kept at every call has more than ten bytes"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
