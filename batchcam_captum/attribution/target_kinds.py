@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..functional import full_precision
+from .state import recordable
 
 T = TypeVar("T", bound="_CutByRows")
 
@@ -271,7 +272,8 @@ def _as_tensor(name: str, values: Any) -> Tensor:
         raise TypeError(f"{name}: expected real numbers, got {tensor.dtype}")
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-    return tensor.detach()
+    with torch.inference_mode(False):
+        return recordable(tensor).detach()
 
 
 def _is_integer(tensor: Tensor) -> bool:
