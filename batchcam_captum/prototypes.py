@@ -236,14 +236,20 @@ class ClassPrototypes(nn.Module):
                 "prototypes: expected prototypes of some images, got none; call update() or use from_loader()"
             )
         size = tuple(self.means.shape[2:] if size is None else size)
+        if torch.compiler.is_compiling():  # where nothing tells whether the means have changed
+            return self._made(size)
         source, version = self._cached_for or (None, 0)
         if source is not self.means or version != self.means._version:
             self._cached_for, self._cache = (self.means, self.means._version), {}
         if size not in self._cache:
             # The cache must serve a training step even if a validation under inference_mode has filled it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache[size] = normalize(resize(normalize(self.means, "minmax"), size), "max")
+            with torch.inference_mode(False):
+                self._cache[size] = self._made(size)
         return self._cache[size]
+
+    @torch.no_grad()
+    def _made(self, size: tuple[int, ...]) -> Tensor:
+        return normalize(resize(normalize(self.means, "minmax"), size), "max")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write means, counts and settings to a file, whole or not at all.

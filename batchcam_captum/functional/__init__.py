@@ -27,6 +27,7 @@ from .distance import (
     ssim_distance,
 )
 from .gradients import Score, activation_gradients, select_scores
+from .head import Head, HeadCams, HeadGradients, head_cams, head_gradients
 from .images import image_maps, to_one_channel, undo_standardization
 from .layout import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
 from .losses import (
@@ -60,6 +61,9 @@ __all__ = [
     "CamMethod",
     "ClassWeights",
     "Distance",
+    "Head",
+    "HeadCams",
+    "HeadGradients",
     "Normalization",
     "PreparedCams",
     "Reduction",
@@ -86,6 +90,8 @@ __all__ = [
     "get_method",
     "grad_cam",
     "grad_cam_plus_plus",
+    "head_cams",
+    "head_gradients",
     "hires_cam",
     "image_loss",
     "image_maps",

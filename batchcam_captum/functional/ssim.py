@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,10 @@ def _default_window(shortest: int) -> int:
 
 
 def _gaussian(window: int, sigma: float) -> list[float]:
-    offsets = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
-    weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    values: list[float] = (weights / weights.sum()).tolist()
-    return values
+    # Plain numbers: torch.compile traces no floating tensor that becomes a list.
+    weights = [math.exp(-((position - (window - 1) / 2) ** 2) / (2 * sigma**2)) for position in range(window)]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def _blur(maps: Tensor, weights: list[float]) -> Tensor:

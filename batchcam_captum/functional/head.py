@@ -1,0 +1,228 @@
+"""The compiled route: the head is a function of the activations, and its gradients come from ``torch.func``.
+
+No hook and no call into autograd's engine from Python, so ``torch.compile(fullgraph=True)`` takes a whole training step: cams,
+losses and scores of one run of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .cam import CamMethod, apply_method
+from .gradients import Score, select_scores
+from .precision import no_autocast
+
+#: What follows the explained layer: activations (N, C, *spatial) -> scores (N, K).
+Head = Callable[[Tensor], Tensor]
+
+
+class HeadGradients(NamedTuple):
+    """See :func:`head_gradients`."""
+
+    gradients: Tensor  #: ∂score/∂A, of the activations' shape
+    scores: Tensor  #: (N, K), as the head returned them
+
+
+class HeadCams(NamedTuple):
+    """See :func:`head_cams`."""
+
+    cams: Tensor  #: (N, 1, *spatial), raw and signed
+    scores: Tensor  #: (N, K), as the head returned them
+
+
+def head_gradients(
+    head: Head, activations: Tensor, labels: Tensor, *, score: Score = "label"
+) -> HeadGradients:
+    """Run the head once; return its scores, and the gradients of each sample's score with respect to the activations.
+
+    Both carry a graph that reaches the head's parameters and whatever made the activations (outside of ``torch.no_grad()``), so
+    that a loss on either, or on both, needs one ``backward()``. There is one dropout mask, and one update of running statistics:
+    an ``nn.Module`` in train mode runs on copies of its buffers, which are copied back once, when all else has worked.
+
+    Args:
+        head: A -> scores. An ``nn.Module``, or any callable that changes no tensor of its own: a bound method such as
+            ``model.forward_head``, or a function, whose BatchNorms in train mode cannot update their statistics (a module's
+            can).
+        activations: A, (N, C, *spatial), with a graph or without one; left as they are, also where the head works in place.
+        labels: see :func:`~batchcam_captum.functional.select_scores`.
+        score: see :func:`~batchcam_captum.functional.select_scores`.
+
+    Returns:
+        The gradients, of the activations' shape and type, and the scores. As long as no layer of the head mixes samples (a
+        BatchNorm in train mode does), row i of the gradients is that of sample i's own score.
+
+    Raises:
+        TypeError: a head that cannot be called or returns no tensor, activations that are no floating tensor, or labels of a
+            wrong kind.
+        ValueError: scores that are not one row a sample, or what
+            :func:`~batchcam_captum.functional.select_scores` raises.
+        RuntimeError: scores that do not depend on the activations, activations made under ``torch.inference_mode()``, or a head
+            that changes a tensor which is no buffer of its own. The first two are not looked for while compiling.
+
+    Example:
+        >>> import torch
+        >>> trunk = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        >>> head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> activations = trunk(torch.rand(2, 1, 8, 8))
+        >>> gradients, scores = head_gradients(head, activations, torch.tensor([0, 2]))
+        >>> gradients.shape, scores.shape
+        (torch.Size([2, 4, 6, 6]), torch.Size([2, 3]))
+    """
+    _check(head, activations)
+    buffers = _changing_buffers(head) if isinstance(head, nn.Module) else {}
+
+    def explained(received: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+        # Clones, because a head may work in place: on what it receives, which the cam still needs, and on its statistics, which
+        # torch.func lets it change only if they were made in here. Compiled, a clone costs nothing where nobody writes.
+        received = received.clone()
+        held = {name: buffer.clone() for name, buffer in buffers.items()}
+        if held:
+            scores = torch.func.functional_call(head, held, (received,))  # type: ignore[arg-type]
+        else:
+            scores = head(received)
+        _check_scores(scores, received)
+        selected = select_scores(scores, labels, score)
+        _check_dependence(selected)
+        return selected, (scores, held)
+
+    try:
+        selected, pull_back, (scores, held) = torch.func.vjp(explained, activations, has_aux=True)  # type: ignore[misc]
+    except RuntimeError as error:
+        if "mutate a captured Tensor" not in str(error):
+            raise
+        raise RuntimeError(
+            "head: expected a function of the activations, got one that changes a tensor of its own, as BatchNorm in train mode "
+            "changes its statistics; pass the nn.Module that owns these buffers as the head (split_model makes "
+            "one), or call eval() on it"
+        ) from error
+    with no_autocast(activations):
+        (gradients,) = pull_back(torch.ones_like(selected))
+    with torch.no_grad():
+        for name, buffer in buffers.items():
+            buffer.copy_(held[name])
+    return HeadGradients(gradients, scores)
+
+
+def head_cams(
+    head: Head,
+    activations: Tensor,
+    labels: Tensor,
+    *,
+    score: Score = "label",
+    method: str | CamMethod = "grad_cam",
+    reshape: Callable[[Tensor], Tensor] | None = None,
+) -> HeadCams:
+    """Run the head once; return cams to train with, and the scores.
+
+    All that a training step needs beside the trunk, and it compiles whole::
+
+        @torch.compile(fullgraph=True)
+        def objective(images, labels):
+            cams, scores = head_cams(head, trunk(images), labels)
+            return cross_entropy(scores, labels) + batch_cam_loss(cams, labels, prototypes)
+
+
+        objective(images, labels).backward()
+
+    Args:
+        head: see :func:`head_gradients`.
+        activations: see :func:`head_gradients`.
+        labels: see :func:`head_gradients`.
+        score: see :func:`head_gradients`.
+        method: a name in :data:`~batchcam_captum.functional.CAM_METHODS`, or a callable (activations, gradients) -> cams.
+        reshape: applied to the activations and to the gradients before the cam is made of them, where they are not
+            (N, C, *spatial), as the tokens of a transformer are not.
+
+    Returns:
+        The cams, float32 (float64 stays), and the scores as the head returned them.
+
+    Raises:
+        TypeError: see :func:`head_gradients`.
+        ValueError: see :func:`head_gradients`; or an unknown method.
+        RuntimeError: see :func:`head_gradients`.
+
+    Example:
+        >>> import torch
+        >>> trunk, head = torch.nn.Conv2d(1, 4, 3), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3))
+        >>> cams, scores = head_cams(head, trunk(torch.rand(2, 1, 8, 8)), torch.tensor([0, 2]))
+        >>> cams.shape, cams.requires_grad
+        (torch.Size([2, 1, 6, 6]), True)
+    """
+    gradients, scores = head_gradients(head, activations, labels, score=score)
+    if reshape is not None:
+        activations, gradients = reshape(activations), reshape(gradients)
+    return HeadCams(apply_method(method, activations, gradients), scores)
+
+
+def _changing_buffers(head: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a forward may change: those of modules in train mode."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in head.named_modules()
+        if module.training
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    }
+
+
+def _check(head: Any, activations: Any) -> None:
+    if not callable(head):
+        raise TypeError(
+            f"head: expected a callable that turns activations into scores, got {type(head).__name__}; pass the module that "
+            f"follows the layer, or a function such as lambda activations: model.fc(activations.mean((2, 3)))"
+        )
+    if not isinstance(activations, Tensor) or not activations.is_floating_point():
+        kind = activations.dtype if isinstance(activations, Tensor) else type(activations).__name__
+        raise TypeError(f"activations: expected a floating tensor (N, C, *spatial), got {kind}")
+    if activations.dim() < 2:
+        raise ValueError(
+            f"activations: expected (N, C, *spatial), got {tuple(activations.shape)}; split the model at another layer"
+        )
+    if torch.compiler.is_compiling():
+        return
+    if activations.is_inference() or torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "activations: expected a forward that can be recorded, got one under torch.inference_mode(); run trunk and head "
+            "outside of it, the trunk under torch.no_grad() if need be"
+        )
+    if _is_compiled(head):
+        raise RuntimeError(
+            "head: expected the original head, got one that is compiled, which torch.func cannot look into; pass the original, "
+            "and compile the whole step"
+        )
+
+
+def _is_compiled(head: Head) -> bool:
+    parts = [head, *head.modules()] if isinstance(head, nn.Module) else [head]
+    # The first is left by torch.compile(function or module), the second by module.compile().
+    return any(
+        hasattr(part, "_torchdynamo_orig_callable") or getattr(part, "_compiled_call_impl", None)
+        for part in parts
+    )
+
+
+def _check_scores(scores: Any, activations: Tensor) -> None:
+    if not isinstance(scores, Tensor):
+        raise TypeError(
+            f"head: expected a tensor of scores (N, K), got {type(scores).__name__}; pick the scores from it, "
+            f"head=lambda activations: head(activations)[…]"
+        )
+    if scores.dim() < 2 or scores.shape[0] != activations.shape[0]:
+        raise ValueError(
+            f"head: expected scores (N, K), one row for each of {activations.shape[0]} samples, got {tuple(scores.shape)}; "
+            f"return the scores of every sample, before any softmax"
+        )
+
+
+def _check_dependence(selected: Tensor) -> None:
+    # The copy belongs to the gradient in progress, and tells whether that runs through the activations; a constant on its own
+    # would tell of the graph outside.
+    if not torch.compiler.is_compiling() and not selected.clone().requires_grad:
+        raise RuntimeError(
+            "head: expected scores that depend on the activations it was given, got scores that do not; use the argument "
+            "throughout the head, and do not detach it or switch gradients off"
+        )
