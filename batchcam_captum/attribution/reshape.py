@@ -153,6 +153,7 @@ def _find_grid(
     where = f"{_described(activations, layer)} {_for_input(input_size)}"
     if activations.dim() != 3:
         raise ValueError(f"reshape: expected tokens (N, L, C), got {where}; {_PASS}")
+    _check_order(list(enclosing(forward_func, layer)), where)
     length = activations.shape[1]
     model = token_model(forward_func, layer)
     if model is None:
@@ -168,12 +169,9 @@ def _find_grid(
     found = known_grids(model, length, input_size)
     if len(found) == 1:
         return found[0]
-    said = f"strides {', '.join('x'.join(map(str, stride)) for stride in model.strides)}"
-    if model.prefix is not None:
-        said += f" and {model.prefix} prefix tokens"
     what = f"either {'; or '.join(map(str, found))}" if found else "none"
     raise ValueError(
-        f"reshape: expected one grid that explains {length} tokens, got {what}: {where}, and {model.name} has {said}; "
+        f"reshape: expected one grid that explains {length} tokens, got {what}: {where}, and {model}; "
         f"{_PASS_GRID}; or choose a layer that has all the patches"
     )
 
@@ -187,20 +185,28 @@ def _find_layout(
     """Whether the channels are the second axis or the last."""
     if activations.dim() == 2 or _channels_first(layer):
         return "first"
-    shape = tuple(activations.shape)
-    sides: dict[_Layout, tuple[int, ...]] = {"first": shape[2:], "last": shape[1:-1]}
-    readings = [layout for layout in sides if input_size is None or is_downsampled(sides[layout], input_size)]
-    if len(readings) == 1:
-        return readings[0]
     where = f"{_described(activations, layer)} {_for_input(input_size)}"
+    shape = tuple(activations.shape)
+    readings: list[_Layout] = []
+    if input_size is None or is_downsampled(shape[2:], input_size):
+        readings.append("first")
+    # Networks with the channels last are padded throughout.
+    if input_size is None or is_downsampled(shape[1:-1], input_size, padded=True):
+        readings.append("last")
     if not readings:
         raise ValueError(
             f"reshape: expected two axes or more that are the input's, made smaller, got {where}; {_PASS}"
         )
-    if _channels_last(layer) or any(
-        "NHWC" in str(getattr(module, "output_fmt", "")) for module in enclosing(forward_func, layer)
-    ):
+    around = list(enclosing(forward_func, layer))
+    if readings != ["first"]:
+        _check_order(around, where)
+    if len(readings) == 1:
+        return readings[0]
+    if _channels_last(layer) or any("NHWC" in str(getattr(module, "output_fmt", "")) for module in around):
         return "last"
+    # Nobody puts the channels last without a norm that wants them there; linear layers follow any pooling.
+    if len(around) > 1 and not any(_is_last_norm(module) for module in around[-1].modules()):
+        return "first"
     raise ValueError(
         f"reshape: expected a shape that shows which axis has the channels, got {where}: either (N, C, *spatial) or "
         f"(N, *spatial, C); {_PASS}"
@@ -217,7 +223,29 @@ def _channels_first(layer: nn.Module) -> bool:
     return isinstance(layer, kinds) or type(layer).__module__ == "torch.nn.modules.pooling"
 
 
+def _check_order(around: list[nn.Module], where: str) -> None:
+    """Raise where the modules around a layer keep their tokens window by window, which the shape does not always show.
+
+    Hiera has them in the order of its mask units, torchvision's MaxViT and NesT in windows, all with one row a sample.
+    """
+    inside_windows = any(
+        hasattr(module, "reroll")
+        or hasattr(module, "partition_op")
+        or (hasattr(module, "block_size") and hasattr(module, "transformer_encoder"))
+        for module in around[1:]
+    )
+    if inside_windows:
+        raise ValueError(
+            f"reshape: expected places row after row, got {where}, where they come window by window; choose a layer around it, "
+            f"or pass a function of the tensor that puts them in order"
+        )
+
+
 def _channels_last(layer: nn.Module) -> bool:
-    """Layers whose channels are the last axis; a LayerNorm2d of timm's or torchvision's is none of them."""
-    kinds = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
-    return isinstance(layer, kinds) and not type(layer).__name__.endswith("2d")
+    """Layers whose channels are the last axis whatever the shape."""
+    return isinstance(layer, nn.Linear) or _is_last_norm(layer)
+
+
+def _is_last_norm(layer: nn.Module) -> bool:
+    """A norm over the last axis; timm's and torchvision's LayerNorm2d is one over the second."""
+    return isinstance(layer, nn.LayerNorm | nn.RMSNorm) and not type(layer).__name__.endswith("2d")

@@ -21,6 +21,16 @@ class TokenModel(NamedTuple):
     prefix: int | None  #: how many tokens are no patches, None where it does not say
     own_grid: Sides | None  #: of the input size that it was made for; None where it takes any
 
+    def __str__(self) -> str:
+        said = []
+        if self.strides:
+            said.append(f"strides {', '.join('x'.join(map(str, stride)) for stride in self.strides)}")
+        if self.own_grid:
+            said.append(f"a grid of {'x'.join(map(str, self.own_grid))}")
+        if self.prefix is not None:
+            said.append(f"{self.prefix} prefix tokens")
+        return f"{self.name} has {' and '.join(said)}"
+
 
 def enclosing(forward_func: Callable[..., Any], layer: nn.Module) -> Iterator[nn.Module]:
     """Yield the layer, and the modules of the model around it, from the inside out; the layer alone where it is not found."""
@@ -106,7 +116,7 @@ def _knowledge(module: nn.Module) -> TokenModel | None:
         patch = _sides(getattr(config, "patch_size", None))
         own_grid = _divided(_sides(getattr(config, "image_size", None)), patch)
     reductions = _reductions(getattr(module, "feature_info", None))
-    if patch is None and not reductions:
+    if patch is None and own_grid is None and not reductions:
         return None
     strides = [] if patch is None else [patch]
     if patch is None or len(set(patch)) == 1:

@@ -125,20 +125,28 @@ def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None
     )
 
 
-def is_downsampled(spatial: Sequence[int], input_size: Sequence[int]) -> bool:
+def is_downsampled(spatial: Sequence[int], input_size: Sequence[int], *, padded: bool = False) -> bool:
     """Whether these may be the sides of an image of this size after layers of one stride.
 
-    The sides may be rounded either way, and up to half of them cut off where convolutions have no padding, the same amount from
-    each.
+    The sides may be rounded either way. Unless all layers are known to be padded, they may also be one more (even kernels), or up
+    to half of them may be cut off (no padding), the same amount from each.
+
+    Args:
+        spatial: the sides of a map.
+        input_size: the sides of the input.
+        padded: accept rounding alone.
     """
     if len(spatial) != len(input_size) or not spatial or min(*spatial, *input_size) < 1:
         return False
     for stride in range(1, max(input_size) + 1):
         missing = [size / stride - side for size, side in zip(input_size, spatial, strict=True)]
-        if (
-            max(missing) - min(missing) < 1
-            and min(missing) > -1
-            and all(lost <= max(size / stride / 2, 1) for lost, size in zip(missing, input_size, strict=True))
-        ):
+        if max(missing) - min(missing) >= 1:
+            continue
+        if padded:
+            fits = max(map(abs, missing)) < 1
+        else:
+            cut_off = max(lost / (size / stride) for lost, size in zip(missing, input_size, strict=True))
+            fits = min(missing) >= -1 and (cut_off <= 0.5 or max(missing) <= 1)
+        if fits:
             return True
     return False

@@ -1,0 +1,113 @@
+"""Tokens on a grid, channels in front, and the grid that an input's size implies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from batchcam_captum.functional import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
+from batchcam_captum.functional.layout import is_downsampled
+
+
+@pytest.mark.parametrize("grid", [(7,), (3, 4), (2, 3, 4)], ids=["1-D", "2-D", "3-D"])
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_every_token_comes_to_its_place(grid, prefix):
+    places = torch.cartesian_prod(*[torch.arange(side) for side in grid]).reshape(-1, len(grid)).tolist()
+    tokens = torch.randn(2, prefix + len(places), 5, requires_grad=True)
+    maps = tokens_to_grid(tokens, grid, prefix)
+    assert maps.shape == (2, 5, *grid)
+    for number, place in enumerate(places):
+        assert torch.equal(maps[:, :, *place], tokens[:, prefix + number])
+    (by,) = torch.autograd.grad(maps.sum(), tokens)
+    assert torch.equal(by, (torch.arange(by.shape[1]) >= prefix).float()[:, None].expand_as(by))
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "prefix"),
+    [((2, 17, 3), (4, 4), 0), ((2, 16, 3), (4, 4), -1), ((2, 3, 4, 4), (4, 4), 0)],
+)
+def test_tokens_that_do_not_fit(shape, grid, prefix):
+    with pytest.raises(ValueError, match=r"tokens: expected \(N, L, C\) with L = \d+, .* got \(2, "):
+        tokens_to_grid(torch.rand(shape), grid, prefix)
+
+
+@pytest.mark.parametrize("spatial", [(7,), (3, 4), (2, 3, 4)])
+def test_channels_last_to_first(spatial):
+    tensor = torch.randn(2, *spatial, 5)
+    moved = channels_last_to_first(tensor)
+    assert moved.shape == (2, 5, *spatial)
+    for channel in range(5):
+        assert torch.equal(moved[:, channel], tensor[..., channel])
+
+
+def test_channels_last_without_places():
+    with pytest.raises(ValueError, match=r"expected \(N, \*spatial, C\), got \(2, 5\)"):
+        channels_last_to_first(torch.rand(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("length", "input_size", "grid", "prefix"),
+    [
+        (196, (224, 224), (14, 14), 0),
+        (197, (224, 224), (14, 14), 1),
+        (198, (224, 224), (14, 14), 2),
+        (201, (224, 224), (14, 14), 5),
+        (261, (224, 224), (16, 16), 5),  # 14 px patches, class and four registers
+        (1370, (518, 518), (37, 37), 1),
+        (577, (384, 384), (24, 24), 1),
+        (17, (64, 64), (4, 4), 1),
+        (25, (64, 96), (4, 6), 1),
+        (25, (96, 64), (6, 4), 1),
+        (37, (100, 100), (6, 6), 1),  # 16 px patches, the rest cut off
+        (100, (400,), (100,), 0),
+        (65, (64, 64, 64), (4, 4, 4), 1),
+        (49, (64, 48, 32), (4, 3, 2), 25),
+    ],
+)
+def test_grids_of_known_transformers(length, input_size, grid, prefix):
+    assert infer_grid(length, input_size, prefix) == TokenGrid(grid, prefix)
+    if prefix < 10 and len(input_size) > 1:
+        assert infer_grid(length, input_size) == TokenGrid(grid, prefix)
+
+
+def test_several_grids_are_listed():
+    with pytest.raises(
+        ValueError, match=r"28 tokens .* input of 100, got 25 places after 3 .* or 20 places after 8 "
+    ):
+        infer_grid(28, (100,))
+    assert infer_grid(28, (100,), prefix=3) == TokenGrid((25,), 3)
+
+
+@pytest.mark.parametrize(
+    ("length", "input_size", "prefix"),
+    [(180, (224, 224), None), (197, (224, 224), 2), (1, (224, 224), None), (5, (), None), (0, (8, 8), None)],
+)
+def test_no_grid(length, input_size, prefix):
+    with pytest.raises(
+        ValueError,
+        match=rf"gives {length} tokens for an input of .*, got no grid; say which by tokens_to_grid",
+    ):
+        infer_grid(length, input_size, prefix)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "input_size", "fits"),
+    [
+        ((7, 7), (224, 224), True),
+        ((2, 3), (64, 96), True),
+        ((3, 2), (64, 96), False),
+        ((4, 6), (50, 75), True),  # rounded up and down
+        ((12, 10), (16, 14), True),  # 5x5 without padding
+        ((8, 12), (16, 14), False),
+        ((4, 4), (28, 28), True),  # two 5x5 without padding, each pooled
+        ((49, 16), (224, 224), False),
+        ((225, 225), (224, 224), True),  # an even kernel's padding
+        ((448, 448), (224, 224), False),
+        ((7, 7), (224,), False),
+        ((), (), False),
+        ((4, 6, 2), (32, 48, 16), True),
+        ((4, 2, 6), (32, 48, 16), False),
+    ],
+)
+def test_is_downsampled(spatial, input_size, fits):
+    assert is_downsampled(spatial, input_size) is fits
