@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .cam import CamMethod, apply_method
+from .cam import CamMethod, apply_method, get_method
 from .gradients import Score, select_scores
 from .precision import no_autocast
 
@@ -152,6 +152,7 @@ def head_cams(
         >>> cams.shape, cams.requires_grad
         (torch.Size([2, 1, 6, 6]), True)
     """
+    method = get_method(method)  # what is wrong with it must not come after the head's statistics have moved
     gradients, scores = head_gradients(head, activations, labels, score=score)
     if reshape is not None:
         activations, gradients = reshape(activations), reshape(gradients)
