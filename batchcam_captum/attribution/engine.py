@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _captum
 from .capture import LayerRecorder, TrunkNeedsGraphError, own_forward
+from .compiled import check_hooks_run
 from .math_attention import MathAttention
 from .mixing import mixing_watched
 from .state import recordable, state_kept
@@ -146,7 +147,8 @@ def run(
         What ``use`` returned; and whether the trunk had to be recorded.
 
     Raises:
-        RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward.
+        RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward; or it is compiled,
+            so that hooks do not run.
 
     A second, recorded run happens if the first one raises, if it does not reach a layer, if a layer hands on what it was given
     (which may have been used already), if a grad mode of the model's own ends after the layer, or if the scores do not depend on
@@ -157,6 +159,8 @@ def run(
     inputs = tuple(map(recordable, inputs))
     additional_forward_args = tuple(map(recordable, additional_forward_args))
     facts = survey(forward_func)
+    if facts.may_be_compiled:
+        check_hooks_run(forward_func, layers)
 
     def once(recorded: bool, inputs: tuple[Any, ...] = inputs) -> Outcome[T]:
         with own_run(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import fx, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 # Transformer modules of torch take another path without recording, which zeroes padded positions; DataParallel's workers have
 # a grad mode each.
 _NEED_GRAD_MODE = (nn.DataParallel, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+_COMPILED = (ScriptModule, fx.GraphModule)
 
 
 class Survey(NamedTuple):
@@ -20,9 +22,10 @@ class Survey(NamedTuple):
     modules: frozenset[nn.Module]  #: all of them; none where ``forward_func`` is no module
     training: tuple[nn.Module, ...]  #: those in training mode
     batch_norm_may_mix: bool  #: a BatchNorm uses the batch's statistics, or may do so unseen
-    asks_for_grad_mode: (
-        bool  #: a trunk without recording may compute something else, or leave something behind
-    )
+    #: A trunk without recording may compute something else, or leave something behind.
+    asks_for_grad_mode: bool
+    #: Worth a closer look, see :mod:`~batchcam_captum.attribution.compiled`.
+    may_be_compiled: bool
 
 
 def survey(forward_func: Callable[..., Any]) -> Survey:
@@ -32,15 +35,22 @@ def survey(forward_func: Callable[..., Any]) -> Survey:
         forward_func: the model. What is no module cannot be looked into: then everything is possible.
     """
     if not isinstance(forward_func, nn.Module):
-        return Survey(frozenset(), (), batch_norm_may_mix=True, asks_for_grad_mode=True)
+        return Survey(frozenset(), (), batch_norm_may_mix=True, asks_for_grad_mode=True, may_be_compiled=True)
     modules = frozenset(_all_modules(forward_func))
+    kinds = {
+        type(module) for module in modules
+    }  # far fewer than modules, and each call of a small model counts
     return Survey(
         modules,
         tuple(module for module in modules if module.training),
-        batch_norm_may_mix=any(map(mixes, modules)),
+        batch_norm_may_mix=any(issubclass(kind, _BatchNorm) for kind in kinds) and any(map(mixes, modules)),
         # Cached parametrizations would keep tensors without a graph.
         asks_for_grad_mode=bool(parametrize._cache_enabled)
-        or any(isinstance(module, _NEED_GRAD_MODE) for module in modules),
+        or any(issubclass(kind, _NEED_GRAD_MODE) for kind in kinds),
+        may_be_compiled=any(
+            issubclass(kind, _COMPILED) or kind.__name__ == "OptimizedModule" for kind in kinds
+        )
+        or any(module._compiled_call_impl is not None or "forward" in module.__dict__ for module in modules),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrize
@@ -56,6 +57,15 @@ def test_who_asks_for_the_grad_mode(module: nn.Module, asks: bool) -> None:
     assert survey(nn.Sequential(module)).asks_for_grad_mode == asks
 
 
+def test_what_may_be_compiled() -> None:
+    plain = nn.Sequential(nn.Linear(4, 4))
+    assert not survey(plain).may_be_compiled
+    assert survey(nn.Sequential(torch.compile(nn.Linear(4, 4)))).may_be_compiled
+    assert survey(torch.fx.symbolic_trace(plain)).may_be_compiled
+    plain[0].compile(backend="eager")
+    assert survey(plain).may_be_compiled
+
+
 def test_cached_parametrizations_ask_for_it() -> None:
     with parametrize.cached():
         assert survey(nn.Linear(4, 4)).asks_for_grad_mode
@@ -66,4 +76,4 @@ def test_of_what_is_no_module_everything_is_possible() -> None:
     def function(images: Any) -> Any:
         return images
 
-    assert survey(function) == (frozenset(), (), True, True)
+    assert survey(function) == (frozenset(), (), True, True, True)
