@@ -161,7 +161,9 @@ class Times:
 
 
 def interleaved(cases: Mapping[str, Case], options: argparse.Namespace, *, warm_up: int = 1) -> Times:
-    """Time several cases side by side: each once a round, in an order that rotates.
+    """Time several cases side by side: each once a round, in an order that rotates, and runs backwards every other round.
+
+    So none always comes first, nor always after the same one.
 
     The number of rounds follows from the duration of the last warm-up round, before anything is measured. Python's garbage
     collector runs between the calls and not within them, as in :mod:`timeit`.
@@ -184,7 +186,8 @@ def interleaved(cases: Mapping[str, Case], options: argparse.Namespace, *, warm_
     try:
         for turn in range(rounds):
             shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:
+            order = names[shift:] + names[:shift]
+            for name in order if turn % 2 == 0 else reversed(order):
                 seconds[name].append(_timed(cases[name], options.device))
     finally:
         gc.unfreeze()

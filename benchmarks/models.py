@@ -67,9 +67,10 @@ class Network:
             yield lambda: extractor(classes, self.model(self.images))
 
     def methods(self, *, peers: bool = True) -> dict[str, Case]:
-        """Name -> case: the bare forward, this project, Captum, and the other peers."""
+        """Name -> case: the bare forward (twice, for the noise), this project, Captum, and the other peers."""
         found: dict[str, Case] = {
             "bare forward": self.bare_forward,
+            "bare forward, again": self.bare_forward,
             "BatchGradCam": self.batch_grad_cam(),
             "Captum": self.captum(),
         }
