@@ -18,13 +18,11 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.functional import (
-    apply_method,
     grad_cam,
     grad_cam_plus_plus,
     hires_cam,
     layer_cam,
     rectify,
-    tokens_to_grid,
     xgrad_cam,
 )
 from tests.models import SmallCnn, strong_heads
@@ -56,6 +54,15 @@ def vit() -> nn.Module:
     )
 
 
+def swin() -> nn.Module:
+    stages = {"depths": (2, 2), "num_heads": (2, 2), "embed_dim": 12, "window_size": 4}
+    return timm.create_model("swin_tiny_patch4_window7_224", img_size=(64, 96), num_classes=5, **stages)
+
+
+def of_swin(maps: Tensor) -> Tensor:
+    return maps.permute(0, 3, 1, 2)
+
+
 def of_vit(tokens: Tensor) -> Tensor:
     """A reshape_transform as pytorch-grad-cam's users write it."""
     return tokens[:, 1:].reshape(len(tokens), 4, 6, -1).permute(0, 3, 1, 2)
@@ -74,6 +81,7 @@ NETWORKS: dict[
     ),
     "vgg11": (vgg11, "0", (64, 64), None),
     "vit": (vit, "blocks.0.norm1", (64, 96), of_vit),
+    "swin": (swin, "layers.1.blocks.0", (64, 96), of_swin),
 }
 
 
@@ -117,15 +125,9 @@ def test_values(network: Any, name: str, dtype: torch.dtype) -> None:
         )[:, None]
     model.zero_grad()
 
-    if reshape is None:
-        cams = BatchGradCam(model, layer, method=method).attribute(images, target=classes)
-    else:
-        taken: list[Tensor] = []
-        with module.register_forward_hook(lambda *call: taken.append(call[2])):
-            scores = model(images)
-        (by,) = torch.autograd.grad(scores[range(2), classes].sum(), taken[0])
-        activations, gradients = (tokens_to_grid(tensor, (4, 6), prefix=1) for tensor in (taken[0], by))
-        cams = apply_method(method, activations, gradients).detach()
+    cams = BatchGradCam(model, layer, method=method, reshape=reshape and "auto").attribute(
+        images, target=classes
+    )
 
     assert cams.shape == expected.shape
     assert cams.dtype == dtype
