@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         LayerCapture,
         MaskTarget,
         MultiLabelTarget,
+        check,
+        suggest_layers,
     )
     from .losses import BatchCamLoss, ImageLoss, PrototypeContrastiveLoss, PrototypeLoss
     from .prototypes import ClassPrototypes
@@ -38,7 +40,9 @@ __all__ = [
     "PrototypeContrastiveLoss",
     "PrototypeLoss",
     "__version__",
+    "check",
     "functional",
+    "suggest_layers",
 ]
 
 _HOMES = {
@@ -54,6 +58,8 @@ _HOMES = {
     "MultiLabelTarget": ".attribution",
     "PrototypeContrastiveLoss": ".losses",
     "PrototypeLoss": ".losses",
+    "check": ".attribution",
+    "suggest_layers": ".attribution",
 }
 
 

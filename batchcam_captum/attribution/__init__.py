@@ -4,18 +4,28 @@ from .batch_grad_cam import BatchGradCam
 from .capture import LayerCapture
 from .guided import GuidedBatchGradCam
 from .output import pick_output
+from .preflight import check
+from .report import CheckReport, Finding, LayerFigures
+from .suggestions import LayerSuggestion, LayerSuggestions, suggest_layers
 from .target_kinds import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget
 from .targets import Target, select_target
 
 __all__ = [
     "BatchGradCam",
     "BinaryTarget",
+    "CheckReport",
+    "Finding",
     "GuidedBatchGradCam",
     "LayerCapture",
+    "LayerFigures",
+    "LayerSuggestion",
+    "LayerSuggestions",
     "MaskTarget",
     "MultiLabelTarget",
     "RowTarget",
     "Target",
+    "check",
     "pick_output",
     "select_target",
+    "suggest_layers",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -97,9 +98,26 @@ def _runs_eagerly() -> bool:
     return getattr(stance, "stance", None) == "force_eager"
 
 
-def eager_stance() -> AbstractContextManager[Any]:
+def original(forward_func: Callable[..., Any]) -> Callable[..., Any]:
+    """The model inside of a wrapper of ``torch.compile``; anything else as it is."""
+    if isinstance(forward_func, nn.Module) and _is_wrapper(forward_func):
+        inner: Any = forward_func._orig_mod
+        return inner  # type: ignore[no-any-return]
+    return forward_func
+
+
+@contextmanager
+def eager_stance() -> Iterator[None]:
     """Run what ``torch.compile`` has compiled as it was written; for a look at a model, not for speed."""
-    return nullcontext() if _eval_frame() is None else torch.compiler.set_stance("force_eager")
+    if _eval_frame() is None:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # Of hooks on all modules, which compiled code would not take well.
+        warnings.filterwarnings(
+            "ignore", message=r"Using `torch.compile\(module\)` when there are global hooks"
+        )
+        yield
 
 
 def check_hooks_run(forward_func: Callable[..., Any], layers: Sequence[nn.Module]) -> None:

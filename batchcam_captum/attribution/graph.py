@@ -37,37 +37,48 @@ def walk(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[
         waiting.extend(later for later, _ in node.next_functions if later is not None)
 
 
+def between(root: Node | None, ends: Collection[Node]) -> set[Node]:
+    """The operators on the paths from the root to the ends, both included; not those on paths that lead elsewhere."""
+    return _between(root, ends)[0]
+
+
+def _between(root: Node | None, ends: Collection[Node]) -> tuple[set[Node], dict[Node, list[Node]]]:
+    """The operators, and for each of them those that it feeds."""
+    fed: dict[Node, list[Node]] = defaultdict(list)
+    nodes = set(walk([root]))
+    for node in nodes:
+        for later, _ in node.next_functions:
+            if later is not None:
+                fed[later].append(node)
+    found: set[Node] = set()
+    waiting = [end for end in ends if end in nodes]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(fed[node])
+    return found, fed
+
+
 def bottlenecks(root: Node | None, leaves: Collection[Node]) -> set[Node]:
     """The operators that every path from the root to the leaves passes, such as the end of a residual block but not its inside.
 
     Args:
         root: of the scores.
-        leaves: of the inputs. Without any, a set of all operators is returned: then nothing is known.
+        leaves: of the inputs. Without any, all operators are returned: then nothing is known.
     """
-    nodes = set(walk([root]))
     if not leaves or root is None:
-        return nodes
-    sources: dict[Node, list[Node]] = defaultdict(list)
-    for node in nodes:
-        for later, _ in node.next_functions:
-            if later is not None:
-                sources[later].append(node)
-    on_path: set[Node] = set()
-    waiting = [leaf for leaf in leaves if leaf in nodes]
-    while waiting:
-        node = waiting.pop()
-        if node not in on_path:
-            on_path.add(node)
-            waiting.extend(sources[node])
+        return set(walk([root]))
+    on_path, fed = _between(root, leaves)
     # From the root on, an operator once all that it feeds have had their turn. Where all edges that are still open lead to the
     # operator at hand, there is no way around it.
-    missing = {node: sum(source in on_path for source in sources[node]) for node in on_path}
+    missing = {node: len(fed[node]) for node in on_path}
     found: set[Node] = set()
     open_edges = 0
     ready = [root] if root in on_path else []
     while ready:
         node = ready.pop()
-        open_edges -= sum(source in on_path for source in sources[node])
+        open_edges -= len(fed[node])
         if not open_edges:
             found.add(node)
         for later, _ in node.next_functions:

@@ -6,14 +6,14 @@ A first-order map needs none of this. A differentiable one, and every loss on a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .graph import node_of, walk
+from .graph import between, node_of, walk
 from .trace import Call, Trace, traced
 
 # How autograd's graph of the gradients shows that it cannot be differentiated: a placeholder for a missing formula; the end of
@@ -46,12 +46,12 @@ def unsupported_operator(
     return _find(gradients, node_of(scores), [n for n in map(node_of, activations) if n is not None])
 
 
-def _find(gradients: Sequence[Tensor], root: Node | None, stop: Iterable[Node]) -> str | None:
+def _find(gradients: Sequence[Tensor], root: Node | None, stop: Collection[Node]) -> str | None:
     suspects: list[Node] = []
-    for node in walk(map(node_of, gradients), stop={*stop}):
+    for node in walk(map(node_of, gradients), stop=stop):
         name = node.name()
         if name == _MISSING or name in _ONCE or name.endswith((_COMPILED, _CUDNN_RNN)):
-            return _name_of(node, root)
+            return _name_of(node, root, stop)
         if _TO_TRY.match(name):
             suspects.append(node)
     if suspects:
@@ -59,7 +59,7 @@ def _find(gradients: Sequence[Tensor], root: Node | None, stop: Iterable[Node]) 
         once = set(walk([root]))
         for node in suspects:
             if node not in once and _refusal(node):
-                return _name_of(node, root)
+                return _name_of(node, root, stop)
     return None
 
 
@@ -78,14 +78,14 @@ def _refusal(node: Node) -> str:
     return ""
 
 
-def _name_of(node: Node, root: Node | None) -> str:
+def _name_of(node: Node, root: Node | None, ends: Collection[Node]) -> str:
     name = node.name()
     if name.endswith(_COMPILED):
         return "code of torch.compile"
     if name.endswith(_CUDNN_RNN):
         return "cuDNN's recurrent layer (torch.backends.cudnn.flags(enabled=False) replaces it)"
     if name in _ONCE:
-        return _once_differentiable(root) or "a once_differentiable autograd.Function"
+        return _once_differentiable(between(root, ends)) or "a once_differentiable autograd.Function"
     text = _refusal(node)
     found = re.search(r"aten::(\w+)|derivative for '(\w+)'|on (\w+) not", text)
     if found is None:
@@ -97,9 +97,9 @@ def _name_of(node: Node, root: Node | None) -> str:
     return operator
 
 
-def _once_differentiable(root: Node | None) -> str | None:
-    """The name of an autograd.Function in the graph whose backward is marked so."""
-    for node in walk([root]):
+def _once_differentiable(nodes: Collection[Node]) -> str | None:
+    """The name of an autograd.Function among them whose backward is marked so."""
+    for node in nodes:
         function = getattr(node, "_forward_cls", None)
         code = getattr(getattr(function, "backward", None), "__code__", None)
         if function is not None and code is not None and "once_differentiable" in code.co_qualname:
@@ -121,7 +121,8 @@ def nearest_later_layer(trace: Trace, layer: nn.Module, scores: Tensor) -> str |
     Returns:
         Its dotted name, or None if there is none.
     """
-    later = set(trace.after(layer)) | set(trace.around(layer))
+    runs = trace.runs(layer)
+    later = {call for run in runs[-1:] for call in (*trace.after(run), *trace.around(run))}
     candidates = [call for call in trace.candidates(scores) if call in later]
     low, high = 0, len(candidates)
     while low < high:

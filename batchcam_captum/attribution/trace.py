@@ -57,29 +57,27 @@ class Trace:
         """The runs of a module."""
         return [call for call in self.calls if call.module is module]
 
-    def after(self, module: nn.Module) -> list[Call]:
-        """What began after the module's last run."""
-        runs = self.runs(module)
-        return [call for call in self.calls if runs and call.began > runs[-1].ended]
+    def after(self, run: Call) -> list[Call]:
+        """What began after this run had ended."""
+        return [call for call in self.calls if call.began > run.ended]
 
-    def around(self, module: nn.Module) -> list[Call]:
-        """What the module's last run is a part of; such a module returns later than it."""
-        runs = self.runs(module)
-        return [
-            call
-            for call in self.calls
-            if runs and call.began < runs[-1].began and call.ended > runs[-1].ended
-        ]
+    def around(self, run: Call) -> list[Call]:
+        """What this run is a part of; such a module returns later than it."""
+        return [call for call in self.calls if call.began < run.began and call.ended > run.ended]
 
-    def candidates(self, scores: Tensor) -> list[Call]:
+    def candidates(self, scores: Tensor, *, anywhere: bool = False) -> list[Call]:
         """The layers worth explaining, in the order in which they ran.
 
         They run once, return one tensor with a row for each sample and more than one place, and every path from the inputs to
         the scores passes them. Of several modules that return the very same tensor the outermost counts, unless it is half of
         the network or more: ``layer4`` rather than ``layer4.1.relu``, but ``features.12`` rather than ``features``.
+
+        Args:
+            scores: what the model returned.
+            anywhere: also those that a path leads around.
         """
         root = node_of(scores)
-        passed = bottlenecks(root, self.leaves)
+        passed = bottlenecks(root, () if anywhere else self.leaves)
         times = Counter(call.module for call in self.calls)
         half = max((call.ended for call in self.calls), default=0) / 2
         found: dict[tuple[Node, int], Call] = {}
@@ -133,6 +131,7 @@ def traced(
         additional_forward_args: further arguments.
         math_from: attention has a second derivative once one of these layers has run.
     """
+    model = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         leaves = [_leaf(value) for value in map(recordable, inputs)]
         first = next((value for value in leaves if isinstance(value, Tensor)), None)
@@ -144,9 +143,7 @@ def traced(
         copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in leaves)
         with _watched(trace, forward_func, math_from):
             _, trace.output = stack.enter_context(
-                own_run(
-                    forward_func, [], copies, tuple(map(recordable, additional_forward_args)), recorded=True
-                )
+                own_run(model, [], copies, tuple(map(recordable, additional_forward_args)), recorded=True)
             )
         yield trace
 

@@ -1,0 +1,295 @@
+"""Which layer to explain: the last one at each resolution, and the one to begin with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import _captum
+from .compiled import eager_stance, original
+from .output import Picker, pick_output
+from .reshape import find_reshape
+from .trace import Call, Trace, traced
+
+#: Maps with a shorter side say next to nothing.
+LEAST_SIDE = 4
+
+_UNUSED = "the scores depend on none of its places (a class token alone is read after it)"
+_AROUND = "a path leads around it: its map misses what takes that path"
+
+
+@dataclass(frozen=True)
+class LayerSuggestion:
+    """A layer that can be explained."""
+
+    name: str  #: dotted, as ``BatchGradCam(model, name)`` takes it
+    shape: tuple[int, ...]  #: of what it returns, samples included
+    map_size: tuple[int, ...]  #: (h, w) of its maps
+    resolution: (
+        float  #: of the map relative to the input, along a side: 1/32 where one place stands for 32 pixels
+    )
+    batch_norm_follows: bool  #: if so, in train mode the map of an image depends on the others of its batch
+    reshape: (
+        Literal["auto"] | None
+    )  #: what ``BatchGradCam(…, reshape=)`` needs to make (N, C, *spatial) of it
+    recommended: bool = False
+    remark: str = ""
+
+
+class LayerSuggestions(Sequence[LayerSuggestion]):
+    """The layers worth explaining, the last one first; ``print`` shows a table."""
+
+    def __init__(self, rows: Iterable[LayerSuggestion], left_out: dict[str, str] | None = None) -> None:
+        self._rows = tuple(rows)
+        #: Layers that one might think of, and why they are not suggested.
+        self.left_out = dict(left_out or {})
+
+    @property
+    def recommended(self) -> LayerSuggestion | None:
+        """The one to begin with: the last whose maps have 4 places or more along each side."""
+        return next((row for row in self._rows if row.recommended), None)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerSuggestion: ...
+    @overload
+    def __getitem__(self, index: slice) -> LayerSuggestions: ...
+    def __getitem__(self, index: int | slice) -> LayerSuggestion | LayerSuggestions:
+        if isinstance(index, slice):
+            return LayerSuggestions(self._rows[index], self.left_out)
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __str__(self) -> str:
+        if not self._rows:
+            text = "no layer with places on the way to the scores"
+        else:
+            head = ("", "layer", "returns", "map", "resolution", "BatchNorm follows", "")
+            cells = [head, *(_cells(row) for row in self._rows)]
+            widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+            lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+            text = "\n".join(lines)
+        best = self.recommended
+        if best is not None:
+            reshape = f', reshape="{best.reshape}"' if best.reshape else ""
+            text += f'\n* begin with BatchGradCam(model, "{best.name}"{reshape})'
+        for reason in dict.fromkeys(self.left_out.values()):
+            names = ", ".join(name for name, why in self.left_out.items() if why == reason)
+            text += f"\nleft out: {names}: {reason}"
+        return text
+
+    __repr__ = __str__
+
+
+def _cells(row: LayerSuggestion) -> tuple[str, ...]:
+    pixels = 1 / row.resolution
+    return (
+        "*" if row.recommended else "",
+        row.name,
+        str(row.shape),
+        " x ".join(map(str, row.map_size)),
+        f"1/{pixels:.0f}" if pixels >= 1 else f"{row.resolution:.0f}",
+        "yes" if row.batch_norm_follows else "no",
+        row.remark,
+    )
+
+
+def suggest_layers(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    additional_forward_args: object = None,
+    output: Picker = None,
+) -> LayerSuggestions:
+    """Look for layers to explain: the last one at each resolution.
+
+    Runs the model once on the example, and once backward. Suggested are layers that every path to the scores passes, that run
+    once, and whose places have a part in the scores. Nothing is changed or left behind.
+
+    Args:
+        model: the model, in the mode in which it is going to be explained.
+        example: inputs of a few samples, of the size that it is going to see; a tuple where it takes several.
+        additional_forward_args: further arguments of the model.
+        output: which part of what the model returns holds the scores, see :class:`~batchcam_captum.BatchGradCam`.
+
+    Returns:
+        A sequence of suggestions, the last layer first; its ``recommended`` is the one to begin with.
+
+    Raises:
+        TypeError: ``model`` is no module, or its output is no tensor.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from batchcam_captum import suggest_layers
+        >>> model = nn.Sequential(
+        ...     nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2),
+        ...     nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16 * 16, 10),
+        ... )
+        >>> print(suggest_layers(model, torch.rand(2, 3, 32, 32)))
+           layer  returns          map      resolution  BatchNorm follows
+        *  3      (2, 16, 16, 16)  16 x 16  1/2         no
+           0      (2, 8, 32, 32)   32 x 32  1/1         no
+        * begin with BatchGradCam(model, "3")
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a torch.nn.Module, whose layers have names, got {type(model).__name__}"
+        )
+    inputs = _captum.format_tensor_into_tuples(example)
+    arguments = _captum.format_additional_forward_args(additional_forward_args) or ()
+    plain = original(model)
+    with eager_stance(), traced(plain, inputs, arguments) as trace:
+        return suggest_from(trace, plain, pick_output(trace.output, output))
+
+
+def suggest_from(trace: Trace, model: Callable[..., Any], scores: Tensor) -> LayerSuggestions:
+    """The suggestions for a forward that has been traced; its graph is still there.
+
+    Args:
+        trace: of the forward.
+        model: for what it says of its tokens.
+        scores: what the model returned, (N, K) or (N, K, …).
+    """
+    remark, calls = "", trace.candidates(scores)
+    if not calls:
+        remark, calls = _AROUND, trace.candidates(scores, anywhere=True)
+    layouts = {call: layout for call in calls if (layout := Layout.of(call, model, trace.input_shape))}
+    # Dense scores, such as those of a segmentation, are no layer to explain.
+    if scores.dim() > 2:
+        layouts = {call: layout for call, layout in layouts.items() if call.shape[1] != scores.shape[1]}  # type: ignore[index]
+    used = _places_used(scores, layouts)
+    if used and not any(used.values()):  # nothing can be told apart
+        remark, used = "the gradient is zero at every layer: are the head's weights zero?", {}
+    left_out: dict[str, str] = {}
+    rows: list[LayerSuggestion] = []
+    sizes: set[tuple[int, ...]] = set()
+    for call, layout in sorted(layouts.items(), key=lambda item: -item[0].ended):
+        if not used.get(call, True):
+            inner = None if left_out else _inside(trace, model, scores, call)
+            left_out[call.name] = _UNUSED
+            if inner is not None:
+                rows.append(_row(trace, *inner))
+        elif layout.map_size not in sizes and not _begins_a_stage(call, layouts):
+            sizes.add(layout.map_size)
+            rows.append(replace(_row(trace, call, layout), remark=remark))
+    ordered = [_remarked(row) for row in rows]
+    fine = [row for row in ordered if min(row.map_size) >= LEAST_SIDE]
+    best = fine[0] if fine else max(ordered, key=lambda row: min(row.map_size), default=None)
+    _add_repeated(trace, model, left_out)
+    return LayerSuggestions((replace(row, recommended=row is best) for row in ordered), left_out)
+
+
+def _begins_a_stage(call: Call, layouts: dict[Call, Layout]) -> bool:
+    """Whether it is part of a block that goes on to another resolution; the block before it stands for this one."""
+    return any(
+        other.began < call.began and other.ended > call.ended and layout.map_size != layouts[call].map_size
+        for other, layout in layouts.items()
+    )
+
+
+def _remarked(row: LayerSuggestion) -> LayerSuggestion:
+    if min(row.map_size) < LEAST_SIDE:
+        return replace(row, remark=f"under {LEAST_SIDE} x {LEAST_SIDE}: says next to nothing")
+    return row
+
+
+def _row(trace: Trace, call: Call, layout: Layout) -> LayerSuggestion:
+    sides = trace.input_shape[2:]
+    share = max((size / side for side, size in zip(sides, layout.map_size, strict=False)), default=1.0)
+    follows = any(isinstance(later.module, _BatchNorm) for later in trace.after(call))
+    return LayerSuggestion(call.name, call.shape or (), layout.map_size, share, follows, layout.reshape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read what a layer returns."""
+
+    map_size: tuple[int, ...]
+    reshape: Literal["auto"] | None
+    bring: Callable[[Tensor], Tensor]  #: to (N, C, *spatial), for gradients as well
+
+    @staticmethod
+    def of(call: Call, model: Callable[..., Any], input_shape: tuple[int, ...]) -> Layout | None:
+        """Read a run's result, or None where it has no places or cannot be read."""
+        blank = torch.empty(call.shape or (), device="meta")
+        try:
+            bring = find_reshape(
+                "auto",
+                blank,
+                forward_func=model,
+                layer=call.module,
+                input_size=input_shape[2:],
+                samples=input_shape[0],
+            )
+        except ValueError:
+            if blank.dim() != len(input_shape):
+                return None
+            bring = _as_it_is
+        brought = bring(blank)
+        size = tuple(brought.shape[2:])
+        if len(size) != len(input_shape) - 2 or prod(size) < 2:
+            return None
+        return Layout(size, "auto" if brought.shape != blank.shape else None, bring)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _places_used(scores: Tensor, layouts: dict[Call, Layout]) -> dict[Call, bool]:
+    """Whether the gradient of the highest scores is other than zero at any place; empty where no gradient can be taken."""
+    if not layouts:
+        return {}
+    highest = scores.flatten(1).amax(1).sum() if scores.dim() > 1 else scores.sum()
+    try:
+        gradients = torch.autograd.grad(
+            highest, [call.edges[0] for call in layouts], retain_graph=True, allow_unused=True
+        )
+    except RuntimeError:  # reentrant checkpointing rejects it
+        return {}
+    return {
+        call: gradient is not None and bool(layout.bring(gradient).any())
+        for (call, layout), gradient in zip(layouts.items(), gradients, strict=True)
+    }
+
+
+def _inside(
+    trace: Trace, model: Callable[..., Any], scores: Tensor, block: Call
+) -> tuple[Call, Layout] | None:
+    """The last layer of a block's shape inside of it whose places have a part in the scores: before its attention, ``norm1``."""
+    layouts = {
+        call: layout
+        for call in trace.candidates(scores, anywhere=True)
+        if call.ended <= block.ended and call.shape == block.shape
+        if (layout := Layout.of(call, model, trace.input_shape))
+    }
+    used = _places_used(scores, layouts)
+    return max(
+        ((call, layouts[call]) for call in used if used[call]), key=lambda pair: pair[0].ended, default=None
+    )
+
+
+def _add_repeated(trace: Trace, model: Callable[..., Any], left_out: dict[str, str]) -> None:
+    """Name layers with places that run several times, unless what is around them is a layer as good."""
+    times = Counter(call.module for call in trace.calls)
+    for module, runs in _repeated_once(times):
+        last = trace.runs(module)[-1]
+        kept = any(call.depth > 0 and times[call.module] == 1 for call in trace.around(last))
+        if not kept and any(True for _ in module.parameters()) and Layout.of(last, model, trace.input_shape):
+            left_out[last.name] = f"it runs {runs} times in one forward"
+
+
+def _repeated_once(times: Counter[nn.Module]) -> Iterator[tuple[nn.Module, int]]:
+    """Modules that run several times, without those inside of others that do."""
+    repeated = {module: runs for module, runs in times.items() if runs > 1}
+    inner = {child for module in repeated for child in module.modules() if child is not module}
+    return ((module, runs) for module, runs in repeated.items() if module not in inner)
