@@ -125,9 +125,11 @@ class LayerRecorder:
     def _see_input(self, module: nn.Module, received: tuple[Any, ...]) -> Any:
         return self._see(module, received, is_fresh=False)
 
-    def _see_output(
-        self, module: nn.Module, received: tuple[Any, ...], named: dict[str, Any], returned: Any
-    ) -> Any:
+    def _see_output(self, module: nn.Module, received: tuple[Any, ...], *named_and_returned: Any) -> Any:
+        # Another thread's forward, which torch may call the hook from while it is being removed, and then without `named`.
+        if not self._listens(module):
+            return None
+        named, returned = named_and_returned
         given = {id(leaf) for leaf in tree_leaves((received, named))}
         is_fresh = not any(id(leaf) in given for leaf in tree_leaves(returned))
         return self._see(module, returned, is_fresh=is_fresh)

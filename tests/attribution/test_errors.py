@@ -45,8 +45,16 @@ BAD_TARGETS: dict[str, tuple[Any, type[Exception], str]] = {
     "float_tensor": (torch.rand(3), TypeError, "expected integers, got torch.float32; pass class indices"),
     "soft_labels": (torch.rand(3, 5), TypeError, "expected integers, got torch.float32"),
     "bool_tensor": (torch.ones(3, dtype=torch.bool), TypeError, "expected integers, got torch.bool"),
-    "string": ("cat", TypeError, "expected None, an integer, a tuple, a list, a tensor or a function, got str"),
-    "float": (1.0, TypeError, "expected None, an integer, a tuple, a list, a tensor or a function, got float"),
+    "string": (
+        "cat",
+        TypeError,
+        "expected None, an integer, a tuple, a list, a tensor or a function, got str",
+    ),
+    "float": (
+        1.0,
+        TypeError,
+        "expected None, an integer, a tuple, a list, a tensor or a function, got float",
+    ),
     "floats_in_list": (
         [0.0, 1.0, 2.0],
         TypeError,

@@ -74,7 +74,9 @@ def test_a_differentiable_map_in_pieces() -> None:
     gradients = []
     for size in (None, 2):
         cams = grad_cam.attribute(images, 1, differentiable=True, internal_batch_size=size)
-        gradients.append(torch.autograd.grad(cams.square().sum(), list(model.parameters()), allow_unused=True))
+        gradients.append(
+            torch.autograd.grad(cams.square().sum(), list(model.parameters()), allow_unused=True)
+        )
     # The last bias does not matter to any map.
     for whole, pieces in zip(*gradients, strict=True):
         assert (whole is None) == (pieces is None)
