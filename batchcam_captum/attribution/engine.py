@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _captum
-from .capture import LayerRecorder, TrunkNeedsGraphError, own_forward
 from .compiled import check_hooks_run
 from .math_attention import MathAttention
 from .mixing import mixing_watched
+from .recorder import LayerRecorder, TrunkNeedsGraphError, own_forward
 from .state import recordable, state_kept
 from .survey import Survey, survey
 from .warn import warn_user

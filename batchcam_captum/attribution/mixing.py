@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .capture import LayerRecorder
+from .recorder import LayerRecorder
 from .survey import mixes
 from .warn import warn_user
 

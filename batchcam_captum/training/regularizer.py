@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
-from ..attribution.capture import InputShape, LayerRecorder
 from ..attribution.engine import own_run
 from ..attribution.math_attention import MathAttention
 from ..attribution.mixing import mixing_watched
 from ..attribution.output import pick_output
+from ..attribution.recorder import InputShape, LayerRecorder
 from ..attribution.second_order import training_error, unsupported_operator
 from ..attribution.state import recordable
 from ..attribution.survey import survey
