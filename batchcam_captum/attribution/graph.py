@@ -65,17 +65,18 @@ def bottlenecks(root: Node | None, leaves: Collection[Node]) -> set[Node]:
 
     Args:
         root: of the scores.
-        leaves: of the inputs. Without any, all operators are returned: then nothing is known.
+        leaves: of the inputs. Where none of them is reached (integers, a part without a graph) nothing is known, and all
+            operators are returned.
     """
-    if not leaves or root is None:
-        return set(walk([root]))
     on_path, fed = _between(root, leaves)
+    if not on_path or root is None:
+        return set(walk([root]))
     # From the root on, an operator once all that it feeds have had their turn. Where all edges that are still open lead to the
     # operator at hand, there is no way around it.
     missing = {node: len(fed[node]) for node in on_path}
     found: set[Node] = set()
     open_edges = 0
-    ready = [root] if root in on_path else []
+    ready = [root]
     while ready:
         node = ready.pop()
         open_edges -= len(fed[node])

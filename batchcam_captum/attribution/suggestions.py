@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from . import _captum
 from .compiled import eager_stance, original
@@ -90,13 +92,13 @@ class LayerSuggestions(Sequence[LayerSuggestion]):
 
 
 def _cells(row: LayerSuggestion) -> tuple[str, ...]:
-    pixels = 1 / row.resolution
+    pixels = 1 / row.resolution if row.resolution else None
     return (
         "*" if row.recommended else "",
         row.name,
         str(row.shape),
         " x ".join(map(str, row.map_size)),
-        f"1/{pixels:.0f}" if pixels >= 1 else f"{row.resolution:.0f}",
+        "-" if pixels is None else f"1/{pixels:.0f}" if pixels >= 1 else f"{1 / pixels:.0f}",
         "yes" if row.batch_norm_follows else "no",
         row.remark,
     )
@@ -204,7 +206,7 @@ def _remarked(row: LayerSuggestion) -> LayerSuggestion:
 
 def _row(trace: Trace, call: Call, layout: Layout) -> LayerSuggestion:
     sides = trace.input_shape[2:]
-    share = max((size / side for side, size in zip(sides, layout.map_size, strict=False)), default=1.0)
+    share = max((size / side for side, size in zip(sides, layout.map_size, strict=False)), default=None)
     follows = any(isinstance(later.module, _BatchNorm) for later in trace.after(call))
     return LayerSuggestion(call.name, call.shape or (), layout.map_size, share, follows, layout.reshape)
 
@@ -221,22 +223,25 @@ class Layout:
     def of(call: Call, model: Callable[..., Any], input_shape: tuple[int, ...]) -> Layout | None:
         """Read a run's result, or None where it has no places or cannot be read."""
         blank = torch.empty(call.shape or (), device="meta")
-        try:
-            bring = find_reshape(
-                "auto",
-                blank,
-                forward_func=model,
-                layer=call.module,
-                input_size=input_shape[2:],
-                samples=input_shape[0],
-            )
-        except ValueError:
-            if blank.dim() != len(input_shape):
+        bring: Callable[[Tensor], Tensor] = _as_it_is
+        if blank.dim() < 3:
+            return None
+        # A convolution's result is (N, C, *spatial) also where the inputs have no places, or others: words, features.
+        if not isinstance(call.module, _ConvNd | _NormBase):
+            with suppress(ValueError):
+                bring = find_reshape(
+                    "auto",
+                    blank,
+                    forward_func=model,
+                    layer=call.module,
+                    input_size=input_shape[2:],
+                    samples=input_shape[0],
+                )
+            if bring(blank).dim() != len(input_shape):
                 return None
-            bring = _as_it_is
         brought = bring(blank)
         size = tuple(brought.shape[2:])
-        if len(size) != len(input_shape) - 2 or prod(size) < 2:
+        if prod(size) < 2:
             return None
         return Layout(size, "auto" if brought.shape != blank.shape else None, bring)
 

@@ -168,6 +168,33 @@ def test_networks_without_places() -> None:
     assert "no layer with places" in str(found)
 
 
+class OfWords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layer = nn.Embedding(10, 8), nn.Conv1d(8, 6, 3)
+        self.head = strong_heads(nn.Linear(6, 3))
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.layer(self.embedding(words).transpose(1, 2)).relu().mean(2))
+
+
+def test_inputs_without_a_gradient() -> None:
+    found = suggest_layers(OfWords(), torch.arange(20).reshape(2, 10) % 10)
+    assert [(row.name, row.map_size) for row in found] == [("layer", (8,))]
+
+
+def test_after_a_part_that_records_nothing() -> None:
+    class Frozen(SmallCnn):
+        def forward(self, images: Tensor) -> Tensor:
+            with torch.no_grad():
+                maps = self.stem(images)
+            return self.head(self.tail(self.layer(maps)))
+
+    found = suggest_layers(Frozen().eval(), torch.randn(2, 3, 16, 16))
+    assert [row.name for row in found] == ["tail.2", "tail.0"]
+    assert not any(row.remark for row in found)
+
+
 def test_a_head_of_zeros_is_remarked() -> None:
     model = SmallCnn().eval()
     nn.init.zeros_(model.head.weight)
