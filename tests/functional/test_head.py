@@ -83,7 +83,7 @@ def stepped(route, model, images, labels, **options):
 
 
 def assert_same_step(model, other, *, tolerance=1e-11):
-    largest = max(float(p.grad.abs().max()) for p in other.parameters())
+    largest = max(float(p.grad.abs().max()) for p in other.parameters() if p.grad is not None)
     for (name, parameter), twin in zip(model.named_parameters(), other.parameters(), strict=True):
         assert_close(parameter.grad, twin.grad, rtol=0, atol=tolerance * largest, msg=f"gradient of {name}")
     for (name, buffer), twin in zip(model.named_buffers(), other.buffers(), strict=True):

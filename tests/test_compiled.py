@@ -1,0 +1,238 @@
+"""A whole training step in one graph: ``torch.compile(fullgraph=True)`` gives what the same step gives without it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+from batchcam_captum import (
+    BatchCamLoss,
+    ClassPrototypes,
+    ImageLoss,
+    PrototypeContrastiveLoss,
+    PrototypeLoss,
+)
+from batchcam_captum.attribution.split import split_model
+from batchcam_captum.functional import batch_cam_loss, head_cams, prototype_loss
+from tests.functional.test_head import assert_same_step, batch, parts
+
+PROTOTYPES = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    # The compiler's own log of thousands of lines, which pytest would collect.
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        # Of torch's own modules, which differ between versions and say nothing of the code here.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        yield
+    torch._dynamo.reset()
+
+
+def objective(model, loss, **options):
+    """(images, labels) -> the training objective, through trunk and head."""
+
+    def step(images, labels):
+        cams, scores = head_cams(model.head, model.trunk(images), labels, **options)
+        return cross_entropy(scores, labels) + loss(cams, labels)
+
+    return step
+
+
+def train(step, batches):
+    losses = []
+    for images, labels in batches:
+        torch.manual_seed(4)  # the dropout mask
+        loss = step(images, labels)
+        loss.backward()
+        losses.append(loss.detach())
+    return losses
+
+
+def assert_equal_training(make, batches, *, backend="aot_eager", tolerance=1e-11, dynamic=None):
+    """Train a model with its compiled step, and its twin without; return how often it was compiled."""
+    (model, step), (twin, plain) = make(), make()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(step, fullgraph=True, backend=counter, dynamic=dynamic)
+    losses, expected = train(compiled, batches), train(plain, batches)
+    for own, other in zip(losses, expected, strict=True):
+        assert_close(own, other, rtol=tolerance, atol=0)
+    assert_same_step(model, twin, tolerance=tolerance)
+    return counter.frame_count
+
+
+@pytest.mark.parametrize(
+    ("loss", "distance"),
+    [(batch_cam_loss, "l1"), (batch_cam_loss, "ssim"), (prototype_loss, "l2"), (prototype_loss, "cosine")],
+)
+def test_step_with_batch_norm_and_dropout(loss, distance):
+    # BatchNorm in train mode in trunk and head, dropout in the head: the statistics move at each of three steps.
+    def make():
+        model = parts()
+        return model, objective(model, lambda cams, labels: loss(cams, labels, PROTOTYPES, distance=distance))
+
+    assert assert_equal_training(make, [batch(), batch(), batch()]) == 1
+
+
+@pytest.mark.parametrize(
+    "score", ["predicted", "log_prob_sum", lambda scores, labels: scores.square().sum(1)]
+)
+def test_other_scores_and_weightings(score):
+    def make():
+        model = parts(norm=False, dropout=0.0)
+        return model, objective(
+            model, lambda cams, labels: cams.square().mean(), score=score, method="xgrad_cam"
+        )
+
+    assert assert_equal_training(make, [batch()]) == 1
+
+
+LOSSES = {
+    "batch_cam": lambda prototypes: BatchCamLoss(prototypes, distance="ssim"),
+    "prototype": lambda prototypes: PrototypeLoss(prototypes, resolution="prototype", revive=False),
+    "contrastive": PrototypeContrastiveLoss,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_modules_with_streamed_prototypes(name):
+    def make():
+        model = parts()
+        prototypes = ClassPrototypes(5, mean=0.1, std=2.0)
+        prototypes.update(PROTOTYPES.repeat(2, 1, 1, 1), torch.arange(10) % 5)
+        loss = LOSSES[name](prototypes)
+        modules.append(loss)
+        return model, objective(model, loss)
+
+    modules = []
+    images, labels = batch()
+    ignored = labels.where(torch.arange(6) != 1, -100)
+    assert assert_equal_training(make, [(images, labels), (images, ignored)]) == 1
+    assert torch.equal(modules[0].dead_fraction, modules[1].dead_fraction)
+
+
+def test_prototypes_that_are_updated_count_at_the_next_step():
+    images, labels = batch()
+    prototypes = ClassPrototypes(5)
+    prototypes.update(PROTOTYPES, torch.arange(5))
+    step = objective(parts(norm=False, dropout=0.0), PrototypeLoss(prototypes))
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    before = compiled(images, labels).detach()
+    prototypes.update(1 - PROTOTYPES.flip(0), torch.zeros(5, dtype=torch.long))
+    after = compiled(images, labels).detach()
+    assert_close(after, step(images, labels).detach(), rtol=1e-11, atol=0)
+    assert abs(float(after - before)) > 1e-3
+
+
+def test_image_loss():
+    def make():
+        model = parts()
+        loss = ImageLoss(distance="l2", mean=(0.1, 0.2, 0.3), std=0.5)
+
+        def step(images, labels):
+            cams, scores = head_cams(model.head, model.trunk(images), labels)
+            return cross_entropy(scores, labels) + loss(cams, labels, images=images)
+
+        return model, step
+
+    assert assert_equal_training(make, [batch()]) == 1
+
+
+def test_last_batch_may_be_short():
+    def make():
+        model = parts(dropout=0.0)
+        return model, objective(model, lambda cams, labels: batch_cam_loss(cams, labels, PROTOTYPES))
+
+    # A convolution after the layer needs sizes as numbers: one graph for each size of a batch.
+    batches = [batch(), batch(), batch(n=4), batch(), batch(n=4)]
+    assert assert_equal_training(make, batches, dynamic=False) == 2
+
+
+def test_head_without_convolutions_takes_any_number_of_samples():
+    def make():
+        model = parts(dropout=0.0)
+        model.head = nn.Sequential(
+            nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5)
+        ).double()
+        torch.manual_seed(0)
+        nn.init.normal_(model.head[-1].weight)
+        return model, objective(model, lambda cams, labels: prototype_loss(cams, labels, PROTOTYPES))
+
+    batches = [batch(n=n) for n in (6, 5, 4, 3, 6, 2)]
+    assert assert_equal_training(make, batches) == 2
+
+
+def test_function_as_head():
+    def make():
+        model = parts(norm=False, dropout=0.0)
+
+        def step(images, labels):
+            cams, scores = head_cams(lambda maps: model.head(maps + 1) * 2, model.trunk(images), labels)
+            return cross_entropy(scores, labels) + batch_cam_loss(cams, labels, PROTOTYPES)
+
+        return model, step
+
+    assert assert_equal_training(make, [batch()]) == 1
+
+
+def test_autocast_and_frozen_trunk():
+    def make():
+        model = parts(torch.float32, dropout=0.0)
+        model.trunk.requires_grad_(False)
+        inner = objective(model, lambda cams, labels: batch_cam_loss(cams, labels, PROTOTYPES))
+
+        def step(images, labels):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return inner(images, labels)
+
+        return model, step
+
+    # As close as two ways of rounding to bfloat16 are.
+    assert assert_equal_training(make, [batch(torch.float32)], tolerance=1e-2) == 1
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_9", "vit_tiny_patch16_224"])
+def test_split_timm_model(name):
+    # The first has a BatchNorm in its head. Of the second the tokens are brought to maps.
+    def make():
+        torch.manual_seed(0)
+        if name.startswith("vit"):
+            model = timm.create_model(name, num_classes=5, img_size=64, embed_dim=12, depth=1, num_heads=2)
+        else:
+            model = timm.create_model(name, num_classes=5, embed_dim=(8,), depth=(1,))
+        model = model.double().train()
+        trunk, head = split_model(model)
+
+        def reshape(tokens):
+            return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4)) if tokens.dim() == 3 else tokens
+
+        def step(images, labels):
+            cams, scores = head_cams(head, trunk(images), labels, reshape=reshape)
+            return cross_entropy(scores, labels) + batch_cam_loss(cams, labels, PROTOTYPES)
+
+        return model, step
+
+    torch.manual_seed(1)
+    step = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 3, 3, 1])
+    assert assert_equal_training(make, [step, step]) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU")
+def test_inductor():
+    def make():
+        model = parts()
+        return model, objective(model, lambda cams, labels: batch_cam_loss(cams, labels, PROTOTYPES))
+
+    with torch._inductor.config.patch(fallback_random=True):  # or its dropout masks are others than eager's
+        assert assert_equal_training(make, [batch(), batch()], backend="inductor", tolerance=1e-10) == 1
