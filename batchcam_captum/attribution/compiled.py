@@ -162,5 +162,5 @@ def _message(layer: str, part: Compiled, is_module: bool) -> str:
     how = part.kind if part.kind == "a traced graph" else f"compiled by {part.kind}"
     return (
         f"{layer}: expected a layer that runs as it is written, got one inside {part.name}, which is {how}; hooks do "
-        f"not run there: {remedy} (to train a compiled model, take the maps of a head callable: functional.cams_through_head)"
+        f"not run there: {remedy} (to train a compiled model, take the maps of a head callable: functional.head_cams)"
     )
