@@ -47,6 +47,10 @@ class MathAttention:
     def __init__(self) -> None:
         self.started = False
 
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        """A copy, or what is loaded from a file, has not started."""
+        return type(self), ()
+
     def start(self) -> None:
         """Switch to the math backend."""
         global _users, _before

@@ -34,13 +34,11 @@ class LayerSuggestion:
     name: str  #: dotted, as ``BatchGradCam(model, name)`` takes it
     shape: tuple[int, ...]  #: of what it returns, samples included
     map_size: tuple[int, ...]  #: (h, w) of its maps
-    resolution: (
-        float  #: of the map relative to the input, along a side: 1/32 where one place stands for 32 pixels
-    )
+    #: Of the map relative to the input, along a side: 1/32 where one place stands for 32 pixels; None for inputs without sides.
+    resolution: float | None
     batch_norm_follows: bool  #: if so, in train mode the map of an image depends on the others of its batch
-    reshape: (
-        Literal["auto"] | None
-    )  #: what ``BatchGradCam(…, reshape=)`` needs to make (N, C, *spatial) of it
+    #: What ``BatchGradCam(…, reshape=)`` needs to make (N, C, *spatial) of it.
+    reshape: Literal["auto"] | None
     recommended: bool = False
     remark: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 
@@ -78,6 +79,13 @@ def test_the_switch_stops_when_the_forward_raises() -> None:
 
     with pytest.raises(ArithmeticError):
         forward()
+
+
+def test_a_copy_has_not_started() -> None:
+    with MathAttention() as math:
+        math.start()
+        copy.deepcopy(math).stop()
+        assert math_attention._flags() == MATH_ONLY
 
 
 def test_overlapping_threads_end_where_they_began() -> None:
