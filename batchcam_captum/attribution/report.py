@@ -50,9 +50,8 @@ class LayerFigures:
 
     name: str
     runs: int  #: in one forward
-    shape: (
-        tuple[int, ...] | None
-    )  #: of what it returns; None where that is several tensors, or it does not run
+    #: Of what it returns; None where that is several tensors, or where it does not run.
+    shape: tuple[int, ...] | None
     map_size: tuple[int, ...] | None = None  #: (h, w); None where there is no map
     dead_fraction: float | None = None  #: share of the batch's maps without a positive value
 
