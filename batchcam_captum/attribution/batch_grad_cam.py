@@ -283,12 +283,10 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             selected = select_target(scores, target_rows(target, rows, samples))
             tensors = forward.tensors
             flat = activation_gradients(selected, tensors, **grad_kwargs)
-            if create_graph and not self._second_order_works:
-                operator = unsupported_operator(flat, selected, tensors)
-                if operator is not None:
-                    raise _NoSecondDerivativeError(operator)
-                self._second_order_works = True
             gradients = forward.gathered(flat)
+            if create_graph and not self._second_order_works:
+                _check_second_order(forward, selected, gradients)
+                self._second_order_works = True
             maps = [
                 tuple(
                     cam_of(activation, position=position)(gradient, channel_sum=attr_dim_summation)
@@ -312,14 +310,14 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 create_graph=create_graph,
             )
         except _NoSecondDerivativeError as error:
-            operator = str(error)
+            missing = error
         else:
             return self._as_given(maps), scores
         # Here, where hooks and state are as they were: naming the layer to choose takes another forward.
         raise second_order_error(
-            operator,
+            missing.operator,
             self.forward_func,
-            self.layers[0],
+            self.layers[missing.position],
             _captum.format_tensor_into_tuples(inputs),
             _captum.format_additional_forward_args(additional_forward_args) or (),
             lambda output: select_target(pick_output(output, self.output), target),
@@ -398,4 +396,19 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
 
 
 class _NoSecondDerivativeError(Exception):
-    """An operator after the layer, named by the message, cannot be differentiated twice."""
+    """After the layer of this position comes an operator that cannot be differentiated twice."""
+
+    def __init__(self, operator: str, position: int) -> None:
+        super().__init__(operator)
+        self.operator = operator
+        self.position = position
+
+
+def _check_second_order(forward: Forward, selected: Tensor, gradients: list[Tensors]) -> None:
+    tensors = forward.tensors
+    if unsupported_operator([gradient for row in gradients for gradient in row], selected, tensors) is None:
+        return
+    for position, row in enumerate(gradients):
+        operator = unsupported_operator(row, selected, tensors)
+        if operator is not None:
+            raise _NoSecondDerivativeError(operator, position)
