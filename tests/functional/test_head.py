@@ -245,6 +245,19 @@ def test_autocast_equals_the_hook_route():
     assert_same_step(model, twin, tolerance=1e-6)
 
 
+def test_autocast_does_not_reach_the_gradient_of_what_ran_without_it():
+    def precise(maps):
+        with torch.autocast("cpu", enabled=False):
+            return OUT(maps.tanh().mean((2, 3))).tanh()
+
+    def weight_gradient(enabled):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            cams, _ = head_cams(precise, MAPS, LABELS[:4])
+        return torch.autograd.grad(cams.square().sum(), OUT.weight)[0]
+
+    assert torch.equal(weight_gradient(True), weight_gradient(False))
+
+
 def test_weights_that_autocast_has_cast_in_the_head_serve_after_it():
     images, labels = batch(torch.float32)
     gradients = []
@@ -345,8 +358,9 @@ def test_heads_and_activations_that_do_not_fit(head, maps, kind, text):
 
 
 def test_score_that_is_a_constant():
+    constant = OUT.weight[:4, 0]  # with a graph, though none that leads to the activations
     with pytest.raises(RuntimeError, match="expected scores that depend on the activations"):
-        head_gradients(scores_of, MAPS, LABELS[:4], score=lambda scores, labels: OUT.weight[:4, 0])
+        head_gradients(scores_of, MAPS, LABELS[:4], score=lambda scores, labels: constant)
 
 
 def test_inference_mode():
