@@ -128,6 +128,9 @@ def head_cams(
 
         objective(images, labels).backward()
 
+    A batch of another size may be compiled anew. Where a convolution follows the layer torch 2.11 needs
+    ``torch.compile(…, dynamic=False)`` for that. ``ClassPrototypes`` make their maps at every step of a compiled loss.
+
     Args:
         head: see :func:`head_gradients`.
         activations: see :func:`head_gradients`.
