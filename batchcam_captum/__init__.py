@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         MaskTarget,
         MultiLabelTarget,
         check,
+        split_model,
         suggest_layers,
     )
     from .losses import BatchCamLoss, ImageLoss, PrototypeContrastiveLoss, PrototypeLoss
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "check",
     "functional",
+    "split_model",
     "suggest_layers",
 ]
 
@@ -59,6 +61,7 @@ _HOMES = {
     "PrototypeContrastiveLoss": ".losses",
     "PrototypeLoss": ".losses",
     "check": ".attribution",
+    "split_model": ".attribution",
     "suggest_layers": ".attribution",
 }
 

@@ -6,6 +6,7 @@ from .guided import GuidedBatchGradCam
 from .output import pick_output
 from .preflight import check
 from .report import CheckReport, Finding, LayerFigures
+from .split import Split, split_model
 from .suggestions import LayerSuggestion, LayerSuggestions, suggest_layers
 from .target_kinds import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget
 from .targets import Target, select_target
@@ -23,9 +24,11 @@ __all__ = [
     "MaskTarget",
     "MultiLabelTarget",
     "RowTarget",
+    "Split",
     "Target",
     "check",
     "pick_output",
     "select_target",
+    "split_model",
     "suggest_layers",
 ]
