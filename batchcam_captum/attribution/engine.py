@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from . import _captum
 from .compiled import check_hooks_run
@@ -15,7 +17,7 @@ from .math_attention import MathAttention
 from .mixing import mixing_watched
 from .recorder import LayerRecorder, TrunkNeedsGraphError, own_forward
 from .state import recordable, state_kept
-from .survey import Survey, survey
+from .survey import Survey, asks_for_grad_mode, survey
 from .warn import warn_user
 
 T = TypeVar("T")
@@ -48,6 +50,22 @@ class Outcome(NamedTuple, Generic[T]):
 
     result: T
     recorded: bool  #: whether the trunk had to be recorded
+
+
+@contextmanager
+def hidden_modules_watched() -> Iterator[None]:
+    """Raise :class:`TrunkNeedsGraphError` where a module that no walk has seen asks for the grad mode while that is off."""
+    owner = get_ident()
+
+    def look(module: nn.Module, _: Any) -> None:
+        if get_ident() == owner and asks_for_grad_mode(type(module)) and not torch.is_grad_enabled():
+            raise TrunkNeedsGraphError(type(module).__name__)
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -102,6 +120,8 @@ def own_run(
             stack.callback(recorder.release)
             recorder.attach()
         with torch.set_grad_enabled(recorded), attention, ExitStack() as watch:
+            if not (recorded or facts.modules.issuperset(layers)):
+                watch.enter_context(hidden_modules_watched())
             if facts.batch_norm_may_mix:
                 watch.enter_context(mixing_watched(forward_func, recorders))
             output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
@@ -153,8 +173,8 @@ def run(
     A second, recorded run happens if the first one raises, if it does not reach a layer, if a layer hands on what it was given
     (which may have been used already), if a grad mode of the model's own ends after the layer, or if the scores do not depend on
     the layer; a third one, with a graph from the inputs on, if a frozen model works in place on the marked tensor. Recorded from
-    the start are what a layer receives, a ``forward_func`` that is no module, DataParallel, and models with torch's own
-    transformer modules, see :class:`~batchcam_captum.attribution.survey.Survey`.
+    the start are what a layer receives, DataParallel, and models with torch's own transformer modules, see
+    :class:`~batchcam_captum.attribution.survey.Survey`; where these are hidden in a function, from the second run on.
     """
     inputs = tuple(map(recordable, inputs))
     additional_forward_args = tuple(map(recordable, additional_forward_args))

@@ -32,10 +32,17 @@ def survey(forward_func: Callable[..., Any]) -> Survey:
     """Look at every module once.
 
     Args:
-        forward_func: the model. What is no module cannot be looked into: then everything is possible.
+        forward_func: the model. What is no module cannot be looked into, but its modules can be watched, see
+            :func:`asks_for_grad_mode`.
     """
     if not isinstance(forward_func, nn.Module):
-        return Survey(frozenset(), (), batch_norm_may_mix=True, asks_for_grad_mode=True, may_be_compiled=True)
+        return Survey(
+            frozenset(),
+            (),
+            batch_norm_may_mix=True,
+            asks_for_grad_mode=bool(parametrize._cache_enabled),
+            may_be_compiled=True,
+        )
     modules = frozenset(_all_modules(forward_func))
     kinds = {
         type(module) for module in modules
@@ -45,8 +52,7 @@ def survey(forward_func: Callable[..., Any]) -> Survey:
         tuple(module for module in modules if module.training),
         batch_norm_may_mix=any(issubclass(kind, _BatchNorm) for kind in kinds) and any(map(mixes, modules)),
         # Cached parametrizations would keep tensors without a graph.
-        asks_for_grad_mode=bool(parametrize._cache_enabled)
-        or any(issubclass(kind, _NEED_GRAD_MODE) for kind in kinds),
+        asks_for_grad_mode=bool(parametrize._cache_enabled) or any(map(asks_for_grad_mode, kinds)),
         may_be_compiled=any(
             issubclass(kind, _COMPILED) or kind.__name__ == "OptimizedModule" for kind in kinds
         )
@@ -63,6 +69,11 @@ def _all_modules(root: nn.Module) -> set[nn.Module]:
                 found.add(module)
                 waiting.append(module)
     return found
+
+
+def asks_for_grad_mode(kind: type[nn.Module]) -> bool:
+    """Whether a module of this class computes something else, or hands on no grad mode, without recording."""
+    return issubclass(kind, _NEED_GRAD_MODE)
 
 
 def mixes(module: nn.Module) -> bool:

@@ -238,6 +238,10 @@ def test_data_parallel_records_from_the_start() -> None:
     model = nn.DataParallel(watched())
     BatchGradCam(model, model.module[2]).attribute(torch.randn(2, 3, 8, 8), target=0)
     assert model.module[0].seen == [True]
+    # In a function it is met before any of its modules has run.
+    grad_cam = BatchGradCam(lambda images: model(images), model.module[2])
+    grad_cam.attribute(torch.randn(2, 3, 8, 8), target=0)
+    assert model.module[0].seen == [True, True]
 
 
 class Stash(nn.Module):
@@ -321,9 +325,17 @@ def test_nothing_that_is_made_of_the_activations_is_missed(make: type[nn.Module]
     torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-11 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["encoder", "encoder.layers.0", "encoder.layers.0.norm2"])
+def test_recording_is_on_from_the_layer_on_only_in_a_function_too() -> None:
+    model = watched()
+    BatchGradCam(lambda images: model(images) * 2, model[2]).attribute(torch.randn(2, 3, 8, 8), target=0)
+    assert model[0].seen == [False]
+    assert model[3].seen == [True]
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["module", "function"])
+@pytest.mark.parametrize("name", ["encoder", "encoder.layers.0", "encoder.layers.0.norm2", "head"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_transformers_of_torch_do_not_take_their_path_without_gradients(name: str) -> None:
+def test_transformers_of_torch_do_not_take_their_path_without_gradients(name: str, hidden: bool) -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -339,8 +351,9 @@ def test_transformers_of_torch_do_not_take_their_path_without_gradients(name: st
     model = strong_heads(Padded()).eval()
     tokens = torch.randn(2, 6, 8)
     layer = model.get_submodule(name)
-    expected = LayerGradCam(model, layer).attribute(tokens, 1).detach()
-    got = BatchGradCam(model, layer).attribute(tokens, 1)
+    forward_func = (lambda given: model(given)) if hidden else model
+    expected = LayerGradCam(forward_func, layer).attribute(tokens, 1).detach()
+    got = BatchGradCam(forward_func, layer).attribute(tokens, 1)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
