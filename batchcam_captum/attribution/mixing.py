@@ -28,9 +28,13 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
     """
     owner = get_ident()
     found: list[nn.Module] = []
+    latest: list[nn.Module] = []
 
     def look(module: nn.Module, _: Any) -> None:
-        if mixes(module) and get_ident() == owner and any(recorder.tensors for recorder in recorders):
+        if get_ident() != owner:
+            return
+        latest[:] = [module]
+        if mixes(module) and any(recorder.tensors for recorder in recorders):
             found.append(module)
 
     handle = register_module_forward_pre_hook(look)
@@ -40,11 +44,24 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
         handle.remove()
     if found:
         names = {module: name for name, module in _named_modules(forward_func)}
-        first, last = (names.get(module) or type(module).__name__ for module in (found[0], found[-1]))
+        first = names.get(found[0]) or type(found[0]).__name__
+        last = _block_of(found[-1], latest[0], names) or type(found[-1]).__name__
         warn_user(
             f"{first}: a BatchNorm with batch statistics after the explained layer mixes the samples of a batch, so each map "
             f"depends on the other images, too; explain a layer from {last} on, or switch it to running statistics with eval()"
         )
+
+
+def _block_of(module: nn.Module, latest: nn.Module, names: dict[nn.Module, str]) -> str | None:
+    """The outermost block that ends after this module and before the head: inside of a block a path may lead around."""
+    if module not in names:
+        return None
+    parts, head = names[module].split("."), names.get(latest, "") + "."
+    for depth in range(1, len(parts)):
+        block = ".".join(parts[:depth])
+        if not head.startswith(block + "."):
+            return block
+    return names[module]
 
 
 def _named_modules(forward_func: Callable[..., Any]) -> Iterator[tuple[str, nn.Module]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
@@ -80,6 +82,24 @@ def test_a_warning_that_is_an_error_leaves_no_hook() -> None:
         model(IMAGES)
     assert not model[2]._forward_hooks
     model(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("make", "block"),
+    [
+        (lambda: torchvision.models.resnet18(num_classes=5), "layer4"),
+        (lambda: nn.Sequential(torchvision.models.resnet18(num_classes=5)), "0.layer4"),
+        (lambda: torchvision.models.densenet121(num_classes=5), "features"),
+    ],
+    ids=["resnet", "wrapped resnet", "densenet"],
+)
+def test_the_layer_to_explain_is_one_that_no_path_leads_around(make: Any, block: str) -> None:
+    model = make().train()
+    early = next(module for module in model.modules() if isinstance(module, nn.MaxPool2d))
+    images = torch.rand(4, 3, 64, 64)
+    with pytest.warns(UserWarning, match=f"explain a layer from {block} on"):
+        BatchGradCam(model, early).attribute(images, target=LABELS)
+    BatchGradCam(model, block).attribute(images, target=LABELS)  # warnings are errors here
 
 
 def test_a_frozen_layer_before_a_head_that_trains_is_noticed() -> None:
