@@ -23,7 +23,7 @@ from batchcam_captum import (
 )
 from batchcam_captum.attribution.split import split_model
 from batchcam_captum.functional import batch_cam_loss, head_cams, prototype_loss
-from tests.functional.test_head import assert_same_step, batch, parts
+from tests.functional.test_head import assert_same_step, attending, batch, parts, repeated
 
 PROTOTYPES = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(3))
 
@@ -171,6 +171,18 @@ def test_head_without_convolutions_takes_any_number_of_samples():
 
     batches = [batch(n=n) for n in (6, 5, 4, 3, 6, 2)]
     assert assert_equal_training(make, batches) == 2
+
+
+@pytest.mark.parametrize("make_model", [attending, repeated])
+def test_attention_and_batch_norm_that_runs_twice(make_model):
+    def make():
+        model = make_model()
+        return model, objective(model, lambda cams, labels: batch_cam_loss(cams, labels, PROTOTYPES))
+
+    before = torch.backends.cuda.flash_sdp_enabled()
+    assert assert_equal_training(make, [batch(), batch()]) == 1
+    assert before
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_function_as_head():

@@ -6,11 +6,14 @@ losses and scores of one run of the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cam import CamMethod, apply_method, get_method
 from .gradients import Score, select_scores
@@ -72,6 +75,15 @@ def head_gradients(
         >>> gradients.shape, scores.shape
         (torch.Size([2, 4, 6, 6]), torch.Size([2, 3]))
     """
+    outcome, update = _run(head, activations, labels, score)
+    update()
+    return outcome
+
+
+def _run(
+    head: Head, activations: Tensor, labels: Tensor, score: Score
+) -> tuple[HeadGradients, Callable[[], None]]:
+    """What :func:`head_gradients` returns, and how to bring the head's buffers up to date when all else has worked."""
     _check(head, activations)
     buffers = _changing_buffers(head) if isinstance(head, nn.Module) else {}
 
@@ -79,9 +91,12 @@ def head_gradients(
         # Clones, because a head may work in place: on what it receives, which the cam still needs, and on its statistics, which
         # torch.func lets it change only if they were made in here. Compiled, a clone costs nothing where nobody writes.
         received = received.clone()
-        held = {name: buffer.clone() for name, buffer in buffers.items()}
+        clones = {buffer: buffer.clone() for buffer in buffers.values()}
+        held = {name: clones[buffer] for name, buffer in buffers.items()}
         if held:
-            scores = torch.func.functional_call(head, held, (received,))  # type: ignore[arg-type]
+            # Every name of a buffer is in there. Left to find the others itself, functional_call leaves its own tensors in a
+            # module that occurs twice.
+            scores = torch.func.functional_call(head, held, (received,), tie_weights=False)  # type: ignore[arg-type]
         else:
             scores = head(received)
         _check_scores(scores, received)
@@ -90,8 +105,15 @@ def head_gradients(
         return selected, (scores, held)
 
     try:
-        selected, pull_back, (scores, held) = torch.func.vjp(explained, activations, has_aux=True)  # type: ignore[misc]
+        with _differentiable_attention():
+            selected, pull_back, (scores, held) = torch.func.vjp(explained, activations, has_aux=True)  # type: ignore[misc]
     except RuntimeError as error:
+        if "saved tensor hooks" in str(error) or "setup_context staticmethod" in str(error):
+            raise RuntimeError(
+                "head: expected one that torch.func can differentiate, got one with gradient checkpointing, or with an "
+                "autograd.Function that has no setup_context; switch checkpointing off in the head (a timm model's "
+                "set_grad_checkpointing(False)), the trunk may keep it"
+            ) from error
         if "mutate a captured Tensor" not in str(error):
             raise
         raise RuntimeError(
@@ -101,10 +123,13 @@ def head_gradients(
         ) from error
     with no_autocast(activations):
         (gradients,) = pull_back(torch.ones_like(selected))
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def update() -> None:
         for name, buffer in buffers.items():
             buffer.copy_(held[name])
-    return HeadGradients(gradients, scores)
+
+    return HeadGradients(gradients, scores), update
 
 
 def head_cams(
@@ -155,11 +180,13 @@ def head_cams(
         >>> cams.shape, cams.requires_grad
         (torch.Size([2, 1, 6, 6]), True)
     """
-    method = get_method(method)  # what is wrong with it must not come after the head's statistics have moved
-    gradients, scores = head_gradients(head, activations, labels, score=score)
+    method = get_method(method)
+    (gradients, scores), update = _run(head, activations, labels, score)
     if reshape is not None:
         activations, gradients = reshape(activations), reshape(gradients)
-    return HeadCams(apply_method(method, activations, gradients), scores)
+    cams = apply_method(method, activations, gradients)
+    update()  # last: the reshape and the weighting may raise
+    return HeadCams(cams, scores)
 
 
 def _changing_buffers(head: nn.Module) -> dict[str, Tensor]:
@@ -171,6 +198,47 @@ def _changing_buffers(head: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     }
+
+
+def _differentiable_attention() -> AbstractContextManager[object]:
+    """Where a graph is made, scaled_dot_product_attention runs on its math backend: the fused ones have no second derivative."""
+    if not torch.is_grad_enabled():
+        return nullcontext()
+    # The compiler knows the first, whose switches it throws while it traces, and cannot look into the second.
+    return sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else _shared_math_attention()
+
+
+# The flags belong to the process, so whoever comes first saves them, and whoever leaves last puts them back. sdpa_kernel has to
+# be left by the thread that has entered it.
+_lock = Lock()
+_users = 0
+_before: list[bool] = []
+_CUDA = torch.backends.cuda  # its flags count on the CPU as well
+_FLAGS: list[tuple[Callable[[], bool], Callable[[bool], object]]] = [
+    (_CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
+    (_CUDA.flash_sdp_enabled, _CUDA.enable_flash_sdp),
+    (_CUDA.mem_efficient_sdp_enabled, _CUDA.enable_mem_efficient_sdp),
+    (_CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
+]
+
+
+@contextmanager
+def _shared_math_attention() -> Iterator[None]:
+    global _users, _before
+    with _lock:
+        if not _users:
+            _before = [read() for read, _ in _FLAGS]
+            for (_, write), wanted in zip(_FLAGS, (True, False, False, False), strict=True):
+                write(wanted)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                for (_, write), value in zip(_FLAGS, _before, strict=True):
+                    write(value)
 
 
 def _check(head: Any, activations: Any) -> None:

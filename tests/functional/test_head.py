@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from batchcam_captum import LayerCapture
 from batchcam_captum.functional import (
@@ -184,6 +187,137 @@ def test_buffer_that_is_assigned():
     assert head.mean is buffer
     assert_close(buffer.flatten(), 0.1 * activations.mean((0, 2, 3)))
     assert_close(head.eval()(activations), scores)
+
+
+class Repeated(nn.Module):
+    """A BatchNorm that runs twice, under two names, and one whose statistics are another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 6, 3)
+        norm, tied = nn.BatchNorm2d(6).double(), nn.BatchNorm2d(6).double()
+        tied.running_mean, tied.running_var = norm.running_mean, norm.running_var
+        self.head = nn.Sequential(
+            norm, nn.Conv2d(6, 6, 3), nn.Tanh(), norm, nn.Tanh(), tied, nn.Flatten(), nn.Linear(384, 5)
+        )
+        for layer in (self.trunk, self.head[1], self.head[7]):
+            layer.double()  # one by one: the statistics have to stay tied
+
+    def forward(self, images):
+        return self.head(self.trunk(images))
+
+
+def repeated():
+    torch.manual_seed(0)
+    return Repeated()
+
+
+def test_statistics_of_a_batch_norm_that_runs_twice():
+    images, labels = batch()
+    model, twin = repeated(), repeated()
+    buffers = list(model.head.buffers())
+    for _ in range(2):
+        outcome = stepped(head_route, model, images, labels)
+        expected = stepped(hook_route, twin, images, labels)
+    assert all(own is before for own, before in zip(model.head.buffers(), buffers, strict=True))
+    assert model.head[0].running_mean is model.head[5].running_mean
+    for own, other in zip(outcome, expected, strict=True):
+        assert_close(own, other, rtol=0, atol=1e-11 * float(other.abs().max()))
+    assert_same_step(model, twin)
+    assert int(model.head[0].num_batches_tracked) == 4
+
+
+class Attending(nn.Module):
+    """Attention between the places, in the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 3)
+        self.head = nn.Module()
+        self.head.mix, self.head.out = nn.Linear(8, 24), nn.Linear(8, 5)
+        self.head.forward = self.attend
+
+    def attend(self, maps):
+        queries, keys, values = self.head.mix(maps.flatten(2).mT)[:, None].chunk(3, -1)
+        return self.head.out(scaled_dot_product_attention(queries, keys, values).mean((1, 2)).tanh())
+
+    def forward(self, images):
+        return self.attend(self.trunk(images))
+
+
+def attending():
+    torch.manual_seed(0)
+    model = strong_heads(Attending())
+    nn.init.normal_(model.head.mix.weight)
+    return model.double()
+
+
+def backends():
+    cuda = torch.backends.cuda
+    return cuda.math_sdp_enabled(), cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
+
+
+def test_attention_in_the_head_has_a_second_derivative():
+    images, labels = batch()
+    model, twin, before = attending(), attending(), backends()
+    assert before[1]
+    outcome = stepped(head_route, model, images, labels)
+    assert backends() == before
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = stepped(hook_route, twin, images, labels)
+    for own, other in zip(outcome, expected, strict=True):
+        assert_close(own, other, rtol=0, atol=1e-11 * float(other.abs().max()))
+    assert_same_step(model, twin)
+
+
+def test_attention_stays_fused_where_no_graph_is_made():
+    seen, before = [], backends()
+
+    def head(maps):
+        seen.append(backends())
+        return scores_of(maps)
+
+    head_gradients(head, MAPS, LABELS[:4])
+    with torch.no_grad():
+        head_gradients(head, MAPS, LABELS[:4])
+    assert seen == [(True, False, False), before]
+
+
+def test_choice_of_attention_is_taken_back():
+    before, first, second, seen = backends(), threading.Event(), threading.Event(), []
+
+    def early(maps):
+        first.set()
+        assert second.wait(10)
+        raise KeyError("after the other has begun")
+
+    def late(maps):
+        second.set()
+        thread.join(10)
+        seen.append(backends())
+        return scores_of(maps)
+
+    def run():
+        with pytest.raises(KeyError):
+            head_gradients(early, MAPS, LABELS[:4])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert first.wait(10)
+    head_gradients(late, MAPS, LABELS[:4])
+    assert seen == [(True, False, False)]  # though the one that came first has left
+    assert backends() == before
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_in_the_head(reentrant):
+    def head(maps):
+        return checkpoint(scores_of, maps, use_reentrant=reentrant)
+
+    with pytest.raises(
+        RuntimeError, match=r"got one with gradient checkpointing, .* switch checkpointing off"
+    ):
+        head_gradients(head, MAPS, LABELS[:4])
 
 
 def test_module_in_eval_mode_is_left_alone():
@@ -387,5 +521,9 @@ def test_nothing_changes_when_it_raises():
             head_cams(model.head, activations, wrong)
     with pytest.raises(ValueError, match="method: expected one of"):
         head_cams(model.head, activations, labels, method="best")
+    with pytest.raises(ValueError, match="method: expected a cam"):
+        head_cams(model.head, activations, labels, method=lambda activations, gradients: activations)
+    with pytest.raises(RuntimeError, match="shape '"):
+        head_cams(model.head, activations, labels, reshape=lambda tensor: tensor.view(7, -1))
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
