@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,14 +12,16 @@ from torch import Tensor, nn
 
 from ..functional import CamMethod, activation_gradients, get_method, rectify
 from . import _captum
-from .chunks import joined, row_chunks, rows_of
-from .engine import Forward, Tensors, run
+from .chunks import check_size, joined, row_chunks, rows_of
+from .engine import Forward, Recording, Tensors, run
 from .every_class import CamMaker, Classes, class_cams, class_rows, select_classes
 from .layers import find_layers
 from .output import Picker, check_picker, pick_output
 from .recipe import CamOf
 from .reshape import Reshape, check_reshape, find_reshape
 from .second_order import second_order_error, unsupported_operator
+from .state import rng_kept
+from .survey import any_training
 from .targets import Target, select_target, target_rows
 
 T = TypeVar("T")
@@ -85,8 +88,8 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         self.method = method
         self.reshape = reshape
         self.output = output
-        # Whether an earlier call had to record the trunk; the next one then does so at once. See engine.run.
-        self._record_trunk = False
+        # What an earlier call took; the next one begins with that. See engine.run.
+        self._recording = Recording.LAYER
         # Whether a differentiable map has been found to be one, down to its second derivative.
         self._second_order_works = False
 
@@ -245,7 +248,9 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             cams = class_cams(forward, scores, selected, cam_of, classes_per_chunk)
             return [tuple(map(rectify, row)) if relu_attributions else row for row in cams]
 
-        maps = self._run(use, inputs, additional_forward_args, internal_batch_size)
+        if classes_per_chunk is not None:
+            check_size("classes_per_chunk", classes_per_chunk, "None chooses")
+        maps = self._run(use, inputs, additional_forward_args, internal_batch_size, several_gradients=True)
         return self._as_given(maps)
 
     def _attribute(
@@ -332,33 +337,43 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         *,
         at_input: bool = False,
         create_graph: bool = False,
+        several_gradients: bool = False,
     ) -> T:
         """Run the model, in pieces where asked for, and put together what ``use`` makes of each."""
         if not isinstance(inputs, Tensor | tuple):
             raise TypeError(f"inputs: expected a tensor or a tuple of tensors, got {type(inputs).__name__}")
-        inputs = _captum.format_tensor_into_tuples(inputs)
+        given: tuple[Tensor, ...] = _captum.format_tensor_into_tuples(inputs)
         arguments = _captum.format_additional_forward_args(additional_forward_args) or ()
-        samples = len(inputs[0]) if inputs and inputs[0].dim() else 0
-        parts: list[T] = []
-        for rows in row_chunks(samples, internal_batch_size):
-            piece = tuple(rows_of(value, rows, samples) for value in inputs)
+        samples = len(given[0]) if given and given[0].dim() else 0
+        chunks = row_chunks(samples, internal_batch_size)
+        start = max(self._recording, Recording.MODEL) if create_graph else self._recording
+
+        def use_rows(rows: slice) -> T:
+            piece = tuple(rows_of(value, rows, samples) for value in given)
             cam_of = partial(self.cam_of, input_shape=tuple(piece[0].shape) if piece else None)
-            with torch.inference_mode(False), torch.enable_grad():
-                result, recorded = run(
-                    partial(use, cam_of=cam_of, rows=rows, samples=samples),
-                    self.forward_func,
-                    self.layers,
-                    piece,
-                    tuple(rows_of(value, rows, samples) for value in arguments),
-                    at_input=at_input,
-                    device_ids=self.device_ids,
-                    record_trunk=create_graph or self._record_trunk,
-                    second_order=create_graph,
-                )
-                parts.append(result)
+            result, recording = run(
+                partial(use, cam_of=cam_of, rows=rows, samples=samples),
+                self.forward_func,
+                self.layers,
+                piece,
+                tuple(rows_of(value, rows, samples) for value in arguments),
+                at_input=at_input,
+                device_ids=self.device_ids,
+                start=start,
+                second_order=create_graph,
+                several_gradients=several_gradients,
+                keep_rng=len(chunks) == 1,
+            )
             if not (create_graph or at_input):
-                self._record_trunk = recorded
-        return joined(parts)  # type: ignore[no-any-return]
+                self._recording = recording
+            return result
+
+        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+            if (
+                len(chunks) > 1
+            ):  # the pieces draw random numbers one after the other, as they would in training
+                stack.enter_context(rng_kept(given, always=any_training(self.forward_func)))
+            return joined([use_rows(rows) for rows in chunks])  # type: ignore[no-any-return]
 
     def cam_of(
         self,

@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 
+def check_size(name: str, size: object, remedy: str) -> None:
+    """Check the size of a piece.
+
+    Raises:
+        ValueError: it is not positive.
+        TypeError: it is no integer.
+    """
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"{name}: expected an integer or None, got {type(size).__name__}")
+    if size < 1:
+        raise ValueError(f"{name}: expected at least 1, got {size}; {remedy}")
+
+
 def row_chunks(samples: int, size: int | None) -> list[slice]:
     """Slices of at most ``size`` rows that cover 0 … samples−1; a single one where ``size`` is None.
 
@@ -18,12 +31,7 @@ def row_chunks(samples: int, size: int | None) -> list[slice]:
     """
     if size is None:
         return [slice(0, samples)]
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"internal_batch_size: expected an integer or None, got {type(size).__name__}")
-    if size < 1:
-        raise ValueError(
-            f"internal_batch_size: expected at least 1, got {size}; None takes all samples at once"
-        )
+    check_size("internal_batch_size", size, "None takes all samples at once")
     return [slice(start, min(start + size, samples)) for start in range(0, max(samples, 1), size)]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from enum import IntEnum
 from threading import get_ident
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from . import _captum
-from .compiled import check_hooks_run
+from .compiled import check_hooks_run, eager_stance
 from .math_attention import MathAttention
 from .mixing import mixing_watched
 from .recorder import LayerRecorder, TrunkNeedsGraphError, own_forward
@@ -31,6 +32,9 @@ class Forward(NamedTuple):
     #: For each layer and, where DataParallel spread it, for each device in turn: its tensors, (N, C, *spatial).
     rows: list[Tensors]
     devices: int  #: how many rows belong to one layer
+    hooked: (
+        bool  #: a hook of the user's, on what the model was handed in a layer's stead, changes its gradient
+    )
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -45,11 +49,19 @@ class Forward(NamedTuple):
         return [_captum.reduce_list(rows[start : start + self.devices]) for start in starts]
 
 
+class Recording(IntEnum):
+    """From where on a forward of our own is recorded. Each does where the one before it does not."""
+
+    LAYER = 0  #: from the first of the layers on: the trunk has no graph
+    MODEL = 1  #: everything; of a frozen model nothing before the layer
+    INPUTS = 2  #: everything, from copies of the inputs on that ask for a gradient
+
+
 class Outcome(NamedTuple, Generic[T]):
     """What came of a run."""
 
     result: T
-    recorded: bool  #: whether the trunk had to be recorded
+    recording: Recording  #: what it took
 
 
 @contextmanager
@@ -75,10 +87,12 @@ def own_run(
     inputs: tuple[Any, ...],
     additional_forward_args: tuple[Any, ...] = (),
     *,
-    recorded: bool,
+    recording: Recording,
     at_input: bool = False,
     once: bool = False,
     second_order: bool = False,
+    needs_graph: bool = False,
+    keep_rng: bool = True,
     facts: Survey | None = None,
 ) -> Iterator[tuple[list[LayerRecorder], Any]]:
     """Run the model in a forward of our own, and give what the layers did and what it returned.
@@ -90,13 +104,18 @@ def own_run(
         layers: see :func:`run`.
         inputs: see :func:`run`.
         additional_forward_args: see :func:`run`.
-        recorded: record from the start, or from the first of the layers on.
+        recording: from where on it is recorded.
         at_input: see :func:`run`.
         once: raise when a layer runs a second time.
         second_order: see :func:`run`.
+        needs_graph: see :class:`~batchcam_captum.attribution.recorder.LayerRecorder`.
+        keep_rng: see :func:`~batchcam_captum.attribution.state.state_kept`.
         facts: of ``forward_func``, where they are known already.
     """
     facts = facts or survey(forward_func)
+    recorded = recording > Recording.LAYER
+    if recording is Recording.INPUTS:
+        inputs = tuple(map(_recorded, inputs))
     tensors = [value for value in (*inputs, *additional_forward_args) if isinstance(value, Tensor)]
     aliases: dict[int, tuple[Tensor, Tensor]] = {}
     attention = MathAttention()
@@ -107,14 +126,14 @@ def own_run(
             inside_attribution=True,
             once=once,
             records=True,
-            trunk_unrecorded=not recorded,
+            needs_graph=needs_graph,
             aliases=aliases,
             on_seen=attention.start if second_order else None,
         )
         for layer in layers
     ]
     with ExitStack() as stack:
-        stack.enter_context(state_kept(facts, layers, tensors))
+        stack.enter_context(state_kept(facts, layers, tensors, keep_rng=keep_rng))
         stack.enter_context(own_forward())
         for recorder in recorders:
             stack.callback(recorder.release)
@@ -129,6 +148,7 @@ def own_run(
                 raise TrunkNeedsGraphError("a grad mode of the model's own ended after the layer")
         for recorder in recorders:
             recorder.detach()
+            recorder.hooked = any(clone._backward_hooks for clone, _ in aliases.values())
         aliases.clear()
         yield recorders, output
 
@@ -142,8 +162,10 @@ def run(
     *,
     at_input: bool = False,
     device_ids: list[int] | None = None,
-    record_trunk: bool = False,
+    start: Recording = Recording.LAYER,
     second_order: bool = False,
+    several_gradients: bool = False,
+    keep_rng: bool = True,
 ) -> Outcome[T]:
     """Run the model once, and use its graph: it is there from the layers on.
 
@@ -153,27 +175,30 @@ def run(
 
     Args:
         use: called with the forward while hooks, marks and state are still to be undone; takes the gradients. It may be called
-            a second time, with a recorded forward, where it raised.
+            again, with a recorded forward, where it raised.
         forward_func: the model, or any callable that runs it.
         layers: whose activations are asked for.
         inputs: its inputs.
         additional_forward_args: further arguments.
         at_input: look at what the layers receive instead of what they return.
         device_ids: see ``captum.attr.LayerGradCam``.
-        record_trunk: record from the start; needed if the activations' own graph is.
+        start: what to try first. The activations' own graph needs ``Recording.MODEL``.
         second_order: the gradients are to be differentiated again: from the layer on attention uses its math backend.
+        several_gradients: ``use`` takes several gradients of one graph, which compiled code may not allow.
+        keep_rng: see :func:`~batchcam_captum.attribution.state.state_kept`.
 
     Returns:
-        What ``use`` returned; and whether the trunk had to be recorded.
+        What ``use`` returned; and what it took.
 
     Raises:
         RuntimeError: a layer is not reached, or the scores do not depend on it, also in a recorded forward; or it is compiled,
             so that hooks do not run.
 
-    A second, recorded run happens if the first one raises, if it does not reach a layer, if a layer hands on what it was given
-    (which may have been used already), if a grad mode of the model's own ends after the layer, or if the scores do not depend on
-    the layer; a third one, with a graph from the inputs on, if a frozen model works in place on the marked tensor. Recorded from
-    the start are what a layer receives, DataParallel, and models with torch's own transformer modules, see
+    A second, recorded run happens if the first one raises (what is no ``TypeError`` or ``ValueError``), if it does not reach a
+    layer, if a layer hands on what it was given (which may have been used already), if what it returned is changed in place
+    later on, if a grad mode of the model's own ends after the layer, or if the scores do not depend on the layer. A third one,
+    with a graph from the inputs on, if a frozen model works in place on the marked tensor, or its layer hands on what it was
+    given. Recorded from the start are what a layer receives, DataParallel, and models with torch's own transformer modules, see
     :class:`~batchcam_captum.attribution.survey.Survey`; where these are hidden in a function, from the second run on.
     """
     inputs = tuple(map(recordable, inputs))
@@ -181,37 +206,52 @@ def run(
     facts = survey(forward_func)
     if facts.may_be_compiled:
         check_hooks_run(forward_func, layers)
+    # Compiled code cannot be differentiated twice, may free what several gradients need, and compiles anew where it meets the
+    # hooks of state_kept: then it runs as it was written.
+    as_written = second_order or several_gradients or bool(facts.training) or not facts.modules
+    eager = eager_stance if facts.may_be_compiled and as_written else nullcontext
+    if at_input or device_ids or facts.asks_for_grad_mode:
+        start = max(start, Recording.MODEL)
 
-    def once(recorded: bool, inputs: tuple[Any, ...] = inputs) -> Outcome[T]:
-        with own_run(
-            forward_func,
-            layers,
-            inputs,
-            additional_forward_args,
-            recorded=recorded,
-            at_input=at_input,
-            second_order=second_order,
-            facts=facts,
-        ) as (recorders, output):
-            return Outcome(use(_forward(forward_func, recorders, output, device_ids)), recorded)
+    def once(recording: Recording) -> Outcome[T]:
+        with (
+            eager(),
+            own_run(
+                forward_func,
+                layers,
+                inputs,
+                additional_forward_args,
+                recording=recording,
+                at_input=at_input,
+                second_order=second_order,
+                needs_graph=recording < Recording.INPUTS,
+                keep_rng=keep_rng,
+                facts=facts,
+            ) as (recorders, output),
+        ):
+            if recording is Recording.LAYER and any(recorder.rewritten for recorder in recorders):
+                raise TrunkNeedsGraphError("a base of the layer's output was changed in place")
+            return Outcome(use(_forward(forward_func, recorders, output, device_ids)), recording)
 
-    versions = [value._version for value in inputs if isinstance(value, Tensor)]
-    if not (record_trunk or at_input or device_ids or facts.asks_for_grad_mode):
+    if start is Recording.LAYER:
+        versions = [value._version for value in inputs if isinstance(value, Tensor)]
         try:
-            return once(recorded=False)
-        except torch.OutOfMemoryError:
+            return once(Recording.LAYER)
+        except (TypeError, ValueError, torch.OutOfMemoryError):
             raise
         except Exception:
             if versions != [value._version for value in inputs if isinstance(value, Tensor)]:
                 raise  # the forward changes its inputs in place: another one would not see the same
     # Outside of the except block, so that the error of the second run stands alone.
-    try:
-        return once(recorded=True)
-    except RuntimeError as error:
-        if "a leaf Variable that requires grad" not in str(error):
-            raise
-    # A frozen model changes the marked tensor in place; with a graph from the inputs on it is no leaf.
-    return once(recorded=True, inputs=tuple(map(_recorded, inputs)))
+    if start < Recording.INPUTS:
+        try:
+            return once(Recording.MODEL)
+        except TrunkNeedsGraphError:
+            pass
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" not in str(error):
+                raise
+    return once(Recording.INPUTS)
 
 
 def _recorded(value: Any) -> Any:
@@ -233,7 +273,10 @@ def _forward(
     ids = _captum.extract_device_ids(forward_func, saved, device_ids)
     devices = _captum.sort_key_list(list(recorders[0].tensors), ids)
     return Forward(
-        output, [recorder.tensors[device] for recorder in recorders for device in devices], len(devices)
+        output,
+        [recorder.tensors[device] for recorder in recorders for device in devices],
+        len(devices),
+        any(recorder.hooked for recorder in recorders),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from ..functional import CONSTANT_GRADIENT_WEIGHTS, class_gradients, full_precision, no_autocast
+from ..functional import (
+    CONSTANT_GRADIENT_WEIGHTS,
+    class_gradients,
+    exact_matmul_dtype,
+    full_precision,
+    no_autocast,
+)
 from .engine import Forward, Tensors
 from .recipe import CamOf
 from .warn import warn_user
@@ -22,10 +29,16 @@ CamMaker = Callable[..., CamOf]
 
 
 def class_rows(classes: Classes, rows: slice, samples: int) -> Classes:
-    """Those classes that belong to some rows of a batch."""
-    if isinstance(classes, Tensor) and classes.dim() == 2 and classes.shape[0] == samples:
-        return classes[rows]
-    return classes
+    """Those classes that belong to some rows of a batch.
+
+    Raises:
+        ValueError: rows of classes, but not one for each sample.
+    """
+    if not isinstance(classes, Tensor) or classes.dim() != 2:
+        return classes
+    if classes.shape[0] != samples:
+        raise _wrong_shape(samples, classes)
+    return classes[rows]
 
 
 def select_classes(scores: Any, classes: Classes) -> Tensor:
@@ -53,21 +66,13 @@ def select_classes(scores: Any, classes: Classes) -> Tensor:
     if classes is None:
         return torch.arange(size, device=scores.device).expand(samples, size)
     if not isinstance(classes, Tensor):
-        if not isinstance(classes, Sequence):
-            raise TypeError(
-                f"classes: expected None, a sequence of integers or a tensor, got {type(classes).__name__}; a single class "
-                f"is [{classes}]"
-            )
         classes = _as_tensor(classes)
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"classes: expected integers, got {classes.dtype}; pass class indices")
     if classes.dim() == 1:
         classes = classes.expand(samples, -1)
     if classes.dim() != 2 or classes.shape[0] != samples or not classes.shape[1]:
-        raise ValueError(
-            f"classes: expected M indices, (M,), or a row of them for each sample, ({samples}, M), got shape "
-            f"{tuple(classes.shape)}"
-        )
+        raise _wrong_shape(samples, classes)
     classes = classes.to(scores.device, torch.long)
     outside = (classes < -size) | (classes >= size)
     if bool(outside.any()):
@@ -78,13 +83,30 @@ def select_classes(scores: Any, classes: Classes) -> Tensor:
     return classes.remainder(size)
 
 
-def _as_tensor(classes: Sequence[int]) -> Tensor:
-    kinds = {
-        type(entry).__name__ for entry in classes if not isinstance(entry, int) or isinstance(entry, bool)
-    }
-    if kinds:
-        raise TypeError(f"classes: expected integers, got {', '.join(sorted(kinds))}; pass class indices")
-    return torch.tensor(list(classes), dtype=torch.long)
+def _wrong_shape(samples: int, classes: Tensor) -> ValueError:
+    return ValueError(
+        f"classes: expected M indices, (M,), or a row of them for each sample, ({samples}, M), got shape "
+        f"{tuple(classes.shape)}"
+    )
+
+
+def _as_tensor(classes: Any) -> Tensor:
+    """A tensor of a sequence of integers, or of an array."""
+    if hasattr(classes, "__array__"):
+        return torch.as_tensor(classes)
+    if not isinstance(classes, Sequence) or isinstance(classes, str):
+        raise TypeError(
+            f"classes: expected None, a sequence of integers or a tensor, got {type(classes).__name__}; a single class "
+            f"is [{classes}]"
+        )
+    try:
+        indices = [operator.index(entry) for entry in classes if not isinstance(entry, bool)]
+    except TypeError:
+        indices = []
+    if len(indices) != len(classes):
+        kinds = sorted({type(entry).__name__ for entry in classes})
+        raise TypeError(f"classes: expected integers, got {', '.join(kinds)}; pass class indices")
+    return torch.tensor(indices, dtype=torch.long)
 
 
 @torch.no_grad()
@@ -111,11 +133,12 @@ def class_cams(
         [cam_of(activation.detach(), position=position) for activation in row]
         for position, row in enumerate(forward.gathered(tensors))
     ]
-    if len(tensors) == 1 and makers[0][0].method in CONSTANT_GRADIENT_WEIGHTS:
-        pooled = pooled_edge(scores, tensors[0])
-        if pooled is not None and _keeps_channels(pooled, tensors[0], makers[0][0]):
-            maps = _pooled_cams(pooled, scores, classes, makers[0][0], classes_per_chunk)
-            return [(maps,)]
+    if len(tensors) == 1 and not forward.hooked:
+        maker = makers[0][0]
+        weights_of = next((w for m, w in CONSTANT_GRADIENT_WEIGHTS.items() if m is maker.method), None)
+        pooled = None if weights_of is None else pooled_edge(scores, tensors[0])
+        if weights_of and pooled and _keeps_channels(pooled, tensors[0], maker):
+            return [(_pooled_cams(pooled, scores, classes, maker, weights_of, classes_per_chunk),)]
     parts: list[list[list[Tensor]]] = [[[] for _ in row] for row in makers]
     for chunk in class_gradients(
         scores,
@@ -204,11 +227,12 @@ def _pooled_cams(
     scores: Tensor,
     classes: Tensor,
     maker: CamOf,
+    weights_of: Callable[[Tensor], Tensor],
     classes_per_chunk: int | None,
 ) -> Tensor:
     """Σ_k w_k A_k as a matrix product for all classes; the gradient is the same at every place."""
-    weights_of = CONSTANT_GRADIENT_WEIGHTS[maker.method]
     shown = full_precision(maker.activations)
+    exact = exact_matmul_dtype(shown)
     parts: list[Tensor] = []
     for (chunk,) in class_gradients(
         scores,
@@ -221,5 +245,7 @@ def _pooled_cams(
         slopes = full_precision(chunk.reshape(len(chunk), *shown.shape[:2])) / pooled.places
         with no_autocast(slopes):
             weights = weights_of(slopes.flatten(0, 1)).unflatten(0, slopes.shape[:2]).transpose(0, 1)
-            parts.append((weights @ shown.flatten(2)).unflatten(2, shown.shape[2:]))
+            parts.append(
+                (weights.to(exact) @ shown.to(exact).flatten(2)).unflatten(2, shown.shape[2:]).to(shown.dtype)
+            )
     return torch.cat(parts, dim=1)

@@ -51,8 +51,8 @@ class LayerRecorder:
         inside_attribution: see the forwards of ``attribute()`` too.
         once: raise when the layer runs a second time; otherwise the last run counts.
         records: switch recording on for what follows the layer, in this thread, until the caller's own context ends.
-        trunk_unrecorded: what precedes the layer is not recorded. Raises :class:`TrunkNeedsGraphError` where that is wrong: a
-            tensor that the layer was given may have been used already.
+        needs_graph: raise :class:`TrunkNeedsGraphError` where a tensor that the layer was given has no graph: it may have been
+            used already, and what was made of it then would be missed.
         aliases: shared by the recorders of one forward: which tensor each clone was made of. A layer that receives, or returns,
             another one's clone then remembers the tensor itself, as it does when it is watched alone.
         on_seen: called when the layer has run, before anything after it does.
@@ -66,7 +66,7 @@ class LayerRecorder:
         inside_attribution: bool = False,
         once: bool = False,
         records: bool = False,
-        trunk_unrecorded: bool = False,
+        needs_graph: bool = False,
         aliases: dict[int, tuple[Tensor, Tensor]] | None = None,
         on_seen: Callable[[], None] | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class LayerRecorder:
         self.inside_attribution = inside_attribution
         self.once = once
         self.records = records
-        self.trunk_unrecorded = trunk_unrecorded
+        self.needs_graph = needs_graph
         self._aliases = aliases
         self._on_seen = on_seen
         self._empty()
@@ -83,6 +83,8 @@ class LayerRecorder:
     def _empty(self) -> None:
         self.tensors: dict[torch.device, tuple[Tensor, ...]] = {}
         self.is_single = True
+        self.versions: list[int] = []
+        self.hooked = False
         self.runs: dict[torch.device, int] = {}
         self._marked: list[Tensor] = []
         self._was_recorded = True
@@ -106,6 +108,12 @@ class LayerRecorder:
     def attached(self) -> bool:
         """Whether the hook is in place."""
         return bool(self._handles)
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether what is remembered has been changed in place since, as a view whose base was."""
+        kept = [tensor for tensors in self.tensors.values() for tensor in tensors]
+        return len(self.tensors) == 1 and self.versions != [tensor._version for tensor in kept]
 
     def detach(self) -> None:
         """Take the hook away; what was remembered stays."""
@@ -159,7 +167,7 @@ class LayerRecorder:
                 f"the forward outside of it (torch.no_grad() does not help either)"
             )
         recorded = self._was_recorded and all(tensor.requires_grad for tensor in kept)
-        if self.trunk_unrecorded and not is_fresh and not recorded:
+        if self.needs_graph and not is_fresh and not recorded:
             raise TrunkNeedsGraphError(type(module).__name__)
         device = kept[0].device
         with self._lock:
@@ -174,6 +182,7 @@ class LayerRecorder:
                     tensor.requires_grad_()
                     self._marked.append(tensor)
             self.tensors[device] = kept
+            self.versions = [tensor._version for tensor in kept]
             self.is_single = len(kept) == 1
         # Recorded even where the layer is not, so that a head can be differentiated after a trunk that runs under no_grad.
         with torch.enable_grad():
@@ -220,7 +229,7 @@ class LayerRecorder:
             "inside_attribution": self.inside_attribution,
             "once": self.once,
             "records": False,
-            "trunk_unrecorded": False,
+            "needs_graph": False,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import Any, TypeVar, cast
 
 import torch
@@ -43,47 +43,70 @@ class _Buffers:
 
 
 @contextmanager
-def _rng_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
-    kinds: dict[str, list[int]] = {}
-    for device in {tensor.device for tensor in tensors}:
-        if device.type not in ("cpu", "meta"):
-            kinds.setdefault(device.type, []).append(device.index or 0)
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        for kind, indices in kinds.items():
-            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+def rng_kept(tensors: Sequence[Tensor], *, always: bool = True) -> Iterator[None]:
+    """Put torch's random state back, of the CPU and of the tensors' devices.
+
+    The state belongs to the process: what other threads draw meanwhile is drawn again.
+
+    Args:
+        tensors: the inputs.
+        always: otherwise only if the body raises, so that another forward draws the same numbers.
+    """
+    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
+    before = torch.get_rng_state()
+    on_devices = [
+        (torch.get_device_module(device), device, torch.get_device_module(device).get_rng_state(device))
+        for device in devices
+    ]
+    put_back = True
+    try:
         yield
+        put_back = always
+    finally:
+        if put_back:
+            torch.set_rng_state(before)
+            for module, device, state in on_devices:
+                module.set_rng_state(state, device)
+
+
+# Two calls that overlap would save what the other one's forward has changed.
+_training_lock = RLock()
 
 
 @contextmanager
-def state_kept(facts: Survey, layers: Sequence[nn.Module], tensors: Sequence[Tensor]) -> Iterator[None]:
+def state_kept(
+    facts: Survey, layers: Sequence[nn.Module], tensors: Sequence[Tensor], *, keep_rng: bool = True
+) -> Iterator[None]:
     """Put back the buffers of modules in training mode and torch's random state, also when the body raises.
+
+    Calls on models with a module in training mode wait for each other, whatever their threads.
 
     Args:
         facts: of the model that is going to be called. Where all of its modules can be seen and none of them trains there is
-            nothing to look after; otherwise each module is also looked at when it is called, so that hidden ones are found.
+            nothing to look after, also no random state: other threads may be drawing. Otherwise each module is also looked at
+            when it is called, so that hidden ones are found.
         layers: the layers that are explained.
         tensors: the inputs; the random state of their devices is kept beside the CPU's.
+        keep_rng: put the random state back; False where the caller does so.
     """
     buffers = _Buffers()
-    for module in facts.training:
-        buffers.save(module)
-    handle = None
-    if facts.training or not facts.modules.issuperset(layers):
-        owner = get_ident()
+    with ExitStack() as stack:
+        if facts.training:
+            stack.enter_context(_training_lock)
+        look_after = bool(facts.training) or not facts.modules.issuperset(layers)
+        stack.enter_context(rng_kept(tensors, always=look_after and keep_rng))
+        stack.callback(buffers.restore)
+        for module in facts.training:
+            buffers.save(module)
+        if look_after:
+            owner = get_ident()
 
-        def look(module: nn.Module, _: Any) -> None:
-            if get_ident() == owner:
-                buffers.save(module)
+            def look(module: nn.Module, _: Any) -> None:
+                if get_ident() == owner:
+                    buffers.save(module)
 
-        handle = register_module_forward_pre_hook(look)
-    try:
-        with _rng_kept(tensors):
-            yield
-    finally:
-        if handle is not None:
-            handle.remove()
-        buffers.restore()
+            stack.callback(register_module_forward_pre_hook(look).remove)
+        yield
 
 
 def recordable(value: T) -> T:

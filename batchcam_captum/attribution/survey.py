@@ -60,6 +60,13 @@ def survey(forward_func: Callable[..., Any]) -> Survey:
     )
 
 
+def any_training(forward_func: Callable[..., Any]) -> bool:
+    """Whether a module of the model trains, or may do so unseen."""
+    return not isinstance(forward_func, nn.Module) or any(
+        module.training for module in _all_modules(forward_func)
+    )
+
+
 def _all_modules(root: nn.Module) -> set[nn.Module]:
     """``set(root.modules())`` without the names, which take most of its time: it counts for a single small image."""
     found, waiting = {root}, [root]

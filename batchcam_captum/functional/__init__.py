@@ -48,7 +48,7 @@ from .maps import (
     resize,
 )
 from .metrics import prototype_cosine, prototype_distance
-from .precision import full_precision, no_autocast
+from .precision import exact_matmul_dtype, full_precision, no_autocast
 from .reduce import Reduction, reduce
 from .registry import Registry
 from .ssim import ssim
@@ -85,6 +85,7 @@ __all__ = [
     "cosine_similarity",
     "dead_cams",
     "dead_fraction",
+    "exact_matmul_dtype",
     "full_precision",
     "get_distance",
     "get_method",

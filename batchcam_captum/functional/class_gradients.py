@@ -44,13 +44,10 @@ def class_gradients(
 
     Raises:
         RuntimeError: ``scores`` has no graph, its graph is freed, or it does not depend on the activations.
-        ValueError: ``chunk_size`` is not positive.
     """
     if chunk_size is None:
         budget = _CHUNK_NUMBERS.get(scores.device.type, _CHUNK_NUMBERS_ELSEWHERE)
         chunk_size = max(1, budget // max(numbers_per_class, scores.numel(), 1))
-    elif chunk_size < 1:
-        raise ValueError(f"classes_per_chunk: expected at least 1, got {chunk_size}; None chooses")
     last = _last_linear(scores, activations)
     vectorised, reason = True, ""
     for columns in classes.split(chunk_size, dim=1):
@@ -99,7 +96,7 @@ class _LastLinear(NamedTuple):
 def _last_linear(scores: Tensor, activations: Sequence[Tensor | GradientEdge]) -> _LastLinear | None:
     """The linear layer that made the scores. Its rows save a product of K one-hot rows a sample with the whole weight."""
     node = scores.grad_fn
-    if node is None or node.name() not in ("AddmmBackward0", "MmBackward0"):
+    if scores._backward_hooks or node is None or node.name() not in ("AddmmBackward0", "MmBackward0"):
         return None
     *bias, (features, position), (weight, _) = node.next_functions
     if features is None or _is_leaf(features):

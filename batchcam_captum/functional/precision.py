@@ -21,3 +21,12 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 def full_precision(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or unchanged where it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def exact_matmul_dtype(tensor: Tensor) -> torch.dtype:
+    """The type in which a matrix product is as exact as the tensor's own: wider where float32 products may be rounded to TF32."""
+    if tensor.dtype == torch.float32 and (
+        tensor.is_cuda or torch.get_float32_matmul_precision() != "highest"
+    ):
+        return torch.float64
+    return tensor.dtype

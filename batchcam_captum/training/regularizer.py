@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
-from ..attribution.engine import own_run
+from ..attribution.engine import Recording, own_run
 from ..attribution.math_attention import MathAttention
 from ..attribution.mixing import mixing_watched
 from ..attribution.output import pick_output
@@ -201,7 +201,12 @@ class CamRegularizer(nn.Module):
             inputs = tuple(map(recordable, images if isinstance(images, tuple) else (images,)))
             extra = tuple(map(recordable, additional_forward_args))
             with own_run(
-                self.grad_cam.forward_func, [self.grad_cam.layer], inputs, extra, recorded=True, once=True
+                self.grad_cam.forward_func,
+                [self.grad_cam.layer],
+                inputs,
+                extra,
+                recording=Recording.MODEL,
+                once=True,
             ) as ((recorder,), scores):
                 _, values = self._compute(
                     recorder,

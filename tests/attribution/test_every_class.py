@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam, LayerCapture
 from batchcam_captum.attribution.every_class import pooled_edge
+from batchcam_captum.functional import grad_cam
 from tests.models import DenseNetOutput, ResidualNet, SmallCnn, TupleNet, VectorNet, strong_heads
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
@@ -196,9 +199,9 @@ def test_the_highest_classes_of_each_sample() -> None:
 def test_every_weighting(make: Any, method: str) -> None:
     model = make().double()
     images = torch.randn(3, 3, 16, 14, dtype=torch.double)
-    grad_cam = BatchGradCam(model, model.layer, method=method)
-    expected = torch.cat([grad_cam.attribute(images, c) for c in range(5)], 1)
-    assert_close(grad_cam.attribute_classes(images), expected)
+    attribution = BatchGradCam(model, model.layer, method=method)
+    expected = torch.cat([attribution.attribute(images, c) for c in range(5)], 1)
+    assert_close(attribution.attribute_classes(images), expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 100])
@@ -206,9 +209,9 @@ def test_every_weighting(make: Any, method: str) -> None:
 def test_chunks_of_classes_change_nothing(make: Any, chunk: int) -> None:
     model = make().double()
     images = torch.randn(3, 3, 16, 14, dtype=torch.double)
-    grad_cam = BatchGradCam(model, model.layer)
-    got = grad_cam.attribute_classes(images, classes_per_chunk=chunk)
-    assert_close(got, grad_cam.attribute_classes(images))
+    attribution = BatchGradCam(model, model.layer)
+    got = attribution.attribute_classes(images, classes_per_chunk=chunk)
+    assert_close(got, attribution.attribute_classes(images))
 
 
 def test_several_layers() -> None:
@@ -225,9 +228,9 @@ def test_several_layers() -> None:
 def test_pieces_of_the_batch_change_nothing() -> None:
     model = SmallCnn().double()
     images, classes = torch.randn(5, 3, 16, 14, dtype=torch.double), torch.randint(5, (5, 3))
-    grad_cam = BatchGradCam(model, model.layer)
-    expected = grad_cam.attribute_classes(images, classes)
-    assert_close(grad_cam.attribute_classes(images, classes, internal_batch_size=2), expected)
+    attribution = BatchGradCam(model, model.layer)
+    expected = attribution.attribute_classes(images, classes)
+    assert_close(attribution.attribute_classes(images, classes, internal_batch_size=2), expected)
 
 
 def test_there_is_one_forward_and_few_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +292,7 @@ def test_an_operator_that_cannot_be_vectorised() -> None:
         (torch.zeros(3, 5), TypeError, "expected integers, got torch.float32"),
         ([0.5], TypeError, "expected integers, got float"),
         ([True], TypeError, "expected integers, got bool"),
-        ("cat", TypeError, "expected integers, got str"),
+        ("cat", TypeError, "a sequence of integers or a tensor, got str"),
         (3, TypeError, r"got int; a single class is \[3\]"),
     ],
 )
@@ -299,6 +302,57 @@ def test_classes_that_do_not_fit(classes: Any, kind: type[Exception], message: s
         BatchGradCam(model, model.layer).attribute_classes(torch.randn(3, 3, 16, 14), classes)
 
 
+def test_rows_of_another_number_are_refused_in_pieces_too() -> None:
+    model = SmallCnn()
+    with pytest.raises(ValueError, match=r"each sample, \(4, M\), got shape \(2, 1\)"):
+        BatchGradCam(model, model.layer).attribute_classes(
+            torch.randn(4, 3, 16, 14), torch.tensor([[0], [1]]), internal_batch_size=2
+        )
+
+
+@pytest.mark.parametrize(
+    "classes", [np.array([3, 1]), [np.int64(3), np.int64(1)], [torch.tensor(3), torch.tensor(1)]], ids=str
+)
+def test_arrays_and_other_integers(classes: Any) -> None:
+    model, images = SmallCnn(), torch.randn(2, 3, 16, 14)
+    attribution = BatchGradCam(model, model.layer)
+    assert torch.equal(
+        attribution.attribute_classes(images, classes), attribution.attribute_classes(images, [3, 1])
+    )
+
+
+@pytest.mark.parametrize("where", ["activations", "pooled", "scores"])
+def test_hooks_on_gradients_count_as_in_attribute(where: str) -> None:
+    class Hooked(Pooled):
+        def forward(self, images: Tensor) -> Tensor:
+            activations = self.layer(images)
+            pooled = self.pool(activations)
+            scores = self.head(pooled.flatten(1))
+            hooked = {"activations": activations, "pooled": pooled, "scores": scores}[where]
+            if hooked.requires_grad:
+                hooked.register_hook(lambda gradient: gradient.clamp(min=0) * 2)
+            return scores
+
+    model = Hooked(nn.AdaptiveAvgPool2d(1)).double()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    attribution = BatchGradCam(model, model.layer)
+    expected = torch.cat([attribution.attribute(images, c) for c in range(6)], 1)
+    assert_close(attribution.attribute_classes(images), expected)
+
+
+def test_a_method_that_cannot_be_hashed() -> None:
+    @dataclass
+    class Scaled:
+        factor: float
+
+        def __call__(self, activations: Tensor, gradients: Tensor) -> Tensor:
+            return self.factor * grad_cam(activations, gradients)
+
+    model, images = Pooled(nn.AdaptiveAvgPool2d(1)).double(), torch.randn(3, 3, 8, 8, dtype=torch.double)
+    got = BatchGradCam(model, "layer", method=Scaled(2.0)).attribute_classes(images)
+    assert_close(got, 2 * BatchGradCam(model, "layer").attribute_classes(images))
+
+
 def test_scores_for_every_place_and_bad_chunks_are_refused() -> None:
     model = DenseNetOutput()
     with pytest.raises(ValueError, match=r"expected scores \(N, K\), got \(2, 5, 3, 3\)"):
@@ -306,6 +360,12 @@ def test_scores_for_every_place_and_bad_chunks_are_refused() -> None:
     small = SmallCnn()
     with pytest.raises(ValueError, match="classes_per_chunk: expected at least 1, got 0"):
         BatchGradCam(small, small.layer).attribute_classes(torch.randn(2, 3, 16, 14), classes_per_chunk=0)
+    for size in (1.5, "a", True):
+        with pytest.raises(TypeError, match="classes_per_chunk: expected an integer or None, got"):
+            BatchGradCam(small, small.layer).attribute_classes(
+                torch.randn(2, 3, 16, 14),
+                classes_per_chunk=size,  # type: ignore[arg-type]
+            )
 
 
 def test_scores_that_do_not_depend_on_the_layer() -> None:

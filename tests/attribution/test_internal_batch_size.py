@@ -122,3 +122,14 @@ def test_gradients_given_for_the_whole_batch_are_refused() -> None:
         BatchGradCam(model, model.layer).attribute(
             torch.randn(IMAGES), 1, grad_kwargs={"grad_outputs": weights}, internal_batch_size=3
         )
+
+
+def test_the_pieces_draw_random_numbers_one_after_the_other() -> None:
+    model, masks = SmallCnn(dropout=0.5).train(), []
+    model.dropout.register_forward_hook(lambda _, __, output: masks.append(output == 0))
+    images = torch.randn(1, 3, 12, 12).expand(4, -1, -1, -1)
+    before = torch.get_rng_state()
+    BatchGradCam(model, model.layer).attribute(images, 1, internal_batch_size=2)
+    assert len(masks) == 2
+    assert not torch.equal(*masks)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -212,9 +212,40 @@ def test_a_hook_that_is_just_being_removed() -> None:
 
 
 def test_a_model_in_train_mode() -> None:
-    # BatchNorm's statistics and the random state belong to all threads; the maps of a model without either are exact.
-    model = SmallCnn().train()
+    # Batch statistics and dropout: calls wait for each other, and leave no trace of any of them.
+    model = SmallCnn(norm=True, dropout=0.5).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batches = [torch.randn(2, 3, 12, 12) for _ in range(THREADS)]
-    assert_as_in_turn(
-        [lambda images=images: BatchGradCam(model, model.layer).attribute(images, 1) for images in batches]
-    )
+    random_state = torch.get_rng_state()
+    calls = [
+        lambda images=images: [BatchGradCam(model, "layer").attribute(images, 1) for _ in range(10)]
+        for images in batches
+    ]
+    at_once(calls)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_another_thread_that_draws_random_numbers_is_left_alone() -> None:
+    model = SmallCnn().eval()
+    grad_cam = BatchGradCam(model, "layer")
+    images = torch.randn(2, 3, 12, 12)
+    done = threading.Event()
+
+    def explain() -> None:
+        while not done.is_set():
+            grad_cam.attribute(images, 1)
+
+    def draw() -> list[float]:
+        torch.manual_seed(0)
+        return [torch.randn(3000)[0].item() for _ in range(2000)]
+
+    alone = draw()
+    explaining = threading.Thread(target=explain)
+    explaining.start()
+    try:
+        beside = draw()
+    finally:
+        done.set()
+        explaining.join()
+    assert beside == alone

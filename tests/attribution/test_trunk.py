@@ -107,11 +107,15 @@ def test_paths_around_the_layer_count_as_in_a_recorded_forward(
     make: type[Around], layer: nn.Module, is_frozen: bool, at_input: bool
 ) -> None:
     model = strong_heads(make(layer)).double().eval()
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    # Before freezing: of a frozen model Captum misses what was made of the tensor before the layer ran.
+    expected = LayerGradCam(model, model.layer).attribute(images, 1, attribute_to_layer_input=at_input)
     if is_frozen:
         frozen(model)
-    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
-    got = BatchGradCam(model, model.layer).attribute(images, 1, attribute_to_layer_input=at_input)
-    expected = LayerGradCam(model, model.layer).attribute(images, 1, attribute_to_layer_input=at_input)
+    grad_cam = BatchGradCam(model, model.layer)
+    got = grad_cam.attribute(images, 1, attribute_to_layer_input=at_input)
+    torch.testing.assert_close(grad_cam.attribute(images, 1, attribute_to_layer_input=at_input), got)
+    assert not images.requires_grad
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(got, expected.detach(), rtol=0, atol=1e-11 * expected.abs().max().item())
 
@@ -214,6 +218,49 @@ def test_an_error_of_the_model_itself_stands_alone() -> None:
     with pytest.raises(RuntimeError, match=r"^broken 2$") as raised:
         BatchGradCam(model, model.layer).attribute(torch.randn(2, 3, 8, 8), 1)
     assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["trainable", "frozen"])
+def test_an_output_that_is_changed_in_place_through_its_base_later_on(is_frozen: bool) -> None:
+    class Halves(nn.Module):
+        """The layer returns a view; afterwards the whole is changed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.layer = FirstHalf()
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            whole = self.stem(images)
+            half = self.layer(whole)
+            whole.mul_(2)
+            return self.head(torch.cat([half, whole[:, 4:]], 1).tanh().mean((2, 3)))
+
+    class FirstHalf(nn.Module):
+        def forward(self, whole: Tensor) -> Tensor:
+            return whole[:, :4]
+
+    model = strong_heads(Halves()).double().eval()
+    if is_frozen:
+        frozen(model)
+    images = torch.randn(3, 3, 8, 8, dtype=torch.double)
+    try:
+        expected = LayerGradCam(model, model.layer).attribute(images, 1).detach()
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            BatchGradCam(model, model.layer).attribute(images, 1)
+    else:
+        got = BatchGradCam(model, model.layer).attribute(images, 1)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+
+
+def test_what_is_wrong_with_an_argument_costs_one_forward() -> None:
+    model, runs = watched(), []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    with pytest.raises(ValueError, match="target"):
+        BatchGradCam(model, model[2]).attribute(torch.randn(2, 3, 8, 8), target=7)
+    assert len(runs) == 1
 
 
 def test_running_out_of_memory_is_not_tried_again() -> None:
