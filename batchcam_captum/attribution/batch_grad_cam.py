@@ -289,7 +289,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             tensors = forward.tensors
             flat = activation_gradients(selected, tensors, **grad_kwargs)
             gradients = forward.gathered(flat)
-            if create_graph and not self._second_order_works:
+            if create_graph and (callable(target) or not self._second_order_works):
                 _check_second_order(forward, selected, gradients)
                 self._second_order_works = True
             maps = [

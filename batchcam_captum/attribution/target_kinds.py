@@ -65,8 +65,14 @@ class _CutByRows:
         """The rows of a tensor (N, …) that belong to the samples of this output, on its device."""
         rows, samples = self._part or (slice(None), len(output))
         if len(value) != samples:
+            repeated = samples > len(value) > 0 and samples % len(value) == 0
+            remedy = (
+                "; a NoiseTunnel that repeats its samples repeats a list of functions as well, or takes nt_samples_batch_size=1"
+                if repeated
+                else ""
+            )
             raise ValueError(
-                f"target: expected {name} for {samples} samples, got {len(value)}, shape {tuple(value.shape)}"
+                f"target: expected {name} for {samples} samples, got {len(value)}, shape {tuple(value.shape)}{remedy}"
             )
         return value[rows].to(output.device)
 

@@ -12,7 +12,7 @@ from captum.attr import LayerAttribution, LayerGradCam, NoiseTunnel, visualizati
 from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor
 
-from batchcam_captum import BatchGradCam, GuidedBatchGradCam, MaskTarget
+from batchcam_captum import BatchGradCam, GuidedBatchGradCam, MaskTarget, MultiLabelTarget
 from batchcam_captum.functional import CAM_METHODS
 from tests.attribution.captum_parity import assert_close_to
 from tests.models import DenseNetOutput, SmallCnn, TwoInputs
@@ -276,3 +276,14 @@ def test_inference_mode(method: str) -> None:
     expected = grad_cam.attribute_classes(images)
     with torch.inference_mode():
         assert grad_cam.attribute_classes(images + 0).equal(expected)
+
+
+def test_a_noise_tunnel_with_a_target_of_rows_says_what_to_do() -> None:
+    model = SmallCnn()
+    images = torch.randn(4, 3, 12, 12)
+    target = MultiLabelTarget(torch.eye(5)[:4])
+    tunnel = NoiseTunnel(BatchGradCam(model, model.layer))
+    with pytest.raises(ValueError, match=r"for 12 samples, got 4.*nt_samples_batch_size=1"):
+        tunnel.attribute(images, nt_samples=3, target=target)
+    one_by_one = tunnel.attribute(images, nt_samples=3, nt_samples_batch_size=1, target=target)
+    assert one_by_one.shape == (4, 1, 5, 5)
