@@ -76,12 +76,14 @@ def bottlenecks(root: Node | None, leaves: Collection[Node]) -> set[Node]:
     missing = {node: len(fed[node]) for node in on_path}
     found: set[Node] = set()
     open_edges = 0
+    ended = False  # a path, at one of several leaves: what comes later is not on it
     ready = [root]
     while ready:
         node = ready.pop()
         open_edges -= len(fed[node])
-        if not open_edges:
+        if not open_edges and not ended:
             found.add(node)
+        ended = ended or node in leaves
         for later, _ in node.next_functions:
             if later is not None and later in on_path:
                 open_edges += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,10 @@ from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointError
 
 from .graph import between, node_of, walk
+from .places import Layout
 from .report import Finding
 from .second_order import nearest_later_layer, second_derivative_missing
-from .suggestions import LayerSuggestions, Layout
+from .suggestions import LayerSuggestions
 from .survey import mixes
 from .trace import Call, Trace
 
@@ -107,14 +109,18 @@ def _layout(look: Look) -> Iterator[Finding]:
             f"BatchGradCam, which makes maps of {' x '.join(map(str, look.layout.map_size))} of it",
             look.name,
         )
-    elif look.layout is None and len(look.run.shape) not in (2, len(look.trace.input_shape)):
+    elif look.layout is None and prod(look.run.shape[2:]) > 1:
         yield Finding(
             "layout",
             "warning",
-            f"the layer returns {look.run.shape} for inputs {look.trace.input_shape}, which is read as (N, C, *spatial); pass "
+            f"the layer returns {look.run.shape} for inputs {_shapes(look.trace)}, which is read as (N, C, *spatial); pass "
             f"a function as reshape= if it is something else, or {instead(look.suggestions, look.name)}",
             look.name,
         )
+
+
+def _shapes(trace: Trace) -> str:
+    return " and ".join(map(str, trace.input_shapes))
 
 
 def _gradients(look: Look) -> Iterator[Finding]:

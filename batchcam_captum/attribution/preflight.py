@@ -18,9 +18,10 @@ from .batch_grad_cam import BatchGradCam
 from .compiled import compiled_modules, eager_stance, hidden_layers, original
 from .layer_checks import Look, findings_of_layer, instead, second_order_findings
 from .output import Picker, pick_output
+from .places import LEAST_SIDE, Layout, least_side
 from .report import CheckReport, Finding, LayerFigures
 from .reshape import Reshape
-from .suggestions import LEAST_SIDE, LayerSuggestions, Layout, suggest_from
+from .suggestions import LayerSuggestions, suggest_from
 from .targets import Target, select_target
 from .trace import Trace, traced
 
@@ -205,7 +206,7 @@ class _Preflight:
                 f"raises; give each run a module of its own, or {instead(self.suggestions, name)}",
                 name,
             )
-        layout = Layout.of(runs[-1], self.model, trace.input_shape)
+        layout = Layout.of(runs[-1], self.model, trace)
         if layout is not None:
             self.layouts[layer] = layout
         reshaped = self.grad_cam.reshape is not None
@@ -257,11 +258,11 @@ class _Preflight:
             self._add("not_finite", "error", "the maps are not finite; compute in float32 or float64", name)
             return
         measure = " x ".join(map(str, size))
-        least = " x ".join([str(LEAST_SIDE)] * max(len(size), 1))
+        least = " x ".join([str(LEAST_SIDE)] * min(max(len(size), 1), 2))
         best = self.suggestions.recommended
         other = (
             f"{instead(self.suggestions, name)}, or give the model larger inputs"
-            if best is not None and best.name != name and min(best.map_size) >= LEAST_SIDE
+            if best is not None and best.name != name and least_side(best.map_size) >= LEAST_SIDE
             else "give the model larger inputs, or a stem with a smaller stride"
         )
         if prod(size) < 2:
@@ -271,7 +272,7 @@ class _Preflight:
                 f"the maps have a single place, so that nothing is located; {other}",
                 name,
             )
-        elif min(size) < LEAST_SIDE:
+        elif least_side(size) < LEAST_SIDE:
             self._add(
                 "small_maps",
                 "warning",

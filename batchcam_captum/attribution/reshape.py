@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..functional.layout import (
     TokenGrid,
     channels_last_to_first,
+    has_one_stride_per_frame,
     infer_grid,
     is_downsampled,
     tokens_to_grid,
@@ -96,7 +97,7 @@ def find_reshape(
         and len(input_size) > 1
         and not _channels_first(layer)
     ):
-        found = _find_grid(activations, forward_func, layer, input_size)
+        found = _find_grid(activations, forward_func, layer, input_size, asked_for=reshape == "tokens")
         return partial(tokens_to_grid, grid=found.grid, prefix=found.prefix)
     layout = _find_layout(activations, forward_func, layer, input_size)
     return _unchanged if layout == "first" else channels_last_to_first
@@ -149,6 +150,8 @@ def _find_grid(
     forward_func: Callable[..., Any],
     layer: nn.Module,
     input_size: tuple[int, ...] | None,
+    *,
+    asked_for: bool,
 ) -> TokenGrid:
     where = f"{_described(activations, layer)} {_for_input(input_size)}"
     if activations.dim() != 3:
@@ -162,8 +165,11 @@ def _find_grid(
                 f"reshape: expected an input with sides, or a model that says how its patches lie, got {where}; {_PASS_GRID}; or "
                 f'for a sequence reshape="channels_last"'
             )
+        # Where nothing in the model has its channels last, and nobody said that these are tokens, they may as well be the
+        # channels of a signal, (N, C, L): that some of them were no patches would be one guess too many.
+        unlikely = not asked_for and _is_channels_first_model(forward_func, layer)
         try:
-            return infer_grid(length, input_size)
+            return infer_grid(length, input_size, 0 if unlikely else None)
         except ValueError as error:
             raise ValueError(f"reshape: got {where}; {error}: {_PASS_GRID}") from None
     found = known_grids(model, length, input_size)
@@ -187,12 +193,21 @@ def _find_layout(
         return "first"
     where = f"{_described(activations, layer)} {_for_input(input_size)}"
     shape = tuple(activations.shape)
-    readings: list[_Layout] = []
-    if input_size is None or is_downsampled(shape[2:], input_size):
-        readings.append("first")
-    # Networks with the channels last are padded throughout.
-    if input_size is None or is_downsampled(shape[1:-1], input_size, padded=True):
-        readings.append("last")
+    if isinstance(layer, nn.RNNBase) and activations.dim() == 3:
+        if layer.batch_first:
+            return "last"
+        raise ValueError(
+            f"reshape: expected one row a sample, got {where}, whose rows are steps, as it is not batch_first; pass a "
+            f"function of the tensor"
+        )
+    readings = _readings(shape, input_size)
+    channels_first_model = _is_channels_first_model(forward_func, layer)
+    if (
+        not readings
+        and channels_first_model
+        and is_downsampled(shape[2:], input_size or (), anisotropic=True)
+    ):
+        return "first"
     if not readings:
         raise ValueError(
             f"reshape: expected two axes or more that are the input's, made smaller, got {where}; {_PASS}"
@@ -204,8 +219,7 @@ def _find_layout(
         return readings[0]
     if _channels_last(layer) or any("NHWC" in str(getattr(module, "output_fmt", "")) for module in around):
         return "last"
-    # Nobody puts the channels last without a norm that wants them there; linear layers follow any pooling.
-    if len(around) > 1 and not any(_is_last_norm(module) for module in around[-1].modules()):
+    if channels_first_model:
         return "first"
     raise ValueError(
         f"reshape: expected a shape that shows which axis has the channels, got {where}: either (N, C, *spatial) or "
@@ -221,6 +235,24 @@ def _channels_first(layer: nn.Module) -> bool:
         nn.GroupNorm,
     )
     return isinstance(layer, kinds) or type(layer).__module__ == "torch.nn.modules.pooling"
+
+
+def _readings(shape: tuple[int, ...], input_size: tuple[int, ...] | None) -> list[_Layout]:
+    """What the shape may be: by one stride along all sides, and if that explains nothing, with one of its own along time."""
+    if input_size is None:
+        return ["first", "last"]
+    for fits in (is_downsampled, has_one_stride_per_frame):
+        # Networks with the channels last are padded throughout.
+        first, last = fits(shape[2:], input_size), fits(shape[1:-1], input_size, padded=True)
+        if first or last:
+            return [*(["first"] if first else []), *(["last"] if last else [])]  # type: ignore[list-item]
+    return []
+
+
+def _is_channels_first_model(forward_func: Callable[..., Any], layer: nn.Module) -> bool:
+    """Nobody puts the channels last without a norm that wants them there; linear layers follow any pooling."""
+    around = list(enclosing(forward_func, layer))
+    return len(around) > 1 and not any(_is_last_norm(module) for module in around[-1].modules())
 
 
 def _check_order(around: list[nn.Module], where: str) -> None:

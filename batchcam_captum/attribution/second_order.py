@@ -123,7 +123,12 @@ def nearest_later_layer(trace: Trace, layer: nn.Module, scores: Tensor) -> str |
     """
     runs = trace.runs(layer)
     later = {call for run in runs[-1:] for call in (*trace.after(run), *trace.around(run))}
-    candidates = [call for call in trace.candidates(scores) if call in later]
+    ends = {edge.node for run in runs for edge in run.edges}
+    candidates = [
+        call
+        for call in trace.candidates(scores)
+        if call in later and between(call.edges[0].node, ends)  # not on the branch of another input
+    ]
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high) // 2

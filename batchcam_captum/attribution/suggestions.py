@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import _captum
 from .compiled import eager_stance, original
 from .output import Picker, pick_output
-from .reshape import find_reshape
+from .places import LEAST_SIDE, Layout, least_side
 from .trace import Call, Trace, traced
-
-#: Maps with a shorter side say next to nothing.
-LEAST_SIDE = 4
 
 _UNUSED = "the scores depend on none of its places (a class token alone is read after it)"
 _AROUND = "a path leads around it: its map misses what takes that path"
@@ -53,7 +47,7 @@ class LayerSuggestions(Sequence[LayerSuggestion]):
 
     @property
     def recommended(self) -> LayerSuggestion | None:
-        """The one to begin with: the last whose maps have 4 places or more along each side."""
+        """The one to begin with: the last whose maps have 4 places or more along each side, time left out."""
         return next((row for row in self._rows if row.recommended), None)
 
     @overload
@@ -162,7 +156,7 @@ def suggest_from(trace: Trace, model: Callable[..., Any], scores: Tensor) -> Lay
     remark, calls = "", trace.candidates(scores)
     if not calls:
         remark, calls = _AROUND, trace.candidates(scores, anywhere=True)
-    layouts = {call: layout for call in calls if (layout := Layout.of(call, model, trace.input_shape))}
+    layouts = {call: layout for call in calls if (layout := Layout.of(call, model, trace))}
     # Dense scores, such as those of a segmentation, are no layer to explain.
     if scores.dim() > 2:
         layouts = {call: layout for call, layout in layouts.items() if call.shape[1] != scores.shape[1]}  # type: ignore[index]
@@ -182,8 +176,8 @@ def suggest_from(trace: Trace, model: Callable[..., Any], scores: Tensor) -> Lay
             sizes.add(layout.map_size)
             rows.append(replace(_row(trace, call, layout), remark=remark))
     ordered = [_remarked(row) for row in rows]
-    fine = [row for row in ordered if min(row.map_size) >= LEAST_SIDE]
-    best = fine[0] if fine else max(ordered, key=lambda row: min(row.map_size), default=None)
+    fine = [row for row in ordered if least_side(row.map_size) >= LEAST_SIDE]
+    best = fine[0] if fine else max(ordered, key=lambda row: least_side(row.map_size), default=None)
     _add_repeated(trace, model, left_out)
     return LayerSuggestions((replace(row, recommended=row is best) for row in ordered), left_out)
 
@@ -197,55 +191,17 @@ def _begins_a_stage(call: Call, layouts: dict[Call, Layout]) -> bool:
 
 
 def _remarked(row: LayerSuggestion) -> LayerSuggestion:
-    if min(row.map_size) < LEAST_SIDE:
+    if least_side(row.map_size) < LEAST_SIDE:
         return replace(row, remark=f"under {LEAST_SIDE} x {LEAST_SIDE}: says next to nothing")
     return row
 
 
 def _row(trace: Trace, call: Call, layout: Layout) -> LayerSuggestion:
-    sides = trace.input_shape[2:]
-    share = max((size / side for side, size in zip(sides, layout.map_size, strict=False)), default=None)
+    share = max(
+        (size / side for side, size in zip(layout.sides, layout.map_size, strict=False)), default=None
+    )
     follows = any(isinstance(later.module, _BatchNorm) for later in trace.after(call))
     return LayerSuggestion(call.name, call.shape or (), layout.map_size, share, follows, layout.reshape)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How to read what a layer returns."""
-
-    map_size: tuple[int, ...]
-    reshape: Literal["auto"] | None
-    bring: Callable[[Tensor], Tensor]  #: to (N, C, *spatial), for gradients as well
-
-    @staticmethod
-    def of(call: Call, model: Callable[..., Any], input_shape: tuple[int, ...]) -> Layout | None:
-        """Read a run's result, or None where it has no places or cannot be read."""
-        blank = torch.empty(call.shape or (), device="meta")
-        bring: Callable[[Tensor], Tensor] = _as_it_is
-        if blank.dim() < 3:
-            return None
-        # A convolution's result is (N, C, *spatial) also where the inputs have no places, or others: words, features.
-        if not isinstance(call.module, _ConvNd | _NormBase):
-            with suppress(ValueError):
-                bring = find_reshape(
-                    "auto",
-                    blank,
-                    forward_func=model,
-                    layer=call.module,
-                    input_size=input_shape[2:],
-                    samples=input_shape[0],
-                )
-            if bring(blank).dim() != len(input_shape):
-                return None
-        brought = bring(blank)
-        size = tuple(brought.shape[2:])
-        if prod(size) < 2:
-            return None
-        return Layout(size, "auto" if brought.shape != blank.shape else None, bring)
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _places_used(scores: Tensor, layouts: dict[Call, Layout]) -> dict[Call, bool]:
@@ -273,7 +229,7 @@ def _inside(
         call: layout
         for call in trace.candidates(scores, anywhere=True)
         if call.ended <= block.ended and call.shape == block.shape
-        if (layout := Layout.of(call, model, trace.input_shape))
+        if (layout := Layout.of(call, model, trace))
     }
     used = _places_used(scores, layouts)
     return max(
@@ -287,7 +243,7 @@ def _add_repeated(trace: Trace, model: Callable[..., Any], left_out: dict[str, s
     for module, runs in _repeated_once(times):
         last = trace.runs(module)[-1]
         kept = any(call.depth > 0 and times[call.module] == 1 for call in trace.around(last))
-        if not kept and any(True for _ in module.parameters()) and Layout.of(last, model, trace.input_shape):
+        if not kept and any(True for _ in module.parameters()) and Layout.of(last, model, trace):
             left_out[last.name] = f"it runs {runs} times in one forward"
 
 

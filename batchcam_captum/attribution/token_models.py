@@ -17,7 +17,8 @@ class TokenModel(NamedTuple):
     """What a model knows of its tokens."""
 
     name: str  #: of its class
-    strides: list[Sides]  #: pixels a token of each stage, finest first; one number holds for every side
+    #: Pixels a token of each stage, finest first; one number holds for both sides of an image, but never for those of a video.
+    strides: list[Sides]
     prefix: int | None  #: how many tokens are no patches, None where it does not say
     own_grid: Sides | None  #: of the input size that it was made for; None where it takes any
 
@@ -85,7 +86,7 @@ def _explains(model: TokenModel, length: int, grid: Sides, first_stage: bool) ->
 
 def _each(sizes: Sequence[int], stride: Sides) -> list[tuple[int, int]]:
     """Pairs of a side and its stride; none where the numbers of sides differ."""
-    if len(stride) == 1:
+    if len(stride) == 1 and len(sizes) < 3:
         stride = stride * len(sizes)
     return list(zip(sizes, stride, strict=True)) if len(stride) == len(sizes) else []
 
@@ -98,6 +99,9 @@ def _sides(value: object) -> Sides | None:
 
 
 def _knowledge(module: nn.Module) -> TokenModel | None:
+    pooled = _pooled_by_attention(module)
+    if pooled:
+        return TokenModel(type(module).__name__, pooled, 1, None)
     embedding = getattr(module, "patch_embed", None)
     config = getattr(module, "config", None)
     own_grid = None
@@ -115,6 +119,10 @@ def _knowledge(module: nn.Module) -> TokenModel | None:
     else:  # Hugging Face; its classes of one family differ in their prefix tokens
         patch = _sides(getattr(config, "patch_size", None))
         own_grid = _divided(_sides(getattr(config, "image_size", None)), patch)
+        if (
+            getattr(config, "tubelet_size", None) is not None
+        ):  # a video, whose input may have its axes in any order
+            patch, own_grid = None, _video_grid(config, own_grid)
     reductions = _reductions(getattr(module, "feature_info", None))
     if patch is None and own_grid is None and not reductions:
         return None
@@ -126,6 +134,32 @@ def _knowledge(module: nn.Module) -> TokenModel | None:
     if not isinstance(prefix, int) or isinstance(prefix, bool):
         prefix = None
     return TokenModel(type(module).__name__, strides, prefix, own_grid)
+
+
+def _pooled_by_attention(module: nn.Module) -> list[Sides]:
+    """The strides of torchvision's MViT, time first: of its patches, then of every block that pools its queries."""
+    projection = getattr(module, "conv_proj", None)
+    blocks = getattr(module, "blocks", None)
+    if not isinstance(projection, nn.Conv3d) or not isinstance(blocks, nn.ModuleList):
+        return []
+    stride: Sides = tuple(projection.stride)
+    strides = [stride]
+    for block in blocks:
+        pool = getattr(getattr(getattr(block, "attn", None), "pool_q", None), "pool", None)
+        if isinstance(pool, nn.Conv3d):
+            stride = tuple(side * step for side, step in zip(stride, pool.stride, strict=True))
+            strides.append(stride)
+    return list(dict.fromkeys(strides))
+
+
+def _video_grid(config: Any, frame: Sides | None) -> Sides | None:
+    """(t, h, w) of a Hugging Face video model: its tubelets span some frames, or some frames and pixels."""
+    tubelet, frames = _sides(config.tubelet_size), _sides(getattr(config, "num_frames", None))
+    if tubelet is None or frames is None:
+        return None
+    if len(tubelet) == 3:
+        frame = _divided(_sides(getattr(config, "image_size", None)), tubelet[1:])
+    return None if frame is None else (frames[0] // tubelet[0], *frame)
 
 
 def _divided(size: Sides | None, patch: Sides | None) -> Sides | None:

@@ -16,8 +16,8 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
-from .engine import own_run
-from .graph import bottlenecks, edge_of, node_of
+from .engine import Recording, own_run
+from .graph import bottlenecks, edge_of, node_of, walk
 from .math_attention import MathAttention
 from .state import recordable
 
@@ -37,7 +37,8 @@ class Call:
     depth: int  #: how many other modules it runs inside of
     began: int  #: how many runs had begun, or ended, before it
     ended: int
-    shape: tuple[int, ...] | None  #: of a single returned tensor
+    #: Of the floating tensor that it returns, alone or as the only one of a tuple or list; None where there are several.
+    shape: tuple[int, ...] | None
     edges: tuple[GradientEdge, ...]  #: of the returned floating tensors that have a graph
     operators: tuple[
         int, int
@@ -48,10 +49,15 @@ class Call:
 class Trace:
     """What a forward did. Its graph is there as long as the block of :func:`traced`."""
 
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  #: of the first input
     output: Any = None
     calls: list[Call] = field(default_factory=list)  #: in the order in which they ended
-    leaves: list[Node] = field(default_factory=list)  #: of the inputs
+    leaves: list[Node] = field(
+        default_factory=list
+    )  #: of the inputs; of those with places, where there are any
+    input_shapes: tuple[
+        tuple[int, ...], ...
+    ] = ()  #: of those inputs with places, (N, C, *spatial), and the first
 
     def runs(self, module: nn.Module) -> list[Call]:
         """The runs of a module."""
@@ -65,19 +71,23 @@ class Trace:
         """What this run is a part of; such a module returns later than it."""
         return [call for call in self.calls if call.began < run.began and call.ended > run.ended]
 
+    def inside(self, run: Call) -> list[Call]:
+        """What ran as a part of this run."""
+        return [call for call in self.calls if call.began > run.began and call.ended < run.ended]
+
     def candidates(self, scores: Tensor, *, anywhere: bool = False) -> list[Call]:
         """The layers worth explaining, in the order in which they ran.
 
-        They run once, return one tensor with a row for each sample and more than one place, and every path from the inputs to
-        the scores passes them. Of several modules that return the very same tensor the outermost counts, unless it is half of
-        the network or more: ``layer4`` rather than ``layer4.1.relu``, but ``features.12`` rather than ``features``.
+        They run once, return one tensor with a row for each sample and more than one place, and every path from an input with
+        places to the scores passes them. Of several modules that return the very same tensor the outermost counts, unless it is
+        half of the network or more: ``layer4`` rather than ``layer4.1.relu``, but ``features.12`` rather than ``features``.
 
         Args:
             scores: what the model returned.
             anywhere: also those that a path leads around.
         """
         root = node_of(scores)
-        passed = bottlenecks(root, () if anywhere else self.leaves)
+        passed = bottlenecks(root, ()) if anywhere else self._passed(root)
         times = Counter(call.module for call in self.calls)
         half = max((call.ended for call in self.calls), default=0) / 2
         found: dict[tuple[Node, int], Call] = {}
@@ -96,6 +106,13 @@ class Trace:
             elif call.began < inner.began and call.ended - call.began < half:
                 found[key] = call
         return sorted(found.values(), key=lambda call: call.ended)
+
+    def _passed(self, root: Node | None) -> set[Node]:
+        """What every path from one of the inputs passes; an image and a sound may each have layers of their own."""
+        reached = set(walk([root])).intersection(self.leaves)
+        if not reached:
+            return bottlenecks(root, ())
+        return {node for leaf in reached for node in bottlenecks(root, [leaf])}
 
     def _has_places(self, call: Call) -> bool:
         shape = call.shape or ()
@@ -134,16 +151,25 @@ def traced(
     model = forward_func.module if isinstance(forward_func, nn.DataParallel) else forward_func
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         leaves = [_leaf(value) for value in map(recordable, inputs)]
-        first = next((value for value in leaves if isinstance(value, Tensor)), None)
-        trace = Trace(() if first is None else tuple(first.shape))
-        trace.leaves = [
-            node for value in leaves if isinstance(value, Tensor) and (node := node_of(value)) is not None
-        ]
+        tensors = [value for value in leaves if isinstance(value, Tensor)]
+        # Paths from an input without places, such as age and sex beside an image, have no layer worth explaining.
+        with_places = [tensor for tensor in tensors if tensor.dim() > 2]
+        trace = Trace(tuple(tensors[0].shape) if tensors else ())
+        trace.input_shapes = tuple(
+            dict.fromkeys(tuple(tensor.shape) for tensor in with_places or tensors[:1])
+        )
+        trace.leaves = [node for tensor in with_places or tensors if (node := node_of(tensor)) is not None]
         # A leaf itself must not be changed in place.
         copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in leaves)
         with _watched(trace, forward_func, math_from):
             _, trace.output = stack.enter_context(
-                own_run(model, [], copies, tuple(map(recordable, additional_forward_args)), recorded=True)
+                own_run(
+                    model,
+                    [],
+                    copies,
+                    tuple(map(recordable, additional_forward_args)),
+                    recording=Recording.MODEL,
+                )
             )
         yield trace
 
@@ -176,9 +202,9 @@ def _watched(
         if not open_calls:
             return
         _, began, first = open_calls.pop()
-        tensors = [
-            leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-        ]
+        # What a recorder keeps: nn.LSTM returns (steps, (hidden, cell)), of which it is the steps.
+        entries = returned if isinstance(returned, tuple | list) else tree_leaves(returned)
+        tensors = [entry for entry in entries if isinstance(entry, Tensor) and entry.is_floating_point()]
         trace.calls.append(
             Call(
                 module,
@@ -186,7 +212,9 @@ def _watched(
                 len(open_calls),
                 began,
                 events,
-                tuple(returned.shape) if isinstance(returned, Tensor) else None,
+                tuple(tensors[0].shape)
+                if len(tensors) == 1 and isinstance(returned, Tensor | tuple | list)
+                else None,
                 tuple(edge for tensor in tensors if (edge := edge_of(tensor)) is not None),
                 (first, _last_operator(returned)),
             )

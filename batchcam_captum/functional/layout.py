@@ -99,14 +99,15 @@ def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None
 
     Args:
         length: L of the tokens (N, L, C).
-        input_size: the input's sides, one, two or three of them.
+        input_size: the input's sides, one or two of them.
         prefix: how many tokens are no patches (class, distillation, registers), where that is known.
 
     Returns:
         The grid, and the number of prefix tokens.
 
     Raises:
-        ValueError: no grid fits, or several do.
+        ValueError: no grid fits, or several do, or there are three sides: a video's patches are seldom as long as they are wide,
+            so that a number of tokens does not tell how they lie.
 
     Example:
         >>> infer_grid(197, (224, 224))
@@ -114,6 +115,12 @@ def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None
         >>> infer_grid(25, (64, 96))
         TokenGrid(grid=(4, 6), prefix=1)
     """
+    if len(input_size) > 2:
+        raise ValueError(
+            f"tokens: expected an input of one or two sides, got {' x '.join(map(str, input_size))} for {length} tokens; "
+            f"patches of a video or volume need not have one size along all its sides; say how they lie by "
+            f"tokens_to_grid(tokens, grid, prefix)"
+        )
     candidates = grid_candidates(length, input_size, prefix)
     if len(candidates) == 1:
         return candidates[0]
@@ -125,7 +132,9 @@ def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None
     )
 
 
-def is_downsampled(spatial: Sequence[int], input_size: Sequence[int], *, padded: bool = False) -> bool:
+def is_downsampled(
+    spatial: Sequence[int], input_size: Sequence[int], *, padded: bool = False, anisotropic: bool = False
+) -> bool:
     """Whether these may be the sides of an image of this size after layers of one stride.
 
     The sides may be rounded either way. Unless all layers are known to be padded, they may also be one more (even kernels), or up
@@ -135,18 +144,44 @@ def is_downsampled(spatial: Sequence[int], input_size: Sequence[int], *, padded:
         spatial: the sides of a map.
         input_size: the sides of the input.
         padded: accept rounding alone.
+        anisotropic: accept one stride per axis as well, each a power of two times a common one, and with rounding alone: the more
+            strides are free, the more shapes they explain.
     """
     if len(spatial) != len(input_size) or not spatial or min(*spatial, *input_size) < 1:
         return False
-    for stride in range(1, max(input_size) + 1):
-        missing = [size / stride - side for size, side in zip(input_size, spatial, strict=True)]
-        if max(missing) - min(missing) >= 1:
-            continue
-        if padded:
-            fits = max(map(abs, missing)) < 1
-        else:
-            cut_off = max(lost / (size / stride) for lost, size in zip(missing, input_size, strict=True))
-            fits = min(missing) >= -1 and (cut_off <= 0.5 or max(missing) <= 1)
-        if fits:
-            return True
-    return False
+    if any(_fits(spatial, input_size, stride, padded) for stride in range(1, max(input_size) + 1)):
+        return True
+    return anisotropic and any(
+        all(
+            any(abs(size / (stride << more) - side) < 1 for more in range(max(size.bit_length(), 1)))
+            for size, side in zip(input_size, spatial, strict=True)
+        )
+        for stride in range(1, max(input_size) + 1)
+    )
+
+
+def has_one_stride_per_frame(
+    spatial: Sequence[int], input_size: Sequence[int], *, padded: bool = False
+) -> bool:
+    """Whether these may be the sides of a video, the time axis first, whose frames have been made smaller by one stride.
+
+    Args:
+        spatial: the sides of a map.
+        input_size: the sides of the input.
+        padded: accept rounding alone.
+    """
+    return (
+        len(spatial) == len(input_size) == 3
+        and is_downsampled(spatial[:1], input_size[:1], padded=padded)
+        and is_downsampled(spatial[1:], input_size[1:], padded=padded)
+    )
+
+
+def _fits(spatial: Sequence[int], input_size: Sequence[int], stride: int, padded: bool) -> bool:
+    missing = [size / stride - side for size, side in zip(input_size, spatial, strict=True)]
+    if max(missing) - min(missing) >= 1:
+        return False
+    if padded:
+        return max(map(abs, missing)) < 1
+    cut_off = max(lost / (size / stride) for lost, size in zip(missing, input_size, strict=True))
+    return min(missing) >= -1 and (cut_off <= 0.5 or max(missing) <= 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batchcam_captum.functional import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
-from batchcam_captum.functional.layout import is_downsampled
+from batchcam_captum.functional.layout import has_one_stride_per_frame, is_downsampled
 
 
 @pytest.mark.parametrize("grid", [(7,), (3, 4), (2, 3, 4)], ids=["1-D", "2-D", "3-D"])
@@ -60,13 +60,11 @@ def test_channels_last_without_places():
         (25, (96, 64), (6, 4), 1),
         (37, (100, 100), (6, 6), 1),  # 16 px patches, the rest cut off
         (100, (400,), (100,), 0),
-        (65, (64, 64, 64), (4, 4, 4), 1),
-        (49, (64, 48, 32), (4, 3, 2), 25),
     ],
 )
 def test_grids_of_known_transformers(length, input_size, grid, prefix):
     assert infer_grid(length, input_size, prefix) == TokenGrid(grid, prefix)
-    if prefix < 10 and len(input_size) > 1:
+    if len(input_size) > 1:
         assert infer_grid(length, input_size) == TokenGrid(grid, prefix)
 
 
@@ -111,3 +109,41 @@ def test_no_grid(length, input_size, prefix):
 )
 def test_is_downsampled(spatial, input_size, fits):
     assert is_downsampled(spatial, input_size) is fits
+
+
+@pytest.mark.parametrize("prefix", [None, 1])
+def test_the_number_of_a_videos_tokens_does_not_say_how_they_lie(prefix):
+    """MViT has 8 x 14 x 14 patches and a class token; cubes of 8 would give 2 x 28 x 28 and one."""
+    with pytest.raises(ValueError, match=r"one or two sides, got 16 x 224 x 224 for 1569 tokens"):
+        infer_grid(1569, (16, 224, 224), prefix)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "input_size", "fits"),
+    [
+        ((4, 32), (64, 128), True),  # strides 16 and 4, as in text recognition
+        ((4, 33), (64, 128), False),
+        ((2, 4, 4), (8, 64, 64), True),
+        ((32, 8), (96, 64), False),  # strides 3 and 8
+        ((4, 4, 384), (8, 64, 64), False),
+        ((197, 64), (240, 240), False),  # tokens of a head
+    ],
+)
+def test_one_stride_an_axis(spatial, input_size, fits):
+    assert is_downsampled(spatial, input_size, anisotropic=True) is fits
+    assert not is_downsampled(spatial, input_size)
+
+
+@pytest.mark.parametrize(
+    ("spatial", "fits"),
+    [
+        ((2, 4, 4), True),
+        ((8, 4, 4), True),
+        ((4, 4, 4), True),
+        ((4, 4, 8), False),
+        ((4, 4, 384), False),
+        ((4, 4), False),
+    ],
+)
+def test_one_stride_a_frame(spatial, fits):
+    assert has_one_stride_per_frame(spatial, (8, 64, 64), padded=True) is fits
