@@ -24,6 +24,7 @@ from batchcam_captum import (
 from batchcam_captum.attribution.split import split_model
 from batchcam_captum.functional import batch_cam_loss, head_cams, prototype_loss
 from tests.functional.test_head import assert_same_step, attending, batch, parts, repeated
+from tests.models import strong_heads
 
 PROTOTYPES = torch.rand(5, 1, 12, 12, generator=torch.Generator().manual_seed(3))
 
@@ -214,14 +215,17 @@ def test_autocast_and_frozen_trunk():
     assert assert_equal_training(make, [batch(torch.float32)], tolerance=1e-2) == 1
 
 
-@pytest.mark.parametrize("name", ["repvit_m0_9", "vit_tiny_patch16_224"])
-def test_split_timm_model(name):
-    # The first has a BatchNorm in its head. Of the second the tokens are brought to maps.
+@pytest.mark.parametrize("pool", [None, "token", "avg"])
+def test_split_timm_model(pool):
+    # The first has a BatchNorm in its head. Of the others the tokens are brought to maps; the class token's head has attention.
     def make():
         torch.manual_seed(0)
-        if name.startswith("vit"):
-            model = timm.create_model(name, num_classes=5, img_size=64, embed_dim=12, depth=1, num_heads=2)
+        if pool:
+            name = "vit_tiny_patch16_224"
+            options = {"img_size": 64, "embed_dim": 12, "depth": 2, "num_heads": 2, "global_pool": pool}
+            model = strong_heads(timm.create_model(name, num_classes=5, **options))
         else:
+            name = "repvit_m0_9"
             model = timm.create_model(name, num_classes=5, embed_dim=(8,), depth=(1,))
         model = model.double().train()
         trunk, head = split_model(model)
@@ -231,13 +235,17 @@ def test_split_timm_model(name):
 
         def step(images, labels):
             cams, scores = head_cams(head, trunk(images), labels, reshape=reshape)
+            if not torch.compiler.is_compiling():
+                largest.append(float(cams.detach().abs().max()))
             return cross_entropy(scores, labels) + batch_cam_loss(cams, labels, PROTOTYPES)
 
         return model, step
 
+    largest: list[float] = []
     torch.manual_seed(1)
     step = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 3, 3, 1])
     assert assert_equal_training(make, [step, step]) == 1
+    assert min(largest) > 1e-6
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU")

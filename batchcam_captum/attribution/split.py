@@ -14,6 +14,10 @@ _BY_HAND = (
 )
 
 
+#: What ``forward_features`` of timm's ViT and DeiT runs, in this order.
+_VIT = ["patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm"]
+
+
 class Split(NamedTuple):
     """Two modules with ``head(trunk(images))`` equal to ``model(images)``, made of the model's own layers."""
 
@@ -75,6 +79,19 @@ class _Method(_Part):
         return result
 
 
+class _Features(_Method):
+    """``forward_features``, which has to end in one tensor."""
+
+    def forward(self, received: Tensor) -> Tensor:
+        result: Any = super().forward(received)
+        if not isinstance(result, Tensor):
+            raise TypeError(
+                f"model: expected one tensor of activations from forward_features, got {type(result).__name__}, so that "
+                f"{type(self._whole[0]).__name__} cannot be split there; {_BY_HAND}"
+            )
+        return result
+
+
 def split_model(model: nn.Module, layer: str | None = None) -> Split:
     """Split a model into trunk and head, for :func:`~batchcam_captum.functional.head_cams`.
 
@@ -86,13 +103,16 @@ def split_model(model: nn.Module, layer: str | None = None) -> Split:
         model: a timm model, whose ``forward`` is its ``forward_features`` and then its ``forward_head``; or a plain
             ``nn.Sequential``.
         layer: of an ``nn.Sequential``, the last layer of the trunk: the name of a child, or a dotted name through nested ones
-            (``"0.features.3"``). A timm model is split where its features end, and takes none.
+            (``"0.features.3"``). A timm model is split where its features end, and takes none. Where its head reads the class
+            token only, every cam there would be zero: a ViT or DeiT is split before its last block, which becomes part of the
+            head (``set_grad_checkpointing`` has no effect on the parts then).
 
     Returns:
         The trunk and the head.
 
     Raises:
-        TypeError: no module, or one that cannot be split like this.
+        TypeError: no module, or one that cannot be split like this. From the trunk, when it runs: its features are not one
+            tensor.
         ValueError: a layer that is not there, the last one, none for an ``nn.Sequential``, or one for a timm model.
 
     Example:
@@ -127,13 +147,52 @@ def split_model(model: nn.Module, layer: str | None = None) -> Split:
         )
     own = [*model._modules, *model._parameters, *model._buffers]
     used = _names_used(model, "forward_head")
+    if _reads_class_token_only(model):
+        return _split_before_last_block(model, own, used)
     return Split(
-        _Method(model, "forward_features", [name for name in own if name not in used]),
+        _Features(model, "forward_features", [name for name in own if name not in used]),
         _Method(model, "forward_head", [name for name in own if name in used]),
     )
 
 
-def _runs_children_in_turn(module: nn.Module) -> bool:
+def _reads_class_token_only(model: nn.Module) -> bool:
+    # VOLO's second head reads the other tokens.
+    return getattr(model, "global_pool", None) in ("token", "tok") and not getattr(model, "aux_head", None)
+
+
+def _split_before_last_block(model: nn.Module, own: list[str], used: set[str]) -> Split:
+    """Where the class token still has to look at the others, in the last block's attention."""
+    code = _code(model, "forward_features")
+    names = code.co_names if code else ()
+    blocks: Any = model._modules.get("blocks")
+    if (
+        [name for name in names if name in model._modules or hasattr(type(model), name)] != _VIT
+        or not _runs_children_in_turn(blocks)
+        or len(blocks) < 2
+        or blocks._forward_hooks
+        or blocks._forward_pre_hooks
+    ):
+        raise TypeError(
+            f"model: expected a head that reads all places, got {type(model).__name__}, whose head reads the class token only: "
+            f"every cam of forward_features' output would be zero; create the model with global_pool='avg', if it is to be "
+            f"trained so, or split it before its last attention: {_BY_HAND}"
+        )
+    chain = [(f"blocks.{name}", block) for name, block in blocks._modules.items()]
+    parts: list[tuple[str, nn.Module]] = []
+    for name in _VIT[:4]:
+        if name in model._modules:
+            parts.append((name, model._modules[name]))  # type: ignore[arg-type]
+        else:  # the method
+            parts.append((name, _Method(model, name, [n for n in own if n not in used and n not in _VIT])))
+    head = _Method(model, "forward_head", [name for name in own if name in used])
+    norm: Any = model._modules["norm"]
+    return Split(
+        _Chain(model, [*parts, *chain[:-1]]),
+        _Chain(model, [chain[-1], ("norm", norm), ("forward_head", head)]),
+    )
+
+
+def _runs_children_in_turn(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and _code(module, "forward") is nn.Sequential.forward.__code__
 
 
@@ -183,12 +242,17 @@ def _code(model: nn.Module, method: str) -> CodeType | None:
 
 
 def _is_features_then_head(model: nn.Module) -> bool:
-    """Whether the forward calls these two and asks for nothing else, as timm's do.
+    """Whether the forward calls these two and asks for nothing else, as timm's do, but for flags that are off.
 
     The names that its code uses tell, without an example to run.
     """
     code = _code(model, "forward")
-    return code is not None and set(code.co_names) == {"forward_features", "forward_head"}
+    names = set(code.co_names) if code is not None else set()
+    # Such as FastViT's fork_feat, to return the features.
+    return {name for name in names if vars(model).get(name) is not False} == {
+        "forward_features",
+        "forward_head",
+    }
 
 
 def _names_used(model: nn.Module, method: str) -> set[str]:

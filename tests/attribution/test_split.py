@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import timm
@@ -16,16 +17,21 @@ from torch.testing import assert_close
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.attribution.split import split_model
-from batchcam_captum.functional import head_cams
+from batchcam_captum.functional import head_cams, tokens_to_grid
 from tests.models import strong_heads
 
 LABELS = torch.tensor([2, 0])
+BY_HAND = r"split it yourself and pass your own callables .* nn.Sequential\(\*list\(model.children"
+CLASS_TOKEN = rf"whose head reads the class token only: .* global_pool='avg', .*{BY_HAND}"
 
-#: timm model -> the layer whose output forward_features returns.
+#: timm model, with its pooling where that is not the usual -> the last layer of the trunk.
 TIMM = {
     "resnet10t": "layer4",
     "convnextv2_atto": "norm_pre",
-    "vit_tiny_patch16_224": "norm",
+    "vit_tiny_patch16_224": "blocks.10",
+    "vit_tiny_patch16_224:avg": "norm",
+    "deit_tiny_distilled_patch16_224": "blocks.10",
+    "fastvit_t8": "final_conv",
     "mobilenetv3_small_050": "blocks",
     "efficientnet_b0": "bn2",
     "regnetx_002": "final_conv",
@@ -36,8 +42,11 @@ TIMM = {
 
 def timm_model(name):
     torch.manual_seed(0)
-    size = {"img_size": 64} if name.startswith("vit") else {}
-    model = timm.create_model(name, num_classes=5, **size)
+    name, _, pooling = name.partition(":")
+    options = {"img_size": 64} if name.startswith(("vit", "deit")) else {}
+    if pooling:
+        options["global_pool"] = pooling
+    model = timm.create_model(name, num_classes=5, **options)
     return strong_heads(model) if name != "repvit_m0_9" else model
 
 
@@ -53,10 +62,12 @@ def test_timm_model(name):
     trunk, head = split_model(model)
     activations = trunk(x)
     assert torch.equal(head(activations), model(x))
-    cams, scores = head_cams(head, activations, LABELS)
-    expected = BatchGradCam(model, model.get_submodule(TIMM[name])).attribute(x, target=LABELS)
-    assert torch.equal(scores, model(x))
-    assert float(expected.abs().max()) > 0
+    tokens = {3: partial(tokens_to_grid, grid=(4, 4), prefix=getattr(model, "num_prefix_tokens", 0))}
+    reshape = tokens.get(activations.dim())
+    cams, scores = head_cams(head, activations, LABELS, reshape=reshape)
+    expected = BatchGradCam(model, TIMM[name], reshape=reshape).attribute(x, target=LABELS)
+    assert_close(scores, model(x), rtol=0, atol=1e-12)
+    assert float(cams.detach().abs().flatten(1).amax(1).min()) > 0
     assert_close(cams.detach(), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
 
 
@@ -67,7 +78,9 @@ def test_each_parameter_and_buffer_is_in_one_part(name):
     for kind in ("parameters", "buffers"):
         own = [id(tensor) for part in (trunk, head) for tensor in getattr(part, kind)()]
         assert sorted(own) == sorted(id(tensor) for tensor in getattr(model, kind)())
-    assert {id(p) for p in model.get_classifier().parameters()} <= {id(p) for p in head.parameters()}
+    classifiers = model.get_classifier()  # DeiT has two
+    classifiers = nn.ModuleList(classifiers if isinstance(classifiers, tuple) else [classifiers])
+    assert {id(p) for p in classifiers.parameters()} <= {id(p) for p in head.parameters()}
 
 
 def test_batch_norm_in_the_head_of_a_timm_model_trains():
@@ -117,13 +130,19 @@ def test_sequential_at_a_named_child(layer, mode):
         assert_close(own, expected)
     if not mode:
         attribution = BatchGradCam(twin, twin.get_submodule(layer)).attribute(x, target=LABELS)
+        assert float(attribution.abs().flatten(1).amax(1).min()) > 0
         assert_close(cams.detach(), attribution)
     own = [id(parameter) for part in (trunk, head) for parameter in part.parameters()]
     assert own == [id(parameter) for parameter in model.parameters()]
 
 
 @pytest.mark.parametrize(
-    ("make", "layer"), [(lambda: timm_model("repvit_m0_9"), None), (sequential, "body.features.0")]
+    ("make", "layer"),
+    [
+        (lambda: timm_model("repvit_m0_9"), None),
+        (lambda: timm_model("vit_tiny_patch16_224"), None),
+        (sequential, "body.features.0"),
+    ],
 )
 def test_parts_follow_the_model(make, layer):
     model = make()
@@ -137,7 +156,9 @@ def test_parts_follow_the_model(make, layer):
         assert all(module.training is mode for part in parts for module in part.modules())
     parts.head.eval()
     assert model.training
-    assert not any(module.training for module in list(parts.head.modules())[1:])
+    own = set(parts.head.modules()) & set(modules)
+    assert own
+    assert not any(module.training for module in own)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
@@ -149,6 +170,18 @@ def test_copied_parts_stay_together(copied):
     assert not {id(p) for part in (trunk, head) for p in part.parameters()} & {
         id(p) for p in model.parameters()
     }
+
+
+def test_features_that_are_no_tensor():
+    trunk, _ = split_model(timm.create_model("efficientvim_m1", num_classes=5).eval())
+    with pytest.raises(TypeError, match=f"one tensor .* got list, so that EfficientViM cannot .*{BY_HAND}"):
+        trunk(images())
+
+
+def hooked_blocks():
+    model = timm_model("vit_tiny_patch16_224")
+    model.blocks.register_forward_hook(lambda *_: None)
+    return model
 
 
 class Unlike(nn.Module):
@@ -185,9 +218,6 @@ def compiled():
         return torch.compile(sequential())
 
 
-BY_HAND = r"split it yourself and pass your own callables .* nn.Sequential\(\*list\(model.children"
-
-
 @pytest.mark.parametrize(
     ("make", "layer", "kind", "text"),
     [
@@ -203,6 +233,9 @@ BY_HAND = r"split it yourself and pass your own callables .* nn.Sequential\(\*li
         (sequential, "body.features.9", ValueError, r"one of 'body.features.0', .* got 'body.features.9'"),
         (sequential, "body.features.0.weight", TypeError, "'body.features.0' is a Conv2d; split after 'body.fe"),
         (sequential, "fc", ValueError, "got the last one, 'fc'; its output are the scores"),
+        (lambda: timm.create_model("xcit_nano_12_p8_224"), None, TypeError, f"got Xcit, {CLASS_TOKEN}"),
+        (lambda: timm.create_model("vit_tiny_patch16_224", depth=1), None, TypeError, CLASS_TOKEN),
+        (hooked_blocks, None, TypeError, CLASS_TOKEN),
         (hooked, "body.act", TypeError, "without hooks at 'body', got one with hooks"),
     ],
 )  # fmt: skip
