@@ -113,11 +113,13 @@ def eager_stance() -> Iterator[None]:
         yield
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # Of hooks on all modules, which compiled code would not take well.
-        warnings.filterwarnings(
-            "ignore", message=r"Using `torch.compile\(module\)` when there are global hooks"
-        )
+        ignore_own_hooks()
         yield
+
+
+def ignore_own_hooks() -> None:
+    """Leave out what torch warns of hooks on all modules, which compiled code would not take well: here they are our own."""
+    warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
 
 
 def check_hooks_run(forward_func: Callable[..., Any], layers: Sequence[nn.Module]) -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointError
 from .graph import between, node_of, walk
 from .places import Layout
 from .report import Finding
-from .second_order import nearest_later_layer, second_derivative_missing
+from .second_order import nearest_later_layer, second_derivative_missing, second_order_remedy
 from .suggestions import LayerSuggestions
 from .survey import mixes
 from .trace import Call, Trace
@@ -163,13 +163,18 @@ def _mixing(look: Look) -> Iterator[Finding]:
         for gradient in look.gradients(look.selected[:1])
     ):
         return
-    norms = [call.name for call in look.trace.after(look.run) if mixes(call.module)]
+    norms = [call for call in look.trace.after(look.run) if mixes(call.module)]
     if norms:
+        # The norm itself may be on one branch of a block, whose map misses the other.
+        later = [call for call in look.trace.candidates(look.selected) if call.ended >= norms[-1].ended]
+        remedy = "switch it to running statistics with eval()"
+        if later:
+            remedy = f"explain a layer from {later[0].name!r} on, or {remedy}"
         yield Finding(
             "batch_norm",
             "warning",
-            f"{listed(norms)}: BatchNorm with batch statistics after the layer mixes the samples, so that each map depends on "
-            f"the other images, too; explain a layer from {norms[-1]!r} on, or switch it to running statistics with eval()",
+            f"{listed([call.name for call in norms])}: BatchNorm with batch statistics after the layer mixes the samples, so "
+            f"that each map depends on the other images, too; {remedy}",
             look.name,
         )
     else:
@@ -182,7 +187,9 @@ def _mixing(look: Look) -> Iterator[Finding]:
         )
 
 
-def second_order_findings(trace: Trace, layer: nn.Module, selected: Tensor) -> Iterator[Finding]:
+def second_order_findings(
+    trace: Trace, layer: nn.Module, selected: Tensor, scores: Tensor | None = None
+) -> Iterator[Finding]:
     """What stands in the way of differentiable maps, in a forward that was traced with ``math_from``."""
     run = trace.runs(layer)[-1]
     if not run.edges:
@@ -200,12 +207,11 @@ def second_order_findings(trace: Trace, layer: nn.Module, selected: Tensor) -> I
         )
         return
     if operator is not None:
-        later = nearest_later_layer(trace, layer, selected)
-        remedy = f"choose {later!r}, the nearest later layer that works" if later else "no later layer works"
+        later = nearest_later_layer(trace, layer, selected, scores)
         yield Finding(
             "second_order",
             "warning",
             f"{operator} after the layer has no second derivative. Plain maps do not need one; differentiable maps and losses "
-            f"on maps do: {remedy}, or replace the operator",
+            f"on maps do: {second_order_remedy(operator, later)}",
             run.name,
         )

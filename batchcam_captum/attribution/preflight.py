@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..functional import CamMethod, dead_cams
 from . import _captum
 from .batch_grad_cam import BatchGradCam
-from .compiled import compiled_modules, eager_stance, hidden_layers, original
+from .compiled import compiled_modules, eager_stance, hidden_layers, ignore_own_hooks, original
 from .layer_checks import Look, findings_of_layer, instead, second_order_findings
 from .output import Picker, pick_output
 from .places import LEAST_SIDE, Layout, least_side
@@ -55,7 +55,7 @@ def check(
     target: Target = None,
     *,
     additional_forward_args: object = None,
-    method: str | CamMethod = "grad_cam",
+    method: str | CamMethod | None = None,
     reshape: Reshape = None,
     output: Picker = None,
 ) -> CheckReport:
@@ -73,7 +73,7 @@ def check(
         batch: inputs of some samples, without labels; a tuple where the model takes several.
         target: which score is explained, see :meth:`BatchGradCam.attribute`; by default each sample's highest.
         additional_forward_args: further arguments of the model.
-        method: see :class:`~batchcam_captum.BatchGradCam`.
+        method: see :class:`~batchcam_captum.BatchGradCam`; None is its default.
         reshape: see :class:`~batchcam_captum.BatchGradCam`.
         output: see :class:`~batchcam_captum.BatchGradCam`.
 
@@ -81,8 +81,8 @@ def check(
         The findings, and the maps' size and share of dead ones; ``report.ok`` is false where there is an error among them.
 
     Raises:
-        TypeError: an argument of a wrong kind.
-        ValueError: the model has no layer of this name.
+        TypeError: an argument of a wrong kind; options beside a :class:`~batchcam_captum.BatchGradCam`, which has its own.
+        ValueError: the model has no layer of this name, or the batch has no samples.
 
     Example:
         >>> import torch
@@ -95,13 +95,22 @@ def check(
     """
     if isinstance(model, BatchGradCam):
         grad_cam = copy.copy(model)
+        options = {"method": method, "reshape": reshape, "output": output}
+        given = [name for name, value in options.items() if value is not None]
+        if given:
+            raise TypeError(
+                f"check: expected no {' and no '.join(given)} beside a {type(model).__name__}, which has its own, got "
+                f"{', '.join(f'{name}={options[name]!r}' for name in given)}; pass model and layer, or leave it out"
+            )
         if layer is not None:  # check(grad_cam, batch, target)
             batch, target = layer, batch if target is None else target
     else:
-        grad_cam = BatchGradCam(model, layer, method=method, reshape=reshape, output=output)
+        grad_cam = BatchGradCam(model, layer, method=method or "grad_cam", reshape=reshape, output=output)
     if not isinstance(batch, Tensor | tuple):
         raise TypeError(f"batch: expected a tensor or a tuple of tensors, got {type(batch).__name__}")
     inputs = _captum.format_tensor_into_tuples(batch)
+    if inputs and not len(inputs[0]):
+        raise ValueError(f"batch: expected one sample or more, got {tuple(inputs[0].shape)}")
     arguments = _captum.format_additional_forward_args(additional_forward_args) or ()
     return _Preflight(grad_cam, inputs, arguments, target).report()
 
@@ -117,6 +126,7 @@ class _Preflight:
         self.target = target
         self.findings: list[Finding] = []
         self.suggestions = LayerSuggestions(())
+        self.scores: Tensor | None = None
         self.layouts: dict[nn.Module, Layout] = {}
 
     def report(self) -> CheckReport:
@@ -138,7 +148,7 @@ class _Preflight:
                     selected = self._selected(trace)
                 if selected is not None and self._no_errors():
                     for layer in self.grad_cam.layers:
-                        self.findings += second_order_findings(trace, layer, selected)
+                        self.findings += second_order_findings(trace, layer, selected, self.scores)
             figures = [
                 LayerFigures(self._name(layer, trace), len(runs), runs[-1].shape if runs else None)
                 for layer in self.grad_cam.layers
@@ -169,7 +179,8 @@ class _Preflight:
             self._add("target", "error", str(error).removeprefix("target: "))
             return None
         self._look_at_scores(scores.detach())
-        self.suggestions = suggest_from(trace, self.model, scores)
+        self.scores = scores
+        self.suggestions = suggest_from(trace, self.model, scores, self.grad_cam.output)
         return selected
 
     def _add(self, topic: Any, severity: Any, message: str, layer: str | None = None) -> None:
@@ -217,8 +228,9 @@ class _Preflight:
             self._add(
                 "compiled",
                 "warning",
-                f"{', '.join(later)} after the layer is compiled: plain maps work, differentiable ones and losses do not, as "
-                f"compiled code has no second derivative",
+                f"{', '.join(later)} after the layer is compiled, and compiled code has no second derivative: attribute() runs it "
+                f"as it is written for differentiable maps; in a training step with a loss on maps, do so yourself by "
+                f'torch.compiler.set_stance("force_eager"), or use the original module',
                 name,
             )
 
@@ -242,6 +254,7 @@ class _Preflight:
             grad_cam.reshape = "auto"
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            ignore_own_hooks()
             try:
                 cams = grad_cam.attribute(self.inputs, self.target, self.arguments or None)
             except (RuntimeError, TypeError, ValueError) as error:
@@ -282,7 +295,7 @@ class _Preflight:
         if dead > 0:
             few = dead < 0.5
             self._add(
-                "dead_maps",
+                "dead_cams",
                 "note" if few else "warning",
                 f"{dead:.0%} of the maps have no positive value: nothing at this layer speaks for the target"
                 + ("" if few else "; look at the signed map, another layer, or another target"),

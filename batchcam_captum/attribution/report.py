@@ -14,7 +14,7 @@ Topic = Literal[
     "checkpoint",
     "class_token",
     "compiled",
-    "dead_maps",
+    "dead_cams",
     "disconnected",
     "layout",
     "mixing",

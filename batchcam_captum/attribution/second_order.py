@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .graph import between, node_of, walk
-from .trace import Call, Trace, traced
+from .trace import Call, Trace, makes_scores, traced
 
 # How autograd's graph of the gradients shows that it cannot be differentiated: a placeholder for a missing formula; the end of
 # a once_differentiable function; compiled code; cuDNN's recurrent layers.
 _MISSING = "torch::autograd::NotImplemented"
 _ONCE = ("torch::autograd::Error", "torch::autograd::DelayedError")
 _COMPILED = "CompiledFunctionBackwardBackward"
+_COMPILED_CODE = "code of torch.compile"
+_RUN_AS_WRITTEN = 'run what is compiled as it is written, by torch.compiler.set_stance("force_eager") or with the original module'
 _CUDNN_RNN = "CudnnRnnBackwardBackward0"
 # These say so only when they are run: operators of C++ extensions (torchvision's), and two formulas of torch.
 _TO_TRY = re.compile(r"GeneratedBackwardFor_|torch::autograd::CppNode|(Cdist|Pdist)BackwardBackward")
@@ -81,7 +83,7 @@ def _refusal(node: Node) -> str:
 def _name_of(node: Node, root: Node | None, ends: Collection[Node]) -> str:
     name = node.name()
     if name.endswith(_COMPILED):
-        return "code of torch.compile"
+        return _COMPILED_CODE
     if name.endswith(_CUDNN_RNN):
         return "cuDNN's recurrent layer (torch.backends.cudnn.flags(enabled=False) replaces it)"
     if name in _ONCE:
@@ -107,7 +109,9 @@ def _once_differentiable(nodes: Collection[Node]) -> str | None:
     return None
 
 
-def nearest_later_layer(trace: Trace, layer: nn.Module, scores: Tensor) -> str | None:
+def nearest_later_layer(
+    trace: Trace, layer: nn.Module, selected: Tensor, scores: Tensor | None = None
+) -> str | None:
     """The first layer to run after this one from which on every operator has a second derivative.
 
     Looked for among :meth:`~batchcam_captum.attribution.trace.Trace.candidates`, each of which sees less than the one before it,
@@ -116,7 +120,9 @@ def nearest_later_layer(trace: Trace, layer: nn.Module, scores: Tensor) -> str |
     Args:
         trace: of a forward with ``math_from=[layer]``, its graph still there.
         layer: after which to look.
-        scores: one a sample.
+        selected: the scores, one a sample.
+        scores: what the model returned, where that is known: of dense scores, such as those of a segmentation, the layer that
+            makes them is no layer to explain.
 
     Returns:
         Its dotted name, or None if there is none.
@@ -126,13 +132,15 @@ def nearest_later_layer(trace: Trace, layer: nn.Module, scores: Tensor) -> str |
     ends = {edge.node for run in runs for edge in run.edges}
     candidates = [
         call
-        for call in trace.candidates(scores)
-        if call in later and between(call.edges[0].node, ends)  # not on the branch of another input
+        for call in trace.candidates(selected)
+        if call in later
+        and between(call.edges[0].node, ends)  # not on the branch of another input
+        and not makes_scores(call, scores)
     ]
     low, high = 0, len(candidates)
     while low < high:
         middle = (low + high) // 2
-        if second_derivative_missing(candidates[middle], scores) is None:
+        if second_derivative_missing(candidates[middle], selected) is None:
             high = middle
         else:
             low = middle + 1
@@ -171,7 +179,8 @@ def second_order_error(
     """
     later: str | None = None
     with traced(forward_func, inputs, additional_forward_args, math_from=[layer]) as trace:
-        later = nearest_later_layer(trace, layer, select(trace.output))
+        scores = trace.output if isinstance(trace.output, Tensor) else None
+        later = nearest_later_layer(trace, layer, select(trace.output), scores)
         runs = trace.runs(layer)
     return RuntimeError(
         second_order_message(operator, runs[-1].name if runs else type(layer).__name__, later)
@@ -180,15 +189,18 @@ def second_order_error(
 
 def second_order_message(operator: str, layer: str, later: str | None) -> str:
     """What is wrong, and which layer to choose instead."""
-    remedy = (
-        f"choose {later!r}, the nearest later layer that works"
-        if later
-        else "no later layer with places works"
-    )
     return (
         f"{layer}: expected operators with a second derivative after the layer, as differentiable maps need, got "
-        f"{operator}, which has none; {remedy}, or replace the operator (first-order maps are not affected)"
+        f"{operator}, which has none; {second_order_remedy(operator, later)} (first-order maps are not affected)"
     )
+
+
+def second_order_remedy(operator: str, later: str | None) -> str:
+    """What to do about it."""
+    replace = _RUN_AS_WRITTEN if operator == _COMPILED_CODE else "replace the operator"
+    if later:
+        return f"choose {later!r}, the nearest later layer that works, or {replace}"
+    return f"no later layer with places works: {replace}"
 
 
 def training_error(operator: str, layer: str) -> RuntimeError:
@@ -201,7 +213,10 @@ def training_error(operator: str, layer: str) -> RuntimeError:
     Returns:
         The error, to be raised.
     """
+    remedy = "batchcam_captum.check(model, layer, images) names the nearest later layer that works"
+    if operator == _COMPILED_CODE:  # which check runs as it is written
+        remedy = _RUN_AS_WRITTEN
     return RuntimeError(
         f"{layer}: expected operators with a second derivative after the layer, as a loss on maps needs, got {operator}, "
-        f"which has none; batchcam_captum.check(model, layer, images) names the nearest later layer that works"
+        f"which has none; {remedy}"
     )

@@ -15,7 +15,7 @@ from . import _captum
 from .compiled import eager_stance, original
 from .output import Picker, pick_output
 from .places import LEAST_SIDE, Layout, least_side
-from .trace import Call, Trace, traced
+from .trace import Call, Trace, makes_scores, traced
 
 _UNUSED = "the scores depend on none of its places (a class token alone is read after it)"
 _AROUND = "a path leads around it: its map misses what takes that path"
@@ -40,8 +40,14 @@ class LayerSuggestion:
 class LayerSuggestions(Sequence[LayerSuggestion]):
     """The layers worth explaining, the last one first; ``print`` shows a table."""
 
-    def __init__(self, rows: Iterable[LayerSuggestion], left_out: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Iterable[LayerSuggestion],
+        left_out: dict[str, str] | None = None,
+        output: Picker = None,
+    ) -> None:
         self._rows = tuple(rows)
+        self._output = output
         #: Layers that one might think of, and why they are not suggested.
         self.left_out = dict(left_out or {})
 
@@ -56,7 +62,7 @@ class LayerSuggestions(Sequence[LayerSuggestion]):
     def __getitem__(self, index: slice) -> LayerSuggestions: ...
     def __getitem__(self, index: int | slice) -> LayerSuggestion | LayerSuggestions:
         if isinstance(index, slice):
-            return LayerSuggestions(self._rows[index], self.left_out)
+            return LayerSuggestions(self._rows[index], self.left_out, self._output)
         return self._rows[index]
 
     def __len__(self) -> int:
@@ -74,13 +80,20 @@ class LayerSuggestions(Sequence[LayerSuggestion]):
         best = self.recommended
         if best is not None:
             reshape = f', reshape="{best.reshape}"' if best.reshape else ""
-            text += f'\n* begin with BatchGradCam(model, "{best.name}"{reshape})'
+            output = "" if self._output is None else f", output={_as_written(self._output)}"
+            text += f'\n* begin with BatchGradCam(model, "{best.name}"{reshape}{output})'
         for reason in dict.fromkeys(self.left_out.values()):
             names = ", ".join(name for name, why in self.left_out.items() if why == reason)
             text += f"\nleft out: {names}: {reason}"
         return text
 
     __repr__ = __str__
+
+
+def _as_written(output: Picker) -> str:
+    if isinstance(output, str):
+        return f'"{output}"'
+    return str(output) if isinstance(output, int) else getattr(output, "__name__", "…")
 
 
 def _cells(row: LayerSuggestion) -> tuple[str, ...]:
@@ -142,24 +155,25 @@ def suggest_layers(
     arguments = _captum.format_additional_forward_args(additional_forward_args) or ()
     plain = original(model)
     with eager_stance(), traced(plain, inputs, arguments) as trace:
-        return suggest_from(trace, plain, pick_output(trace.output, output))
+        return suggest_from(trace, plain, pick_output(trace.output, output), output)
 
 
-def suggest_from(trace: Trace, model: Callable[..., Any], scores: Tensor) -> LayerSuggestions:
+def suggest_from(
+    trace: Trace, model: Callable[..., Any], scores: Tensor, output: Picker = None
+) -> LayerSuggestions:
     """The suggestions for a forward that has been traced; its graph is still there.
 
     Args:
         trace: of the forward.
         model: for what it says of its tokens.
         scores: what the model returned, (N, K) or (N, K, …).
+        output: how they were picked, for what is printed.
     """
     remark, calls = "", trace.candidates(scores)
     if not calls:
         remark, calls = _AROUND, trace.candidates(scores, anywhere=True)
     layouts = {call: layout for call in calls if (layout := Layout.of(call, model, trace))}
-    # Dense scores, such as those of a segmentation, are no layer to explain.
-    if scores.dim() > 2:
-        layouts = {call: layout for call, layout in layouts.items() if call.shape[1] != scores.shape[1]}  # type: ignore[index]
+    layouts = {call: layout for call, layout in layouts.items() if not makes_scores(call, scores)}
     used = _places_used(scores, layouts)
     if used and not any(used.values()):  # nothing can be told apart
         remark, used = "the gradient is zero at every layer: are the head's weights zero?", {}
@@ -179,7 +193,7 @@ def suggest_from(trace: Trace, model: Callable[..., Any], scores: Tensor) -> Lay
     fine = [row for row in ordered if least_side(row.map_size) >= LEAST_SIDE]
     best = fine[0] if fine else max(ordered, key=lambda row: least_side(row.map_size), default=None)
     _add_repeated(trace, model, left_out)
-    return LayerSuggestions((replace(row, recommended=row is best) for row in ordered), left_out)
+    return LayerSuggestions((replace(row, recommended=row is best) for row in ordered), left_out, output)
 
 
 def _begins_a_stage(call: Call, layouts: dict[Call, Layout]) -> bool:

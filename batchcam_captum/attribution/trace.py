@@ -130,6 +130,17 @@ class Trace:
         return min(around, key=lambda call: call.operators[1] - call.operators[0]).name if around else None
 
 
+def makes_scores(call: Call, scores: Tensor | None) -> bool:
+    """Whether a run returned dense scores, a map for each class, such as those of a segmentation: no layer to explain."""
+    return (
+        scores is not None
+        and scores.dim() > 2
+        and call.shape is not None
+        and len(call.shape) == scores.dim()
+        and call.shape[1] == scores.shape[1]
+    )
+
+
 @contextmanager
 def traced(
     forward_func: Callable[..., Any],

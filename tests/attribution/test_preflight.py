@@ -80,6 +80,8 @@ def test_a_compiled_part_after_the_layer() -> None:
     report = check(model, model.layer, IMAGES)
     assert report.ok
     assert ("warning", "compiled") in found(report)
+    assert 'torch.compiler.set_stance("force_eager")' in message(report, "compiled")
+    assert BatchGradCam(model, model.layer).attribute(IMAGES, 0, differentiable=True).requires_grad
     model = SmallCnn().eval()
     model.stem.compile(backend="aot_eager")
     assert not check(model, model.layer, IMAGES).about("compiled")
@@ -245,7 +247,7 @@ def test_dead_maps() -> None:
     for target, dead in [(0, 1.0), (1, 0.0), ([0, 1, 1, 1], 0.25), ([0, 0, 1, 1], 0.5)]:
         report = check(model, "1", IMAGES, target)
         assert report.dead_fraction == dead
-        severity = {0.0: [], 0.25: [("note", "dead_maps")]}.get(dead, [("warning", "dead_maps")])
+        severity = {0.0: [], 0.25: [("note", "dead_cams")]}.get(dead, [("warning", "dead_cams")])
         assert found(report) == severity
 
 
