@@ -147,7 +147,7 @@ def split_model(model: nn.Module, layer: str | None = None) -> Split:
         )
     own = [*model._modules, *model._parameters, *model._buffers]
     used = _names_used(model, "forward_head")
-    if _reads_class_token_only(model):
+    if _reads_class_token_only(model, used):
         return _split_before_last_block(model, own, used)
     return Split(
         _Features(model, "forward_features", [name for name in own if name not in used]),
@@ -155,9 +155,16 @@ def split_model(model: nn.Module, layer: str | None = None) -> Split:
     )
 
 
-def _reads_class_token_only(model: nn.Module) -> bool:
-    # VOLO's second head reads the other tokens.
-    return getattr(model, "global_pool", None) in ("token", "tok") and not getattr(model, "aux_head", None)
+def _reads_class_token_only(model: nn.Module, used: set[str]) -> bool:
+    """Whether a timm model says so of its pooling, and none of the modules that its head uses looks at the other places."""
+    if getattr(model, "global_pool", None) not in ("token", "tok"):
+        return False
+    modules = {name: module for name, module in model._modules.items() if name in used and module is not None}
+    # CLIP's ResNets pool by attention; VOLO's second classifier reads the other tokens.
+    attends = any(
+        "Attention" in type(part).__name__ for module in modules.values() for part in module.modules()
+    )
+    return not attends and "aux_head" not in modules
 
 
 def _split_before_last_block(model: nn.Module, own: list[str], used: set[str]) -> Split:

@@ -46,6 +46,12 @@ def head_gradients(
     that a loss on either, or on both, needs one ``backward()``. There is one dropout mask, and one update of running statistics:
     an ``nn.Module`` in train mode runs on copies of its buffers, which are copied back once, when all else has worked.
 
+    A loss on the gradients needs a second derivative of every operator in the head. Attention
+    (``scaled_dot_product_attention``) has one on its math backend, which is switched on while the head runs, unless under
+    ``torch.no_grad()``. Of others, such as ``hardsigmoid``, the error comes from ``backward()`` ("derivative for
+    aten::hardsigmoid_backward is not implemented"): replace the operator, ``relu6(x + 3) / 6`` for this one, or split the model
+    after it. ``batchcam_captum.check`` looks for them beforehand and names the nearest later layer.
+
     Args:
         head: A -> scores. An ``nn.Module``, or any callable that changes no tensor of its own: a bound method such as
             ``model.forward_head``, or a function, whose BatchNorms in train mode cannot update their statistics (a module's
@@ -64,7 +70,8 @@ def head_gradients(
         ValueError: scores that are not one row a sample, or what
             :func:`~batchcam_captum.functional.select_scores` raises.
         RuntimeError: scores that do not depend on the activations, activations made under ``torch.inference_mode()``, or a head
-            that changes a tensor which is no buffer of its own. The first two are not looked for while compiling.
+            that changes a tensor which is no buffer of its own, or that has gradient checkpointing. The first two are not
+            looked for while compiling, where torch's own words tell of checkpointing.
 
     Example:
         >>> import torch

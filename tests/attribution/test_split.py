@@ -172,6 +172,16 @@ def test_copied_parts_stay_together(copied):
     }
 
 
+@pytest.mark.parametrize(("name", "last"), [("resnet50_clip", "stages"), ("volo_d1_224", "norm")])
+def test_class_token_is_not_all_that_the_head_reads(name, last):
+    with torch.device("meta"):  # no weights: large models
+        model = timm.create_model(name, num_classes=5)
+    trunk, head = split_model(model)
+    assert last in dict(trunk.named_children())
+    assert "blocks_0" not in dict(trunk.named_children())
+    assert dict(head.named_children())["head"] is model.head
+
+
 def test_features_that_are_no_tensor():
     trunk, _ = split_model(timm.create_model("efficientvim_m1", num_classes=5).eval())
     with pytest.raises(TypeError, match=f"one tensor .* got list, so that EfficientViM cannot .*{BY_HAND}"):

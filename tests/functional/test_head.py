@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, hardsigmoid, relu6, scaled_dot_product_attention
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -307,6 +307,17 @@ def test_choice_of_attention_is_taken_back():
     head_gradients(late, MAPS, LABELS[:4])
     assert seen == [(True, False, False)]  # though the one that came first has left
     assert backends() == before
+
+
+def test_operator_without_a_second_derivative_is_named_and_can_be_replaced():
+    def cams(gate):
+        return head_cams(lambda maps: scores_of(gate(maps)), MAPS, LABELS[:4]).cams
+
+    refused, replaced = cams(hardsigmoid), cams(lambda maps: relu6(maps + 3) / 6)
+    with pytest.raises(RuntimeError, match="hardsigmoid_backward is not implemented"):
+        torch.autograd.grad(refused.sum(), OUT.weight)
+    assert_close(refused, replaced)
+    assert torch.autograd.grad(replaced.square().sum(), OUT.weight)[0].abs().max() > 0
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
