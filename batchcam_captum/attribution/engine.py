@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..functional.math_attention import MathAttention
 from . import _captum
 from .compiled import check_hooks_run, eager_stance
-from .math_attention import MathAttention
 from .mixing import mixing_watched
 from .recorder import LayerRecorder, TrunkNeedsGraphError, own_forward
 from .state import recordable, state_kept

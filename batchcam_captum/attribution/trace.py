@@ -16,9 +16,9 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
+from ..functional.math_attention import MathAttention
 from .engine import Recording, own_run
 from .graph import bottlenecks, edge_of, node_of, walk
-from .math_attention import MathAttention
 from .state import recordable
 
 #: Pooling to a fixed size says nothing about places: it copies them where the map is smaller.

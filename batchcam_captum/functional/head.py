@@ -6,9 +6,8 @@ losses and scores of one run of the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Lock
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cam import CamMethod, apply_method, get_method
 from .gradients import Score, select_scores
+from .math_attention import MathAttention
 from .precision import no_autocast
 
 #: What follows the explained layer: activations (N, C, *spatial) -> scores (N, K).
@@ -211,41 +211,11 @@ def _differentiable_attention() -> AbstractContextManager[object]:
     """Where a graph is made, scaled_dot_product_attention runs on its math backend: the fused ones have no second derivative."""
     if not torch.is_grad_enabled():
         return nullcontext()
-    # The compiler knows the first, whose switches it throws while it traces, and cannot look into the second.
-    return sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else _shared_math_attention()
-
-
-# The flags belong to the process, so whoever comes first saves them, and whoever leaves last puts them back. sdpa_kernel has to
-# be left by the thread that has entered it.
-_lock = Lock()
-_users = 0
-_before: list[bool] = []
-_CUDA = torch.backends.cuda  # its flags count on the CPU as well
-_FLAGS: list[tuple[Callable[[], bool], Callable[[bool], object]]] = [
-    (_CUDA.math_sdp_enabled, _CUDA.enable_math_sdp),
-    (_CUDA.flash_sdp_enabled, _CUDA.enable_flash_sdp),
-    (_CUDA.mem_efficient_sdp_enabled, _CUDA.enable_mem_efficient_sdp),
-    (_CUDA.cudnn_sdp_enabled, _CUDA.enable_cudnn_sdp),
-]
-
-
-@contextmanager
-def _shared_math_attention() -> Iterator[None]:
-    global _users, _before
-    with _lock:
-        if not _users:
-            _before = [read() for read, _ in _FLAGS]
-            for (_, write), wanted in zip(_FLAGS, (True, False, False, False), strict=True):
-                write(wanted)
-        _users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                for (_, write), value in zip(_FLAGS, _before, strict=True):
-                    write(value)
+    if torch.compiler.is_compiling():  # the compiler knows it, and cannot look into the other
+        return sdpa_kernel(SDPBackend.MATH)
+    attention = MathAttention()
+    attention.start()
+    return attention
 
 
 def _check(head: Any, activations: Any) -> None:

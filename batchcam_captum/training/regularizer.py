@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
 from ..attribution.engine import Recording, own_run
-from ..attribution.math_attention import MathAttention
 from ..attribution.mixing import mixing_watched
 from ..attribution.output import pick_output
 from ..attribution.recorder import InputShape, LayerRecorder
@@ -20,6 +19,7 @@ from ..attribution.second_order import training_error, unsupported_operator
 from ..attribution.state import recordable
 from ..attribution.survey import survey
 from ..functional import ValueChecks, activation_gradients, select_scores
+from ..functional.math_attention import MathAttention
 from ..losses import CamLoss
 from .terms import Term, Weight, finite_weight, named_terms
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from batchcam_captum import BatchGradCam, check
-from batchcam_captum.attribution import CheckReport, Finding, math_attention
+from batchcam_captum.attribution import CheckReport, Finding
+from batchcam_captum.functional import math_attention
 from tests.models import RepeatedNet, SmallCnn, TupleNet, VectorNet, strong_heads
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))

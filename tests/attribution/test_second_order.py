@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from batchcam_captum.attribution import math_attention
-from batchcam_captum.attribution.math_attention import MathAttention
 from batchcam_captum.attribution.second_order import (
     second_order_error,
     training_error,
     unsupported_operator,
 )
+from batchcam_captum.functional import math_attention
+from batchcam_captum.functional.math_attention import MathAttention
 from tests.models import SmallCnn, strong_heads
 
 ALL_ON = [True] * 5
