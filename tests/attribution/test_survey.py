@@ -57,6 +57,7 @@ def test_who_asks_for_the_grad_mode(module: nn.Module, asks: bool) -> None:
     assert survey(nn.Sequential(module)).asks_for_grad_mode == asks
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it loads its compiler
 def test_what_may_be_compiled() -> None:
     plain = nn.Sequential(nn.Linear(4, 4))
     assert not survey(plain).may_be_compiled
