@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from .reshape import find_reshape
+from .reshape import find_reshape, is_channels_first
 from .trace import Call, Trace
 
 #: Maps with a shorter side say next to nothing.
 LEAST_SIDE = 4
 
-_CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
 # They may have changed the order of axes of equal length.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention)
 
@@ -93,16 +92,16 @@ def _layout(blank: Tensor, bring: Callable[[Tensor], Tensor], trace: Trace) -> L
 
 
 def _ends_in_convolution(call: Call, trace: Trace) -> bool:
-    """Whether a convolution, or a norm of one, made the shape of what was returned, and nothing that might reorder it followed.
+    """Whether a convolution, or a norm or pooling after one, made the shape of what was returned.
 
-    A block's additions, and modules such as ReLU, leave the order of the axes as it is.
+    Nothing that might reorder it may follow. A block's additions, and modules such as ReLU, leave the order of the axes as it is.
     """
     if isinstance(call.module, _ConvNd | _NormBase):
         return True
     for inner in sorted(trace.inside(call), key=lambda one: -one.ended):
         if inner.shape != call.shape or isinstance(inner.module, _CHANNELS_LAST):
             return False
-        if isinstance(inner.module, _CHANNELS_FIRST):
+        if is_channels_first(inner.module):
             return True
     return False
 

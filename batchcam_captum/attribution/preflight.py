@@ -228,8 +228,8 @@ class _Preflight:
             self._add(
                 "compiled",
                 "warning",
-                f"{', '.join(later)} after the layer is compiled, and compiled code has no second derivative: attribute() runs it "
-                f"as it is written for differentiable maps; in a training step with a loss on maps, do so yourself by "
+                f"{', '.join(later)} after the layer is compiled, and compiled code has no second derivative: attribute() runs "
+                f"it as it is written for differentiable maps; in a training step with a loss on maps, do so yourself by "
                 f'torch.compiler.set_stance("force_eager"), or use the original module',
                 name,
             )

@@ -95,7 +95,7 @@ def find_reshape(
         activations.dim() == 3
         and input_size is not None
         and len(input_size) > 1
-        and not _channels_first(layer)
+        and not is_channels_first(layer)
     ):
         found = _find_grid(activations, forward_func, layer, input_size, asked_for=reshape == "tokens")
         return partial(tokens_to_grid, grid=found.grid, prefix=found.prefix)
@@ -189,7 +189,7 @@ def _find_layout(
     input_size: tuple[int, ...] | None,
 ) -> _Layout:
     """Whether the channels are the second axis or the last."""
-    if activations.dim() == 2 or _channels_first(layer):
+    if activations.dim() == 2 or is_channels_first(layer):
         return "first"
     where = f"{_described(activations, layer)} {_for_input(input_size)}"
     shape = tuple(activations.shape)
@@ -227,7 +227,7 @@ def _find_layout(
     )
 
 
-def _channels_first(layer: nn.Module) -> bool:
+def is_channels_first(layer: nn.Module) -> bool:
     """Layers whose channels are the second axis whatever the shape."""
     kinds = (
         nn.modules.conv._ConvNd,

@@ -28,7 +28,8 @@ class LayerSuggestion:
     name: str  #: dotted, as ``BatchGradCam(model, name)`` takes it
     shape: tuple[int, ...]  #: of what it returns, samples included
     map_size: tuple[int, ...]  #: (h, w) of its maps
-    #: Of the map relative to the input, along a side: 1/32 where one place stands for 32 pixels; None for inputs without sides.
+    #: Of the map relative to the input, along a side: 1/32 where one place stands for 32 pixels; of videos that of a frame; None
+    #: for inputs without sides.
     resolution: float | None
     batch_norm_follows: bool  #: if so, in train mode the map of an image depends on the others of its batch
     #: What ``BatchGradCam(…, reshape=)`` needs to make (N, C, *spatial) of it.
@@ -185,7 +186,9 @@ def suggest_from(
             inner = None if left_out else _inside(trace, model, scores, call)
             left_out[call.name] = _UNUSED
             if inner is not None:
-                rows.append(_row(trace, *inner))
+                rows.append(replace(_row(trace, *inner), remark=remark))
+        elif any(row.name == call.name for row in rows):
+            sizes.add(layout.map_size)
         elif layout.map_size not in sizes and not _begins_a_stage(call, layouts):
             sizes.add(layout.map_size)
             rows.append(replace(_row(trace, call, layout), remark=remark))
@@ -212,7 +215,8 @@ def _remarked(row: LayerSuggestion) -> LayerSuggestion:
 
 def _row(trace: Trace, call: Call, layout: Layout) -> LayerSuggestion:
     share = max(
-        (size / side for side, size in zip(layout.sides, layout.map_size, strict=False)), default=None
+        (size / side for side, size in zip(layout.sides[-2:], layout.map_size[-2:], strict=False)),
+        default=None,
     )
     follows = any(isinstance(later.module, _BatchNorm) for later in trace.after(call))
     return LayerSuggestion(call.name, call.shape or (), layout.map_size, share, follows, layout.reshape)

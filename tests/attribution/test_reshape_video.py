@@ -79,7 +79,7 @@ def test_the_places_of_a_multiscale_vision_transformer(layer: str) -> None:
 
 def test_suggestions_for_a_multiscale_vision_transformer() -> None:
     found = suggest_layers(mvit(), torch.rand(1, 3, 16, 64, 64))
-    assert {row.map_size for row in found} == {(8, 16, 16), (8, 8, 8)}
+    assert {(row.map_size, row.resolution) for row in found} == {((8, 16, 16), 1 / 4), ((8, 8, 8), 1 / 8)}
 
 
 @pytest.mark.parametrize(

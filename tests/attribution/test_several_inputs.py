@@ -96,21 +96,24 @@ def test_the_nearest_later_layer_is_not_on_another_inputs_branch() -> None:
     assert "signal" not in finding.message
 
 
-def test_words_end_in_a_block() -> None:
+@pytest.mark.parametrize(
+    ("last", "length"), [(nn.ReLU(), 20), (nn.MaxPool1d(2), 10), (nn.GroupNorm(2, 12), 20)]
+)
+def test_words_end_in_a_block(last: nn.Module, length: int) -> None:
     """The block rather than the convolution in it, though the words have no sides to compare with."""
 
     class OfWords(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embedding = nn.Embedding(50, 16)
-            self.layer = nn.Sequential(nn.Conv1d(16, 12, 3, padding=1), nn.ReLU())
+            self.layer = nn.Sequential(nn.Conv1d(16, 12, 3, padding=1), last)
             self.head = strong_heads(nn.Linear(12, 4))
 
         def forward(self, words: Tensor) -> Tensor:
             return self.head(self.layer(self.embedding(words).transpose(1, 2)).amax(2))
 
     found = suggest_layers(OfWords().eval(), torch.arange(60).reshape(3, 20) % 50)
-    assert [(row.name, row.map_size) for row in found] == [("layer", (20,))]
+    assert [(row.name, row.map_size) for row in found] == [("layer", (length,))]
 
 
 # Layers that return a tuple.

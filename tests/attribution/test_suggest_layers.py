@@ -247,3 +247,26 @@ def test_bottlenecks_equal_cutting_each_operator_in_turn() -> None:
     cut = {node for node in walk([root]) if leaf not in walk([root], stop={node})}
     assert bottlenecks(root, [leaf]) == cut
     assert 0 < len(cut) < len(list(walk([root])))
+
+
+def test_what_only_a_class_token_reads_is_suggested_once() -> None:
+    """In a branch, the layer before the attention is also the last at its resolution."""
+
+    class TwoScales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.other = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(3, 8, 8, 8)
+            self.values, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+            self.head = strong_heads(nn.Linear(8, 3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = self.embed(images).flatten(2).transpose(1, 2)
+            first = torch.cat([images.new_ones(len(images), 1, 8), tokens], 1)
+            read = self.values(first).mean(1, keepdim=True)
+            tokens = self.norm(torch.cat([read, first[:, 1:]], 1))
+            return self.head(tokens[:, 0] + self.other(images).mean((2, 3)))
+
+    found = [row.name for row in suggest_layers(TwoScales().eval(), torch.rand(2, 3, 32, 32))]
+    assert "values" in found
+    assert len(found) == len(set(found))
