@@ -18,6 +18,7 @@ from .every_class import CamMaker, Classes, class_cams, class_rows, select_class
 from .layers import find_layers
 from .output import Picker, check_picker, pick_output
 from .recipe import CamOf
+from .recorder import shape_of_input
 from .reshape import Reshape, check_reshape, find_reshape
 from .second_order import second_order_error, unsupported_operator
 from .state import rng_kept
@@ -350,7 +351,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
 
         def use_rows(rows: slice) -> T:
             piece = tuple(rows_of(value, rows, samples) for value in given)
-            cam_of = partial(self.cam_of, input_shape=tuple(piece[0].shape) if piece else None)
+            cam_of = partial(self.cam_of, input_shape=shape_of_input(piece))
             result, recording = run(
                 partial(use, cam_of=cam_of, rows=rows, samples=samples),
                 self.forward_func,
@@ -389,7 +390,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             activations: as the layer returned them.
             position: of the layer, where there are several.
             method: the weighting, if it is to be another than this object's.
-            input_shape: of the model's first input, where it is known; for ``reshape="auto"``.
+            input_shape: of the model's first input that has places, where it is known; for ``reshape="auto"``.
 
         Returns:
             A function of the gradients, of the activations' shape, that returns the maps (N, 1, *spatial).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock, get_ident
 from typing import Any, NoReturn
@@ -240,8 +240,14 @@ class LayerRecorder:
         self._empty()
 
 
+def shape_of_input(received: Sequence[Any]) -> tuple[int, ...] | None:
+    """The shape of the first input that has places, (N, C, *spatial); of the first tensor where none has."""
+    shapes = [tuple(value.shape) for value in received if isinstance(value, Tensor)]
+    return next((shape for shape in shapes if len(shape) > 2), shapes[0] if shapes else None)
+
+
 class InputShape:
-    """Notes the shape of what a model receives first, while its hook is attached."""
+    """Notes the shape of what a model receives, while its hook is attached; see :func:`shape_of_input`."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] | None = None
@@ -259,8 +265,7 @@ class InputShape:
             self._handle = None
 
     def _see(self, _: nn.Module, received: tuple[Any, ...]) -> None:
-        if received and isinstance(received[0], Tensor):
-            self.shape = tuple(received[0].shape)
+        self.shape = shape_of_input(received)
 
     # The copy of a model that is watched watches nothing.
     def __deepcopy__(self, memo: dict[int, Any]) -> InputShape:

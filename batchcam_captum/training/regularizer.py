@@ -14,7 +14,7 @@ from ..attribution import BatchGradCam
 from ..attribution.engine import Recording, own_run
 from ..attribution.mixing import mixing_watched
 from ..attribution.output import pick_output
-from ..attribution.recorder import InputShape, LayerRecorder
+from ..attribution.recorder import InputShape, LayerRecorder, shape_of_input
 from ..attribution.second_order import training_error, unsupported_operator
 from ..attribution.state import recordable
 from ..attribution.survey import survey
@@ -214,7 +214,7 @@ class CamRegularizer(nn.Module):
                     recordable(labels),
                     images=inputs[0],
                     masks=recordable(masks),
-                    input_shape=tuple(inputs[0].shape),
+                    input_shape=shape_of_input(inputs),
                     create_graph=False,
                 )
         for name, loss in self._losses():

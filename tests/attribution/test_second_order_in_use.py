@@ -149,3 +149,24 @@ def test_attention_is_fused_again_after_an_error(vit: nn.Module) -> None:
         regularizer.grad_cam.attribute(IMAGES, LABELS, differentiable=True)
     assert torch.backends.cuda.flash_sdp_enabled()
     handle.remove()
+
+
+def test_the_grid_follows_the_input_that_has_places() -> None:
+    class WithAge(nn.Module):
+        """A number a sample comes before the image; nothing in the model says how its patches lie."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 8, stride=8)
+            self.layer = nn.Linear(8, 8)
+            self.head = nn.Linear(9, 5)
+
+        def forward(self, age: Tensor, images: Tensor) -> Tensor:
+            tokens = self.layer(self.patches(images).flatten(2).mT).tanh()
+            return self.head(torch.cat([tokens.square().mean(1), age], 1))
+
+    model = WithAge()
+    cams = BatchGradCam(model, "layer", reshape="auto").attribute(
+        (torch.rand(2, 1), torch.randn(2, 3, 32, 64)), 1
+    )
+    assert cams.shape == (2, 1, 4, 8)
