@@ -129,6 +129,8 @@ def own_run(
             needs_graph=needs_graph,
             aliases=aliases,
             on_seen=attention.start if second_order else None,
+            # Of several layers one may be inside of another, or before it.
+            inside_dropped=not recorded and len(layers) == 1 and not facts.may_be_compiled,
         )
         for layer in layers
     ]

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -37,6 +38,14 @@ class TrunkNeedsGraphError(RuntimeError):
     """What was computed before the layer's hook ran may depend on what the hook would mark, so it has to be recorded as well."""
 
 
+def _drop(_: Tensor) -> None:
+    return None
+
+
+def _refuse(_: None) -> NoReturn:
+    raise TrunkNeedsGraphError("something made of the layer's output inside the layer is used later on")
+
+
 class LayerRecorder:
     """Remembers what a layer received or returned, for as long as its hook is attached.
 
@@ -56,6 +65,8 @@ class LayerRecorder:
         aliases: shared by the recorders of one forward: which tensor each clone was made of. A layer that receives, or returns,
             another one's clone then remembers the tensor itself, as it does when it is watched alone.
         on_seen: called when the layer has run, before anything after it does.
+        inside_dropped: with ``records``, keep nothing of what the layer's own graph would save for its backward, which is not run
+            unless something made of the output inside the layer is used later on. Then :class:`TrunkNeedsGraphError` is raised.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class LayerRecorder:
         needs_graph: bool = False,
         aliases: dict[int, tuple[Tensor, Tensor]] | None = None,
         on_seen: Callable[[], None] | None = None,
+        inside_dropped: bool = False,
     ) -> None:
         self.layer = layer
         self.at_input = at_input
@@ -78,6 +90,8 @@ class LayerRecorder:
         self.needs_graph = needs_graph
         self._aliases = aliases
         self._on_seen = on_seen
+        self.inside_dropped = inside_dropped
+        self._dropping: saved_tensors_hooks | None = None
         self._empty()
 
     def _empty(self) -> None:
@@ -124,6 +138,7 @@ class LayerRecorder:
     def release(self) -> None:
         """Take the hook away, forget every tensor, and undo the marks."""
         self.detach()
+        self._keep_again()
         marked, self._marked = self._marked, []
         self.tensors, self.runs = {}, {}
         for tensor in marked:
@@ -153,10 +168,19 @@ class LayerRecorder:
         if self._listens(module):
             self._was_recorded = torch.is_grad_enabled()
             torch.set_grad_enabled(True)
+            if self.inside_dropped and self._dropping is None:
+                self._dropping = saved_tensors_hooks(_drop, _refuse)
+                self._dropping.__enter__()
+
+    def _keep_again(self) -> None:
+        dropping, self._dropping = self._dropping, None
+        if dropping is not None:
+            dropping.__exit__()
 
     def _see(self, module: nn.Module, value: Any, *, is_fresh: bool) -> Any:
         if not self._listens(module):
             return None
+        self._keep_again()
         entries = list(value) if isinstance(value, tuple | list) else [value]
         kept = tuple(self._original(entry) for entry in entries if _is_floating(entry))
         if not kept:
@@ -229,6 +253,7 @@ class LayerRecorder:
             "inside_attribution": self.inside_attribution,
             "once": self.once,
             "records": False,
+            "inside_dropped": False,
             "needs_graph": False,
         }
 
@@ -237,6 +262,7 @@ class LayerRecorder:
         self.layer = nn.Identity()
         self._aliases = None
         self._on_seen = None
+        self._dropping = None
         self._empty()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -429,3 +430,57 @@ def test_a_forward_that_changes_its_input_is_not_run_again() -> None:
     with pytest.raises(RuntimeError):
         BatchGradCam(model, model.layer).attribute(images, 1)
     assert images.unique().tolist() == [2]
+
+
+def test_what_the_layer_saves_for_its_own_backward_is_not_kept() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.layer = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Tanh())
+            self.head = nn.Linear(4, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.layer(self.stem(images)).mean((2, 3)))
+
+    model, inside = strong_heads(Deep()), []
+    model.layer[1].register_forward_hook(lambda _, __, output: inside.append(weakref.ref(output)))
+    alive = []
+
+    def first_score(scores: Tensor) -> Tensor:
+        alive.append(inside[-1]() is not None)
+        return scores[:, 0]
+
+    grad_cam = BatchGradCam(model, model.layer)
+    images = torch.randn(2, 3, 9, 9)
+    got = grad_cam.attribute(images, first_score)
+    assert alive == [False]
+    assert grad_cam.attribute(images, first_score, differentiable=True).requires_grad
+    assert alive == [False, True]
+    expected = LayerGradCam(model, model.layer).attribute(images, 0).detach()
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("make", [UsesStash, UserHook])
+def test_what_is_made_of_the_output_inside_the_layer_takes_a_second_run(make: type[nn.Module]) -> None:
+    model, runs = strong_heads(make()), []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    grad_cam = BatchGradCam(model, model.layer)
+    images = torch.randn(2, 3, 8, 8)
+    grad_cam.attribute(images, 1)
+    assert len(runs) == 2
+    grad_cam.attribute_classes(images)
+    assert len(runs) == 3
+
+
+def test_an_error_inside_the_layer_leaves_no_hook_on_saved_tensors() -> None:
+    class Fails(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise ArithmeticError("inside")
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Fails())
+    with pytest.raises(ArithmeticError):
+        BatchGradCam(model, model[1]).attribute(torch.randn(2, 3, 8, 8), 1)
+    weights = torch.ones(3, requires_grad=True)
+    (weights * weights).sum().backward()
+    assert torch.equal(weights.grad, torch.full((3,), 2.0))
