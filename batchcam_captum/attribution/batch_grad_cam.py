@@ -22,7 +22,7 @@ from .recorder import shape_of_input
 from .reshape import Reshape, check_reshape, find_reshape
 from .second_order import second_order_error, unsupported_operator
 from .state import rng_kept
-from .survey import any_training
+from .survey import survey
 from .targets import Target, select_target, target_rows
 
 T = TypeVar("T")
@@ -370,10 +370,10 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             return result
 
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-            if (
-                len(chunks) > 1
-            ):  # the pieces draw random numbers one after the other, as they would in training
-                stack.enter_context(rng_kept(given, always=any_training(self.forward_func)))
+            # The pieces draw random numbers one after the other, as they would in training.
+            if len(chunks) > 1:
+                may_train = survey(self.forward_func).may_train(self.layers)
+                stack.enter_context(rng_kept(given, always=may_train))
             return joined([use_rows(rows) for rows in chunks])  # type: ignore[no-any-return]
 
     def cam_of(

@@ -141,7 +141,7 @@ def own_run(
             stack.callback(recorder.release)
             recorder.attach()
         with torch.set_grad_enabled(recorded), attention, ExitStack() as watch:
-            if not (recorded or facts.modules.issuperset(layers)):
+            if not (recorded or facts.sees(layers)):
                 watch.enter_context(hidden_modules_watched())
             if facts.batch_norm_may_mix:
                 watch.enter_context(mixing_watched(forward_func, recorders))
@@ -210,7 +210,7 @@ def run(
         check_hooks_run(forward_func, layers)
     # Compiled code cannot be differentiated twice, may free what several gradients need, and compiles anew where it meets the
     # hooks of state_kept: then it runs as it was written.
-    as_written = second_order or several_gradients or bool(facts.training) or not facts.modules
+    as_written = second_order or several_gradients or facts.may_train(layers)
     eager = eager_stance if facts.may_be_compiled and as_written else nullcontext
     if at_input or device_ids or facts.asks_for_grad_mode:
         start = max(start, Recording.MODEL)

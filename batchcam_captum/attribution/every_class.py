@@ -19,6 +19,7 @@ from ..functional import (
     no_autocast,
 )
 from .engine import Forward, Tensors
+from .graph import walk
 from .recipe import CamOf
 from .warn import warn_user
 
@@ -175,18 +176,10 @@ def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
     """
     layer = get_gradient_edge(activations)
     readers: dict[tuple[Node, int], list[Node]] = {}
-    seen, waiting = {scores.grad_fn}, [scores.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node == layer.node:
-            continue
+    for node in walk([scores.grad_fn], stop=[layer.node]):
         for following, position in node.next_functions:
-            if following is None:
-                continue
-            readers.setdefault((following, position), []).append(node)
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)
+            if following is not None:
+                readers.setdefault((following, position), []).append(node)
     edge = (layer.node, layer.output_nr)
     while True:
         nodes = readers.get(edge, [])
@@ -233,6 +226,7 @@ def _pooled_cams(
     """Σ_k w_k A_k as a matrix product for all classes; the gradient is the same at every place."""
     shown = full_precision(maker.activations)
     exact = exact_matmul_dtype(shown)
+    by_place = shown.to(exact).flatten(2)
     parts: list[Tensor] = []
     for (chunk,) in class_gradients(
         scores,
@@ -245,7 +239,6 @@ def _pooled_cams(
         slopes = full_precision(chunk.reshape(len(chunk), *shown.shape[:2])) / pooled.places
         with no_autocast(slopes):
             weights = weights_of(slopes.flatten(0, 1)).unflatten(0, slopes.shape[:2]).transpose(0, 1)
-            parts.append(
-                (weights.to(exact) @ shown.to(exact).flatten(2)).unflatten(2, shown.shape[2:]).to(shown.dtype)
-            )
+            maps = weights.to(exact) @ by_place
+        parts.append(maps.unflatten(2, shown.shape[2:]).to(shown.dtype))
     return torch.cat(parts, dim=1)

@@ -93,7 +93,7 @@ def state_kept(
     with ExitStack() as stack:
         if facts.training:
             stack.enter_context(_training_lock)
-        look_after = bool(facts.training) or not facts.modules.issuperset(layers)
+        look_after = facts.may_train(layers)
         stack.enter_context(rng_kept(tensors, always=look_after and keep_rng))
         stack.callback(buffers.restore)
         for module in facts.training:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -27,6 +27,14 @@ class Survey(NamedTuple):
     #: Worth a closer look, see :mod:`~batchcam_captum.attribution.compiled`.
     may_be_compiled: bool
 
+    def sees(self, layers: Iterable[nn.Module]) -> bool:
+        """Whether the layers are among the modules, so that no module is likely to be hidden."""
+        return self.modules.issuperset(layers)
+
+    def may_train(self, layers: Iterable[nn.Module]) -> bool:
+        """Whether a module trains, or may do so unseen."""
+        return bool(self.training) or not self.sees(layers)
+
 
 def survey(forward_func: Callable[..., Any]) -> Survey:
     """Look at every module once.
@@ -44,9 +52,8 @@ def survey(forward_func: Callable[..., Any]) -> Survey:
             may_be_compiled=True,
         )
     modules = frozenset(_all_modules(forward_func))
-    kinds = {
-        type(module) for module in modules
-    }  # far fewer than modules, and each call of a small model counts
+    # Far fewer than modules, and each call of a small model counts.
+    kinds = {type(module) for module in modules}
     return Survey(
         modules,
         tuple(module for module in modules if module.training),
@@ -57,13 +64,6 @@ def survey(forward_func: Callable[..., Any]) -> Survey:
             issubclass(kind, _COMPILED) or kind.__name__ == "OptimizedModule" for kind in kinds
         )
         or any(module._compiled_call_impl is not None or "forward" in module.__dict__ for module in modules),
-    )
-
-
-def any_training(forward_func: Callable[..., Any]) -> bool:
-    """Whether a module of the model trains, or may do so unseen."""
-    return not isinstance(forward_func, nn.Module) or any(
-        module.training for module in _all_modules(forward_func)
     )
 
 

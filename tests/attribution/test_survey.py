@@ -29,6 +29,14 @@ def test_modules_in_training_mode() -> None:
     assert survey(model).training == (model[1],)
 
 
+def test_a_layer_that_no_walk_finds_may_train_unseen() -> None:
+    hidden = nn.Dropout()
+    facts = survey(nn.Sequential(nn.Linear(4, 4)).eval())
+    assert facts.may_train([hidden])
+    assert not facts.may_train(facts.modules)
+    assert survey(nn.Sequential(nn.Linear(4, 4))).may_train([])
+
+
 @pytest.mark.parametrize(
     ("norm", "training", "mixes"),
     [
