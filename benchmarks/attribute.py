@@ -38,37 +38,35 @@ def main() -> None:
         "pytorch-grad-cam returns NumPy maps enlarged to the image, TorchCAM normalised ones.",
         "Memory is what a call needs at most beyond the model and its inputs.",
     )
-    for name in options.models:
-        for batch in options.batches:
-            case = f"{name}, batch {batch}"
-            net = network(name, batch, options)
-            # pytorch-grad-cam hands its maps to NumPy, which has no bfloat16.
-            methods = net.methods()
-            if options.dtype == "bfloat16":
-                del methods["pytorch-grad-cam"]
-            times = interleaved(methods, options, warm_up=3 if on_gpu else 1)
-            difference = _difference(net)
-            memory = (
-                {
-                    method: peak_memory(call, options.device)
-                    for method, call in methods.items()
-                    if method != AGAIN
-                }
-                if on_gpu
-                else _memory_on_cpu(name, batch, options)
-            )
-            report.add_case(
-                case,
-                times=times,
-                model=name,
-                batch=batch,
-                difference_from_captum=difference,
-                peak_bytes=memory,
-            )
-            _add_figures(report, case, batch, times, memory, REACH_ON_GPU if on_gpu else REACH)
-            del net, methods
-            if on_gpu:
-                torch.cuda.empty_cache()
+    cells = [(name, batch) for name in options.models for batch in options.batches]
+    # The children need much memory themselves: they go first, before this process has grown.
+    memories = {} if on_gpu else {cell: _memory_on_cpu(*cell, options) for cell in cells}
+    for name, batch in cells:
+        case = f"{name}, batch {batch}"
+        net = network(name, batch, options)
+        # pytorch-grad-cam hands its maps to NumPy, which has no bfloat16.
+        methods = net.methods()
+        if options.dtype == "bfloat16":
+            del methods["pytorch-grad-cam"]
+        times = interleaved(methods, options, warm_up=3 if on_gpu else 1)
+        difference = _difference(net)
+        memory = (
+            {method: peak_memory(call, options.device) for method, call in methods.items() if method != AGAIN}
+            if on_gpu
+            else memories[name, batch]
+        )
+        report.add_case(
+            case,
+            times=times,
+            model=name,
+            batch=batch,
+            difference_from_captum=difference,
+            peak_bytes=memory,
+        )
+        _add_figures(report, case, batch, times, memory, REACH_ON_GPU if on_gpu else REACH)
+        del net, methods
+        if on_gpu:
+            torch.cuda.empty_cache()
     report.finish()
 
 

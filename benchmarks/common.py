@@ -285,6 +285,7 @@ class Report:
         if times is not None:
             case["rounds"] = times.rounds
             case["seconds"] = {name: vars(Spread.of(values)) for name, values in times.seconds.items()}
+        self._write(complete=False)  # the case before, with its figures
         self.cases.append(case)
         print(f"{name}:", file=sys.stderr)
         for label, spread in case.get("seconds", {}).items():
@@ -311,10 +312,18 @@ class Report:
 
     def finish(self) -> None:
         """Write the JSON, and leave with 1 where ``--check`` is given and a figure is missed."""
+        path = self._write(complete=True)
+        missed = sum(figure["reached"] is False for figure in self.figures)
+        print(f"{missed} of {len(self.figures)} figures missed; written to {path}", file=sys.stderr)
+        sys.exit(1 if missed and self.options.check else 0)
+
+    def _write(self, *, complete: bool) -> Path | None:
+        """The JSON as far as it goes; None where none is wanted."""
         options = self.options
+        if options.quick and options.output is None:
+            return None
         kind = torch.device(options.device).type
         name = f"{self.name}-default-allocator-{kind}" if options.default_allocator else f"{self.name}-{kind}"
-        missed = [figure for figure in self.figures if figure["reached"] is False]
         hidden = ("output", "check", "peak")
         record = {
             "benchmark": self.name,
@@ -323,14 +332,14 @@ class Report:
             "notes": self.notes,
             "cases": self.cases,
             "figures": self.figures,
-            "missed": len(missed),
+            "missed": sum(figure["reached"] is False for figure in self.figures),
         }
-        path = options.output or (None if options.quick else RESULTS / f"{name}.json")
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"{len(missed)} of {len(self.figures)} figures missed; written to {path}", file=sys.stderr)
-        sys.exit(1 if missed and options.check else 0)
+        # A run that is cut short leaves what it has measured, beside the last whole one.
+        path = options.output or RESULTS / f"{name}.json"
+        partial = path.with_suffix(".partial.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return partial.replace(path) if complete else partial
 
     def _environment(self) -> dict[str, Any]:
         device = torch.device(self.options.device)

@@ -91,6 +91,22 @@ def test_a_miss_is_recorded_and_fails_the_check(common, tmp_path, capsys, check)
     assert "MISSED" in capsys.readouterr().err
 
 
+def test_a_run_that_is_cut_short_leaves_what_it_has_measured(common, tmp_path):
+    path = tmp_path / "out.json"
+    options = common.parser("?", rounds=1).parse_args(["--output", str(path)])
+    report = common.Report("example", options)
+    for case in ("first", "second"):
+        report.add_case(case)
+        report.add_figure(case, "a ÷ b", common.Spread.exact(1.0), reach=None)
+    assert not path.exists()
+    partial = tmp_path / "out.partial.json"
+    assert [figure["case"] for figure in json.loads(partial.read_text())["figures"]] == ["first"]
+    with pytest.raises(SystemExit):
+        report.finish()
+    assert path.exists()
+    assert not partial.exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
 def test_allocator_is_pinned_and_memory_is_measured_without(tmp_path):
     script = tmp_path / "script.py"
