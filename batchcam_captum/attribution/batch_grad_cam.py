@@ -99,6 +99,19 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         """The explained layers, one or several."""
         return self.layer if isinstance(self.layer, list) else [self.layer]
 
+    @property
+    def layer_names(self) -> list[str]:
+        """The layers' names in the model, or those of their classes where they are not found in it; each name once."""
+        model = self.forward_func
+        known = (
+            {module: name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
+        )
+        names: list[str] = []
+        for layer in self.layers:
+            name = known.get(layer) or type(layer).__name__
+            names.append(name if name not in names else f"{name}_{len(names)}")
+        return names
+
     @_captum.log_usage
     def attribute(
         self,

@@ -15,7 +15,6 @@ from .cam import (
 from .checks import ValueChecks
 from .class_gradients import class_gradients
 from .class_means import ClassWeights, class_means, class_sums, class_weights
-from .comparison import Resolution
 from .distance import (
     DISTANCES,
     Distance,
@@ -31,6 +30,8 @@ from .head import Head, HeadCams, HeadGradients, head_cams, head_gradients
 from .images import image_maps, to_one_channel, undo_standardization
 from .layout import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
 from .losses import (
+    ClassSums,
+    Resolution,
     batch_cam_loss,
     image_loss,
     prototype_contrastive_loss,
@@ -59,6 +60,7 @@ __all__ = [
     "CONSTANT_GRADIENT_WEIGHTS",
     "DISTANCES",
     "CamMethod",
+    "ClassSums",
     "ClassWeights",
     "Distance",
     "Head",

@@ -17,12 +17,26 @@ class ClassWeights(NamedTuple):
     weights: Tensor  #: (N, K); a row of zeros where the sample is ignored
     counted: Tensor  #: (N,) booleans, false where the sample is ignored
     indices: Tensor | None  #: (N,) class indices, 0 where ignored; None for soft labels
+    importance: Tensor | None = None  #: (N,) how much each sample counts; None: all alike
+
+    @property
+    def shares(self) -> Tensor:
+        """(N, K): the weights divided by their sum, so that the labels of a sample with several classes share it."""
+        if self.indices is not None:
+            return self.weights
+        sums = self.weights.sum(1, keepdim=True)
+        return self.weights / sums.masked_fill(sums == 0, 1)
+
+    @property
+    def weighted(self) -> Tensor:
+        """(N, K): the weights times the importance of the sample, for sums over samples."""
+        return self.weights if self.importance is None else self.weights * self.importance.unsqueeze(1)
 
     def pick(self, per_class: Tensor) -> Tensor:
-        """Each sample's row: (K, …) -> (N, …); for soft labels the weighted sum of rows."""
+        """Each sample's row: (K, …) -> (N, …); for soft labels the mean of rows, by their shares."""
         if self.indices is not None:
             return per_class.index_select(0, self.indices)
-        return (self.weights.to(per_class.dtype) @ per_class.flatten(1)).reshape(-1, *per_class.shape[1:])
+        return (self.shares.to(per_class.dtype) @ per_class.flatten(1)).reshape(-1, *per_class.shape[1:])
 
 
 def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = None) -> None:
@@ -85,31 +99,43 @@ def class_weights(
     num_samples: int | None = None,
     ignore_index: int = -100,
     dtype: torch.dtype = torch.float32,
+    sample_weights: Tensor | None = None,
     checks: ValueChecks | None = None,
 ) -> ClassWeights:
     """Check labels and turn them into weights.
 
     Args:
-        labels: integers (N,), 0 … K−1; or floating (N, K), soft labels as mixup and label smoothing make them.
+        labels: integers (N,), 0 … K−1; or floating (N, K), soft labels as mixup and label smoothing make them, or several
+            labels a sample (each 1). A sample of which all K are 0 is left out.
         num_classes: K.
         num_samples: N, where known from elsewhere.
         ignore_index: integer labels of this value are left out.
         dtype: of the weights.
+        sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
         checks: where the check of the range goes; default: it raises at once on every device.
 
     Returns:
-        The weights (N, K), which samples count, and the class indices of integer labels.
+        The weights (N, K), which samples count and how much, and the class indices of integer labels.
 
     Raises:
-        ValueError: labels of another shape (one-hot rows of integers among them), or out of range.
+        ValueError: labels of another shape (one-hot rows of integers among them), or out of range; weights of samples that are of
+            another shape, negative or not finite.
         TypeError: labels that are neither integers nor floating.
     """
     checks = ValueChecks(synchronize=True) if checks is None else checks
     if num_samples is None:
         num_samples = labels.shape[0] if isinstance(labels, Tensor) and labels.dim() else 1
     check_labels(labels, num_samples, num_classes)
+    importance = None
+    if sample_weights is not None:
+        importance = check_sample_weights(sample_weights, num_samples, checks).to(dtype)
     if labels.is_floating_point():
-        return ClassWeights(labels.to(dtype), torch.ones_like(labels[:, 0], dtype=torch.bool), None)
+        weights = labels.to(dtype)
+        checks.require(
+            (weights >= 0) & torch.isfinite(weights),
+            "labels: expected soft labels of at least 0, got others; pass one weight a class, before any logarithm",
+        )
+        return ClassWeights(weights, (weights != 0).any(1), None, importance)
     indices, in_range = wide_indices(labels, num_classes)
     counted = indices != ignore_index
     checks.require(
@@ -121,7 +147,32 @@ def class_weights(
     counted = counted & in_range
     indices = indices.where(counted, 0)
     weights = F.one_hot(indices, num_classes).to(dtype) * counted.unsqueeze(1)
-    return ClassWeights(weights, counted, indices)
+    return ClassWeights(weights, counted, indices, importance)
+
+
+def check_sample_weights(
+    sample_weights: Tensor, num_samples: int, checks: ValueChecks | None = None
+) -> Tensor:
+    """Check the weights of samples, and return them.
+
+    Raises:
+        ValueError: not one number for each sample, or one that is negative or not finite.
+        TypeError: no tensor.
+    """
+    if not isinstance(sample_weights, Tensor):
+        raise TypeError(
+            f"sample_weights: expected a tensor, got {type(sample_weights).__name__}; pass torch.as_tensor(weights)"
+        )
+    if sample_weights.shape != (num_samples,):
+        raise ValueError(
+            f"sample_weights: expected shape ({num_samples},), got {tuple(sample_weights.shape)}; pass one number a sample"
+        )
+    checks = ValueChecks(synchronize=True) if checks is None else checks
+    checks.require(
+        (sample_weights >= 0) & torch.isfinite(sample_weights),
+        "sample_weights: expected finite numbers of at least 0, got others",
+    )
+    return sample_weights
 
 
 def class_sums(values: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ losses and scores of one run of the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -82,19 +82,37 @@ def head_gradients(
         >>> gradients.shape, scores.shape
         (torch.Size([2, 4, 6, 6]), torch.Size([2, 3]))
     """
-    outcome, update = _run(head, activations, labels, score)
+    ((gradients,), scores), update = several_head_gradients(head, activations, labels, [score])
     update()
-    return outcome
+    return HeadGradients(gradients, scores)
 
 
-def _run(
-    head: Head, activations: Tensor, labels: Tensor, score: Score
-) -> tuple[HeadGradients, Callable[[], None]]:
-    """What :func:`head_gradients` returns, and how to bring the head's buffers up to date when all else has worked."""
+class SeveralHeadGradients(NamedTuple):
+    """See :func:`several_head_gradients`."""
+
+    gradients: list[Tensor]  #: ∂score/∂A of each kind of score, of the activations' shape
+    scores: Tensor  #: (N, K), as the head returned them
+
+
+def several_head_gradients(
+    head: Head, activations: Tensor, labels: Tensor, kinds: Sequence[Score]
+) -> tuple[SeveralHeadGradients, Callable[[], None]]:
+    """Gradients of several kinds of scores from one run of the head.
+
+    Args:
+        head: see :func:`head_gradients`.
+        activations: see :func:`head_gradients`.
+        labels: see :func:`head_gradients`.
+        kinds: of scores, see :func:`~batchcam_captum.functional.select_scores`.
+
+    Returns:
+        The gradients and the scores; and a function that brings the head's buffers up to date, to be called when all else has
+        worked.
+    """
     _check(head, activations)
     buffers = _changing_buffers(head) if isinstance(head, nn.Module) else {}
 
-    def explained(received: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+    def explained(received: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, dict[str, Tensor]]]:
         # Clones, because a head may work in place: on what it receives, which the cam still needs, and on its statistics, which
         # torch.func lets it change only if they were made in here. Compiled, a clone costs nothing where nobody writes.
         received = received.clone()
@@ -107,8 +125,9 @@ def _run(
         else:
             scores = head(received)
         _check_scores(scores, received)
-        selected = select_scores(scores, labels, score)
-        _check_dependence(selected)
+        selected = tuple(select_scores(scores, labels, kind) for kind in kinds)
+        for each in selected:
+            _check_dependence(each)
         return selected, (scores, held)
 
     try:
@@ -128,15 +147,18 @@ def _run(
             "changes its statistics; pass the nn.Module that owns these buffers as the head (split_model makes "
             "one), or call eval() on it"
         ) from error
+    gradients = []
     with no_autocast(activations):
-        (gradients,) = pull_back(torch.ones_like(selected))
+        for which in range(len(kinds)):
+            ones = tuple(torch.full_like(each, float(i == which)) for i, each in enumerate(selected))
+            gradients += pull_back(ones)
 
     @torch.no_grad()
     def update() -> None:
         for name, buffer in buffers.items():
             buffer.copy_(held[name])
 
-    return HeadGradients(gradients, scores), update
+    return SeveralHeadGradients(gradients, scores), update
 
 
 def head_cams(
@@ -188,7 +210,7 @@ def head_cams(
         (torch.Size([2, 1, 6, 6]), True)
     """
     method = get_method(method)
-    (gradients, scores), update = _run(head, activations, labels, score)
+    ((gradients,), scores), update = several_head_gradients(head, activations, labels, [score])
     if reshape is not None:
         activations, gradients = reshape(activations), reshape(gradients)
     cams = apply_method(method, activations, gradients)

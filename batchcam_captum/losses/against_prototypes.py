@@ -1,21 +1,22 @@
-"""What the losses that compare cams with class prototypes have in common."""
+"""What the losses that compare cams with prototypes have in common."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ..functional import Resolution
-from ..functional.comparison import check_cams, check_resolution
+from ..functional import Resolution, prepare
+from ..functional.losses.comparison import check_cams, check_resolution
 from ..functional.reduce import Reduction, check_reduction
-from ..prototypes import ClassPrototypes
+from ..prototypes import ClassPrototypes, Prototypes, References
 from .base import CamLoss
 
 
 class PrototypeCamLoss(CamLoss):
-    """A cam loss that holds class prototypes.
+    """A cam loss that holds prototypes.
 
     Args:
-        prototypes: the class prototypes, or ready maps (K, 1, *spatial).
+        prototypes: the prototypes, of any kind, or ready maps (K, 1, *spatial).
         resolution: where cams and prototypes are compared, ``"map"`` or ``"prototype"``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
@@ -28,7 +29,7 @@ class PrototypeCamLoss(CamLoss):
 
     def __init__(
         self,
-        prototypes: ClassPrototypes | Tensor,
+        prototypes: Prototypes | Tensor,
         *,
         resolution: Resolution,
         reduction: Reduction,
@@ -38,9 +39,10 @@ class PrototypeCamLoss(CamLoss):
         super().__init__(ignore_index=ignore_index, validate=validate)
         if isinstance(prototypes, Tensor):
             prototypes = ClassPrototypes.from_maps(prototypes)
-        if not isinstance(prototypes, ClassPrototypes):
+        if not isinstance(prototypes, Prototypes):
             raise TypeError(
-                f"prototypes: expected ClassPrototypes or a tensor (K, 1, *spatial), got {type(prototypes).__name__}"
+                f"prototypes: expected ClassPrototypes, another kind of prototypes, or a tensor (K, 1, *spatial), got "
+                f"{type(prototypes).__name__}"
             )
         check_resolution(resolution)
         check_reduction(reduction)
@@ -53,17 +55,62 @@ class PrototypeCamLoss(CamLoss):
         """K of the prototypes."""
         return self.prototypes.num_classes
 
-    def maps_for(self, cams: Tensor) -> Tensor:
-        """The prototypes' maps to compare these cams with.
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the prototypes learn from the cams."""
+        return self.prototypes.learns
+
+    def references(self, cams: Tensor, labels: Tensor, masks: Tensor | None) -> References:
+        """What to compare these cams with.
 
         Args:
             cams: (N, 1, *spatial).
+            labels: (N,) class indices, or (N, K) soft labels.
+            masks: (N, 1, *spatial), or None.
 
         Returns:
-            (K, 1, *spatial) at the cams' size, or at the prototypes' own.
+            The prototypes' maps at the cams' size, or at the prototypes' own.
 
         Raises:
-            ValueError: cams that no loss can take.
+            ValueError: cams that no loss can take, or no masks where the prototypes need them.
         """
         check_cams(cams)
-        return self.prototypes.maps(cams.shape[2:] if self.resolution == "map" else None)
+        if self.prototypes.needs_masks and masks is None:
+            raise ValueError(
+                f"masks: expected masks (N, 1, *spatial) for {type(self.prototypes).__name__}, got none; pass masks= to the loss"
+            )
+        size = cams.shape[2:] if self.resolution == "map" else None
+        return self.prototypes.references(labels, size=size, masks=masks)
+
+    def of_samples(self, cams: Tensor, labels: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, prototypes and which are seen, for a loss that compares each sample by itself.
+
+        Where samples have maps of their own, each is a class by itself: sample i has label i, (N, 1, *spatial).
+        """
+        maps, seen, own = self.references(cams, labels, masks)
+        if own is None:
+            return labels, maps, seen
+        each = torch.arange(labels.shape[0], device=labels.device)
+        return (
+            each.where(self.counted(labels), self.ignore_index),
+            own,
+            torch.ones_like(each, dtype=torch.bool),
+        )
+
+    @torch.no_grad()
+    def observe(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> None:
+        """Prototypes that learn from cams see those of a training batch."""
+        if self.prototypes.learns and self.training:
+            check_cams(cams)
+            maps = prepare(cams.detach().masked_fill(~self._by_pixel(labels, cams), 0)).maps
+            self.prototypes.observe(maps, labels, sample_weights=sample_weights)
+
+    def _by_pixel(self, labels: Tensor, cams: Tensor) -> Tensor:
+        return self.counted(labels).reshape(-1, *[1] * (cams.dim() - 1))

@@ -35,21 +35,38 @@ class CamLoss(nn.Module):
         self.dead_fraction: Tensor | None = None
 
     @property
+    def scores(self) -> tuple[Score, ...]:
+        """The scores whose cams the loss is given, one channel each: :attr:`score`, unless a subclass compares several."""
+        return (self.score,)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether calls change what later calls return, so that one object serves one layer."""
+        return False
+
+    @property
     def num_classes(self) -> int | None:
         """How many classes the loss knows; None if it does not depend on them."""
         return None
 
     def forward(
-        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Compute the loss.
 
         Args:
             cams: (N, 1, *spatial), raw and signed, as :meth:`BatchGradCam.attribute` returns them with
-                ``differentiable=True``.
-            labels: (N,) class indices, or (N, K) soft labels.
+                ``differentiable=True``; (N, S, *spatial) for a loss of S :attr:`scores`.
+            labels: (N,) class indices, or (N, K) soft labels or several labels a sample.
             images: (N, C, *spatial), for losses that compare with the image.
             masks: (N, 1, *spatial), for losses that compare with a mask.
+            sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
 
         Returns:
             A scalar, or for ``reduction="none"`` one number a sample or a class.
@@ -58,18 +75,39 @@ class CamLoss(nn.Module):
             ValueError: a shape or a value that does not fit; the message says what to do.
             TypeError: a wrong kind of labels or cams.
         """
-        loss = self.compute(cams, labels, images=images, masks=masks)
-        self.dead_fraction = dead_fraction(cams, self.counted(labels))
+        # Only where there are some: a loss that knows nothing of them works without.
+        weights = {} if sample_weights is None else {"sample_weights": sample_weights}
+        self.observe(cams, labels, masks=masks, **weights)
+        loss = self.compute(cams, labels, images=images, masks=masks, **weights)
+        self.dead_fraction = dead_fraction(cams[:, :1], self.counted(labels))
         return loss
 
-    def compute(self, cams: Tensor, labels: Tensor, *, images: Tensor | None, masks: Tensor | None) -> Tensor:
+    def compute(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None,
+        masks: Tensor | None,
+        sample_weights: Tensor | None = None,
+    ) -> Tensor:
         """The loss itself, see :meth:`forward`."""
         raise NotImplementedError(f"{type(self).__name__} has to implement compute()")
 
-    def counted(self, labels: Tensor) -> Tensor | None:
-        """Which samples are not ignored: (N,) booleans, or None where all count, as soft labels do."""
+    def observe(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> None:
+        """Called before :meth:`compute`, for a loss that learns from its batches. Does nothing."""
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """Which samples are not ignored: (N,) booleans. Soft labels are, where all K are 0."""
         # In int64: of labels of a smaller type -100 may be another class.
-        return None if labels.is_floating_point() else labels.long() != self.ignore_index
+        return (labels != 0).any(1) if labels.is_floating_point() else labels.long() != self.ignore_index
 
     def check(self) -> None:
         """Raise what value checks have accumulated on a device.

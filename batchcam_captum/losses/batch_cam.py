@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..functional import batch_cam_loss
 from .base import LOSSES
 from .prototype import PrototypeLoss
@@ -22,4 +24,28 @@ class BatchCamLoss(PrototypeLoss):
         tensor([ True, False,  True])
     """
 
-    _function = staticmethod(batch_cam_loss)
+    def compute(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """See :func:`batchcam_captum.functional.batch_cam_loss`."""
+        maps, seen, _ = self.references(cams, labels, masks)
+        return batch_cam_loss(
+            cams,
+            labels,
+            maps,
+            seen=seen,
+            distance=self.distance,
+            normalization=self.normalization,
+            resolution=self.resolution,
+            revive=self.revive,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            sample_weights=sample_weights,
+            checks=self.checks,
+        )

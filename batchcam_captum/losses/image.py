@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..functional import Distance, Normalization, Reduction, get_distance, image_loss, image_maps
 from ..functional.class_means import check_labels
-from ..functional.comparison import ImageResolution, check_resolution
 from ..functional.images import PerChannel, ToChannel, per_channel
+from ..functional.losses.comparison import ImageResolution, check_resolution
 from ..functional.maps import check_normalization
 from ..functional.reduce import check_reduction
 from .base import LOSSES, CamLoss
@@ -71,7 +71,13 @@ class ImageLoss(CamLoss):
         self.reduction: Reduction = reduction
 
     def compute(
-        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Tensor:
         """See :func:`batchcam_captum.functional.image_loss`."""
         if images is None:
@@ -86,4 +92,6 @@ class ImageLoss(CamLoss):
             revive=self.revive,
             reduction=self.reduction,
             counted=self.counted(labels),
+            sample_weights=sample_weights,
+            checks=self.checks,
         )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, prototype_loss
 from ..functional.maps import check_normalization
-from ..prototypes import ClassPrototypes
+from ..prototypes import Prototypes
 from .against_prototypes import PrototypeCamLoss
 from .base import LOSSES
 
@@ -16,7 +16,7 @@ class PrototypeLoss(PrototypeCamLoss):
     """Each image's cam against the prototype of its class: :func:`~batchcam_captum.functional.prototype_loss`.
 
     Args:
-        prototypes: the class prototypes, or ready maps (K, 1, *spatial).
+        prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial).
         distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         normalization: of the rectified cams: ``"max"``, ``"minmax"`` or ``"none"``.
         resolution: compare at the ``"map"``'s size or at the ``"prototype"``'s.
@@ -39,11 +39,9 @@ class PrototypeLoss(PrototypeCamLoss):
         tensor(0.)
     """
 
-    _function = staticmethod(prototype_loss)
-
     def __init__(
         self,
-        prototypes: ClassPrototypes | Tensor,
+        prototypes: Prototypes | Tensor,
         *,
         distance: str | Distance = "l1",
         normalization: Normalization = "max",
@@ -66,19 +64,27 @@ class PrototypeLoss(PrototypeCamLoss):
         self.revive = revive
 
     def compute(
-        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """See the function of the same name in :mod:`batchcam_captum.functional`."""
-        return self._function(
+        """See :func:`batchcam_captum.functional.prototype_loss`."""
+        labels, maps, seen = self.of_samples(cams, labels, masks)
+        return prototype_loss(
             cams,
             labels,
-            self.maps_for(cams),
-            seen=self.prototypes.seen,
+            maps,
+            seen=seen,
             distance=self.distance,
             normalization=self.normalization,
             resolution=self.resolution,
             revive=self.revive,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
+            sample_weights=sample_weights,
             checks=self.checks,
         )

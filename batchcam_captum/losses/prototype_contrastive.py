@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..functional import Reduction, Resolution, prototype_contrastive_loss
-from ..functional.comparison import check_temperature
-from ..prototypes import ClassPrototypes
+from ..functional.losses.comparison import check_temperature
+from ..prototypes import Prototypes
 from .against_prototypes import PrototypeCamLoss
 from .base import LOSSES
 
@@ -18,7 +18,7 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
     See :func:`~batchcam_captum.functional.prototype_contrastive_loss` for the formula. Classes without a prototype take no part.
 
     Args:
-        prototypes: the class prototypes, or ready maps (K, 1, *spatial).
+        prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial).
         temperature: τ > 0; lower is sharper.
         resolution: compare at the ``"prototype"``'s size or at the ``"map"``'s.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
@@ -40,7 +40,7 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
 
     def __init__(
         self,
-        prototypes: ClassPrototypes | Tensor,
+        prototypes: Prototypes | Tensor,
         *,
         temperature: float = 0.1,
         resolution: Resolution = "prototype",
@@ -59,17 +59,25 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
         self.temperature = temperature
 
     def compute(
-        self, cams: Tensor, labels: Tensor, *, images: Tensor | None = None, masks: Tensor | None = None
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
     ) -> Tensor:
         """See :func:`batchcam_captum.functional.prototype_contrastive_loss`."""
+        maps, seen, _ = self.references(cams, labels, masks)
         return prototype_contrastive_loss(
             cams,
             labels,
-            self.maps_for(cams),
-            seen=self.prototypes.seen,
+            maps,
+            seen=seen,
             temperature=self.temperature,
             resolution=self.resolution,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
+            sample_weights=sample_weights,
             checks=self.checks,
         )

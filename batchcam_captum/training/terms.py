@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import nn
 
 from ..functional import get_method
 from ..losses import LOSSES, CamLoss
+from .schedules import AutoWeight, Weight
 
-#: λ of a term: a number, or a function of how often :meth:`CamRegularizer.step` was called.
-Weight = float | Callable[[int], float]
-Term = CamLoss | tuple[CamLoss, Weight]
+#: λ as it is given: a number, a function of how often :meth:`CamRegularizer.step` was called, an :class:`AutoWeight`, or
+#: ``"auto"`` for one with its defaults.
+GivenWeight = Weight | AutoWeight | Literal["auto"]
+Term = CamLoss | tuple[CamLoss, GivenWeight]
 
 
 def named_terms(
-    losses: CamLoss | Mapping[str, Term] | Sequence[Term], weight: Weight
-) -> list[tuple[str, CamLoss, Weight]]:
+    losses: CamLoss | Mapping[str, Term] | Sequence[Term], weight: GivenWeight
+) -> list[tuple[str, CamLoss, Weight | AutoWeight]]:
     """Names, losses and weights, all of them checked; see :class:`CamRegularizer`."""
     if isinstance(losses, CamLoss):
         losses = [losses]
@@ -27,7 +30,7 @@ def named_terms(
             f"LOSSES[name](…)"
         )
     named = losses.items() if isinstance(losses, Mapping) else [(None, term) for term in losses]
-    terms: list[tuple[str, CamLoss, Weight]] = []
+    terms: list[tuple[str, CamLoss, Weight | AutoWeight]] = []
     for given, term in named:
         if isinstance(term, tuple) and len(term) != 2:
             raise TypeError(
@@ -48,18 +51,32 @@ def named_terms(
             not isinstance(name, str)
             or not name
             or "." in name
+            or "/" in name
             or name == "dead_fraction"
             or hasattr(nn.ModuleDict, name)
         ):
             raise ValueError(
-                f"losses: expected a name without dots that is not taken, got {name!r}; choose another name"
+                f"losses: expected a name without dots and slashes that is not taken, got {name!r}; choose another name"
             )
         if loss.method is not None:
             get_method(loss.method)
-        terms.append((name, loss, own if callable(own) else finite_weight(name, own)))
+        terms.append((name, loss, checked_weight(name, own)))
     if not terms:
         raise ValueError("losses: expected at least one loss, got none")
     return terms
+
+
+def checked_weight(name: str, weight: object) -> Weight | AutoWeight:
+    """A weight of any kind, ready for use: ``"auto"`` becomes an :class:`AutoWeight` of its own."""
+    if isinstance(weight, str):
+        if weight != "auto":
+            raise ValueError(
+                f"weight: expected a number, a function of the steps or 'auto' for {name!r}, got {weight!r}"
+            )
+        return AutoWeight()
+    if isinstance(weight, AutoWeight) or callable(weight):
+        return weight
+    return finite_weight(name, weight)
 
 
 def finite_weight(name: str, weight: object) -> float:

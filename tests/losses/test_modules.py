@@ -206,7 +206,7 @@ def test_images_are_missing_or_do_not_fit(cams, labels):
 @pytest.mark.parametrize("module", AGAINST_PROTOTYPES)
 def test_bad_options_against_prototypes(module):
     with pytest.raises(
-        TypeError, match=r"expected ClassPrototypes or a tensor \(K, 1, \*spatial\), got list"
+        TypeError, match=r"another kind of prototypes, or a tensor \(K, 1, \*spatial\), got list"
     ):
         module([1, 2])
     with pytest.raises(ValueError, match=r"prototypes: expected maps \(K, 1, \*spatial\), got \(4, 8, 8\)"):

@@ -206,11 +206,12 @@ def test_what_cannot_be_a_regularizer():
     [
         (lambda loss: "batch_cam", TypeError, r"a dict or a list of them, got str; a loss by its name is LOSSES\[name\]"),
         (lambda loss: {"a": (loss,)}, TypeError, "a pair of a loss and its weight, got 1 entries"),
-        (lambda loss: {"keys": loss}, ValueError, "a name without dots that is not taken, got 'keys'"),
-        (lambda loss: {"a.b": loss}, ValueError, "a name without dots that is not taken, got 'a.b'"),
+        (lambda loss: {"keys": loss}, ValueError, "a name without dots and slashes that is not taken, got 'keys'"),
+        (lambda loss: {"a.b": loss}, ValueError, "a name without dots and slashes that is not taken, got 'a.b'"),
         (lambda loss: {"dead_fraction": loss}, ValueError, "that is not taken, got 'dead_fraction'"),
         (lambda loss: [loss, (loss, 1.0)], ValueError, "each name once, got 'batch_cam' again; pass a dict"),
-        (lambda loss: {"a": (loss, "big")}, TypeError, "a number or a function of the steps for 'a', got str"),
+        (lambda loss: {"a": (loss, "big")}, ValueError, "a function of the steps or 'auto' for 'a', got 'big'"),
+        (lambda loss: {"a": (loss, None)}, TypeError, "a number or a function of the steps for 'a', got NoneType"),
         (lambda loss: {"a": (loss, float("nan"))}, ValueError, "weight: expected a finite number for 'a', got nan"),
     ],
 )  # fmt: skip
@@ -226,12 +227,6 @@ def test_an_unknown_method_is_refused_at_once():
     loss.method = "guesswork"
     with pytest.raises(ValueError, match=r"method: expected one of .*'grad_cam'.*, got 'guesswork'"):
         CamRegularizer(BatchGradCam(model, model.layer), loss)
-
-
-def test_several_layers_are_refused():
-    model = Net()
-    with pytest.raises(TypeError, match="a BatchGradCam of one layer, got one of several"):
-        CamRegularizer(BatchGradCam(model, [model.layer]), BatchCamLoss(prototypes()))
 
 
 def test_check_raises_for_every_loss_and_reading_the_values_checks():

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .checks import ValueChecks
-from .class_means import ClassWeights, class_weights
-from .distance import Distance, cosine_distance, get_distance
-from .maps import normalize, resize
-from .precision import full_precision
+from ..checks import ValueChecks
+from ..class_means import ClassWeights, class_weights
+from ..distance import Distance, cosine_distance, get_distance
+from ..maps import normalize, resize
+from ..precision import full_precision
 
 Resolution = Literal["map", "prototype"]
 ImageResolution = Literal["map", "image"]
@@ -54,22 +54,22 @@ def check_cams(cams: Tensor) -> None:
 
 
 def fit(maps: Tensor, prototypes: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
-    """Bring maps (N, 1, …) and prototypes (K, 1, …) to one size and dtype; every prototype peaks at 1."""
+    """Bring maps (N, 1, …) and prototypes (K, P, …) to one size and dtype; every prototype peaks at 1."""
     check_resolution(resolution)
     prototypes = prototypes.to(maps.dtype)
     if resolution == "map":
         prototypes = resize(prototypes, maps.shape[2:])
     else:
         maps = resize(maps, prototypes.shape[2:])
-    return maps, normalize(prototypes, "max")
+    return maps, normalize(prototypes.flatten(0, 1), "max").reshape(prototypes.shape)
 
 
 def check_prototypes(cams: Tensor, prototypes: Tensor) -> None:
-    """Check that prototypes are (K, 1, *spatial), with as many spatial dimensions as the cams."""
-    if prototypes.dim() != cams.dim() or prototypes.shape[1] != 1:
+    """Check that prototypes are (K, P, *spatial), with as many spatial dimensions as the cams."""
+    if prototypes.dim() != cams.dim() or not prototypes.shape[1]:
         raise ValueError(
-            f"prototypes: expected (K, 1, *spatial) with as many spatial dimensions as the cams {tuple(cams.shape)}, got "
-            f"{tuple(prototypes.shape)}"
+            f"prototypes: expected (K, 1, *spatial), or P a class (K, P, *spatial), with as many spatial dimensions as the cams "
+            f"{tuple(cams.shape)}, got {tuple(prototypes.shape)}"
         )
 
 
@@ -79,6 +79,7 @@ def membership(
     prototypes: Tensor,
     seen: Tensor | None,
     ignore_index: int,
+    sample_weights: Tensor | None,
     checks: ValueChecks | None,
 ) -> ClassWeights:
     """The labels as weights, after a check that every one of them has a prototype."""
@@ -89,6 +90,7 @@ def membership(
         num_samples=cams.shape[0],
         ignore_index=ignore_index,
         dtype=full_precision(cams).dtype,
+        sample_weights=sample_weights,
         checks=checks,
     )
     if seen is not None:
@@ -102,20 +104,50 @@ def membership(
     return belongs
 
 
-def compared(maps: Tensor, prototypes: Tensor, distance: str | Distance, skip: Tensor) -> Tensor:
-    """Distances (N,); where ``skip`` says that the outcome is not used, nothing that it is made of can spoil a gradient.
+def own_prototypes(belongs: ClassWeights, maps: Tensor, prototypes: Tensor) -> Tensor:
+    """The prototypes of each sample's class, (K, P, …) -> (N, P, …).
 
-    A distance of the user's may have no derivative where both maps are zero, as a square root has none. A skipped pair is the
-    zero map and a map of ones.
+    With soft labels they are mixed by their shares. With several a class, of each class the one that is nearest in L2 goes into
+    the mixture, which is (N, 1, …).
+
+    Args:
+        belongs: the labels.
+        maps: (N, 1, …) of the prototypes' size.
+        prototypes: (K, P, …).
     """
-    by_pair = skip.reshape(-1, *[1] * (maps.dim() - 1))
-    maps, prototypes = maps.masked_fill(by_pair, 0), prototypes.masked_fill(by_pair, 1)
-    distances = get_distance(distance)(maps, prototypes)
+    if belongs.indices is not None or prototypes.shape[1] == 1:
+        return belongs.pick(prototypes)
+    with torch.no_grad():
+        rows, candidates = maps.flatten(1), prototypes.flatten(0, 1).flatten(1)
+        # ‖m − p‖² without the ‖m‖² that all have in common
+        apart = (candidates.square().sum(1) - 2 * rows @ candidates.T).unflatten(1, prototypes.shape[:2])
+        chosen = torch.nn.functional.one_hot(apart.argmin(2), prototypes.shape[1]).to(maps.dtype)
+        mixture = (chosen * belongs.shares.unsqueeze(2)).flatten(1) @ candidates
+    return mixture.reshape(maps.shape)
+
+
+def nearest(distance: Distance, maps: Tensor, prototypes: Tensor) -> Tensor:
+    """The distance of each map (N, 1, …) to the nearest of its prototypes (N, P, …): (N,)."""
+    n, several = prototypes.shape[:2]
+    if several > 1:
+        maps, prototypes = maps.repeat_interleave(several, 0), prototypes.flatten(0, 1).unsqueeze(1)
+    distances = distance(maps, prototypes)
     if distances.shape != maps.shape[:1]:
         raise ValueError(
             f"distance: expected one number a pair, ({maps.shape[0]},), got {tuple(distances.shape)}; average over the pixels"
         )
-    return distances
+    return distances.reshape(n, several).amin(1) if several > 1 else distances
+
+
+def compared(maps: Tensor, prototypes: Tensor, distance: str | Distance, skip: Tensor) -> Tensor:
+    """Distances (N,) of maps (N, 1, …) to the nearest of their prototypes (N, P, …).
+
+    Where ``skip`` says that the outcome is not used, nothing that it is made of can spoil a gradient: a distance of the user's
+    may have no derivative where both maps are zero, as a square root has none. A skipped pair is the zero map and a map of ones.
+    """
+    by_pair = skip.reshape(-1, *[1] * (maps.dim() - 1))
+    maps, prototypes = maps.masked_fill(by_pair, 0), prototypes.masked_fill(by_pair, 1)
+    return nearest(get_distance(distance), maps, prototypes)
 
 
 def without(cams: Tensor, counted: Tensor) -> Tensor:
@@ -126,8 +158,8 @@ def without(cams: Tensor, counted: Tensor) -> Tensor:
 class Groups(NamedTuple):
     """The classes whose mean cams are compared: all of them, or with more classes than samples those of the batch."""
 
-    weights: Tensor  #: (N, G)
-    prototypes: Tensor  #: (G, 1, *spatial)
+    weights: Tensor  #: (N, G), times the importance of the sample
+    prototypes: Tensor  #: (G, P, *spatial)
     classes: Tensor | None  #: (G,) class indices; None: group c is class c
 
     def spread(self, values: Tensor, num_classes: int) -> Tensor:
@@ -141,17 +173,20 @@ def grouped(belongs: ClassWeights, prototypes: Tensor) -> Groups:
     """Choose the groups, see :class:`Groups`; the cost never grows with more classes than samples."""
     n, num_classes = belongs.weights.shape
     if belongs.indices is None or num_classes <= n:
-        return Groups(belongs.weights, prototypes, None)
+        return Groups(belongs.weighted, prototypes, None)
     # Sample i stands for its class if it is the first of it: a group each, without asking the device how many there are.
     same = (belongs.indices.unsqueeze(1) == belongs.indices) & belongs.counted & belongs.counted.unsqueeze(1)
     is_first = same.cumsum(1).diagonal() == 1
-    return Groups((same & is_first).to(belongs.weights.dtype), belongs.pick(prototypes), belongs.indices)
+    weights = (same & is_first).to(belongs.weights.dtype)
+    if belongs.importance is not None:
+        weights = weights * belongs.importance.unsqueeze(1)
+    return Groups(weights, belongs.pick(prototypes), belongs.indices)
 
 
 def revived(values: Tensor, cams: Tensor, prototypes: Tensor, dead: Tensor) -> Tensor:
-    """The values (N,), with 1 − cosine(C, P) in the place of those of dead cams."""
+    """The values (N,), with 1 − cosine(C, P) in the place of those of dead cams, P the nearest of (N, P, …)."""
     signed = resize(full_precision(cams), prototypes.shape[2:])
-    return torch.where(dead, cosine_distance(signed, prototypes), values)
+    return torch.where(dead, nearest(cosine_distance, signed, prototypes), values)
 
 
 def check_temperature(temperature: float) -> None:

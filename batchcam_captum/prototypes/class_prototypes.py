@@ -9,14 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .files import written_whole
-from .functional import ValueChecks, class_sums, class_weights, normalize, resize, to_one_channel
-from .functional.images import PerChannel, ToChannel, per_channel
+from ..files import written_whole
+from ..functional import ValueChecks, class_sums, class_weights, normalize, resize, to_one_channel
+from ..functional.images import PerChannel, ToChannel, per_channel
+from .base import Prototypes
 
 _FORMAT = 1
 
 
-class ClassPrototypes(nn.Module):
+class ClassPrototypes(Prototypes):
     """The mean training image of each class, and how many images it was taken over.
 
     Each image is reduced to one channel: its standardisation is undone (``mean``, ``std``), then its channels are averaged, or
@@ -58,10 +59,7 @@ class ClassPrototypes(nn.Module):
         size: Sequence[int] | None = None,
         ignore_index: int = -100,
     ) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.mean = per_channel("mean", mean)
         self.std = per_channel("std", std)
         self.to_channel = to_channel
@@ -298,9 +296,6 @@ class ClassPrototypes(nn.Module):
                 f"{path}: expected prototypes written by ClassPrototypes.save, got something else ({error})"
             ) from error
         return prototypes
-
-    def __len__(self) -> int:
-        return self.num_classes
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

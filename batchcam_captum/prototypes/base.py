@@ -1,0 +1,86 @@
+"""What every kind of prototypes has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class References(NamedTuple):
+    """What the cams of a batch are compared with."""
+
+    maps: Tensor  #: (K, P, *spatial) in [0, 1]: P prototypes of each class
+    seen: Tensor  #: (K,) booleans: which classes have some
+    own: Tensor | None = (
+        None  #: (N, 1, *spatial): each sample's own map, which then counts in the place of its class's
+    )
+
+
+class Prototypes(nn.Module):
+    """Maps of each class, for cams to resemble. Every loss takes every kind.
+
+    A subclass implements :meth:`maps` and :attr:`seen`; one whose maps depend on the batch, :meth:`references`; one that learns
+    from the cams, :meth:`observe`. State belongs into buffers, so that it travels with ``state_dict()``.
+
+    Args:
+        num_classes: K.
+
+    Raises:
+        ValueError: ``num_classes`` is not positive.
+    """
+
+    #: Whether the loss has to be given ``masks``.
+    needs_masks = False
+    #: Whether calls of a loss change the maps, so that one object serves one layer.
+    learns = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        self.num_classes = num_classes
+
+    @property
+    def seen(self) -> Tensor:
+        """(K,) booleans: which classes have a prototype."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement seen")
+
+    def maps(self, size: Sequence[int] | None = None) -> Tensor:
+        """The prototypes as maps in [0, 1].
+
+        Args:
+            size: the spatial size of the cams to compare with. Default: the prototypes' own.
+
+        Returns:
+            (K, P, *size), without a graph; all zero for a class without a prototype.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to implement maps()")
+
+    def references(
+        self, labels: Tensor, *, size: Sequence[int] | None = None, masks: Tensor | None = None
+    ) -> References:
+        """What the cams of a batch are compared with.
+
+        Args:
+            labels: (N,) class indices, or (N, K) soft labels.
+            size: see :meth:`maps`.
+            masks: (N, 1, *spatial), where the loss was given some.
+
+        Returns:
+            The class prototypes, unless a subclass knows better.
+        """
+        return References(self.maps(size), self.seen)
+
+    def observe(self, maps: Tensor, labels: Tensor, *, sample_weights: Tensor | None = None) -> None:
+        """Learn from a training batch, before its loss is computed. Nothing to learn here.
+
+        Args:
+            maps: (N, 1, *spatial), rectified and normalised cams without a graph; zero where dead.
+            labels: (N,) class indices, or (N, K) soft labels.
+            sample_weights: (N,), or None.
+        """
+
+    def __len__(self) -> int:
+        return self.num_classes
