@@ -60,16 +60,27 @@ class PrototypeCamLoss(CamLoss):
         """Whether the prototypes learn from the cams."""
         return self.prototypes.learns
 
-    def references(self, cams: Tensor, labels: Tensor, masks: Tensor | None) -> References:
+    def references(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        masks: Tensor | None,
+        sample_weights: Tensor | None = None,
+        *,
+        per_sample: bool = False,
+    ) -> References:
         """What to compare these cams with.
 
         Args:
             cams: (N, 1, *spatial).
             labels: (N,) class indices, or (N, K) soft labels.
             masks: (N, 1, *spatial), or None.
+            sample_weights: (N,), or None.
+            per_sample: whether each sample is compared by itself, with a map of its own where it has one.
 
         Returns:
-            The prototypes' maps at the cams' size, or at the prototypes' own.
+            Labels, maps at the cams' size, or at the prototypes' own, and which of them there are, as the loss functions take
+            them.
 
         Raises:
             ValueError: cams that no loss can take, or no masks where the prototypes need them.
@@ -80,22 +91,20 @@ class PrototypeCamLoss(CamLoss):
                 f"masks: expected masks (N, 1, *spatial) for {type(self.prototypes).__name__}, got none; pass masks= to the loss"
             )
         size = cams.shape[2:] if self.resolution == "map" else None
-        return self.prototypes.references(labels, size=size, masks=masks)
-
-    def of_samples(self, cams: Tensor, labels: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels, prototypes and which are seen, for a loss that compares each sample by itself.
-
-        Where samples have maps of their own, each is a class by itself: sample i has label i, (N, 1, *spatial).
-        """
-        maps, seen, own = self.references(cams, labels, masks)
-        if own is None:
-            return labels, maps, seen
-        each = torch.arange(labels.shape[0], device=labels.device)
-        return (
-            each.where(self.counted(labels), self.ignore_index),
-            own,
-            torch.ones_like(each, dtype=torch.bool),
+        return self.prototypes.references(
+            labels,
+            size=size,
+            masks=masks,
+            sample_weights=sample_weights,
+            ignore_index=self.ignore_index,
+            per_sample=per_sample,
+            sync=self.training,
+            checks=self.checks,
         )
+
+    def of_samples(self, cams: Tensor, labels: Tensor, masks: Tensor | None) -> References:
+        """What to compare each of these cams with by itself, see :meth:`references`."""
+        return self.references(cams, labels, masks, per_sample=True)
 
     @torch.no_grad()
     def observe(
@@ -110,7 +119,13 @@ class PrototypeCamLoss(CamLoss):
         if self.prototypes.learns and self.training:
             check_cams(cams)
             maps = prepare(cams.detach().masked_fill(~self._by_pixel(labels, cams), 0)).maps
-            self.prototypes.observe(maps, labels, sample_weights=sample_weights)
+            self.prototypes.observe(
+                maps,
+                labels,
+                sample_weights=sample_weights,
+                ignore_index=self.ignore_index,
+                checks=self.checks,
+            )
 
     def _by_pixel(self, labels: Tensor, cams: Tensor) -> Tensor:
         return self.counted(labels).reshape(-1, *[1] * (cams.dim() - 1))

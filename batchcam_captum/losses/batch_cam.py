@@ -34,7 +34,7 @@ class BatchCamLoss(PrototypeLoss):
         sample_weights: Tensor | None = None,
     ) -> Tensor:
         """See :func:`batchcam_captum.functional.batch_cam_loss`."""
-        maps, seen, _ = self.references(cams, labels, masks)
+        labels, maps, seen = self.references(cams, labels, masks, sample_weights)
         return batch_cam_loss(
             cams,
             labels,

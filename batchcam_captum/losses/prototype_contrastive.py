@@ -68,7 +68,7 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
         sample_weights: Tensor | None = None,
     ) -> Tensor:
         """See :func:`batchcam_captum.functional.prototype_contrastive_loss`."""
-        maps, seen, _ = self.references(cams, labels, masks)
+        labels, maps, seen = self.references(cams, labels, masks, sample_weights)
         return prototype_contrastive_loss(
             cams,
             labels,

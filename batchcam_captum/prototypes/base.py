@@ -7,22 +7,23 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..functional import ValueChecks
+
 
 class References(NamedTuple):
-    """What the cams of a batch are compared with."""
+    """What the cams of a batch are compared with: the maps of G groups, which are the classes, or each sample by itself."""
 
-    maps: Tensor  #: (K, P, *spatial) in [0, 1]: P prototypes of each class
-    seen: Tensor  #: (K,) booleans: which classes have some
-    own: Tensor | None = (
-        None  #: (N, 1, *spatial): each sample's own map, which then counts in the place of its class's
-    )
+    labels: Tensor  #: (N,) group indices, or (N, G) soft labels: which maps each sample is compared with
+    maps: Tensor  #: (G, P, *spatial) in [0, 1]: P prototypes of each group, of which the nearest counts
+    seen: Tensor  #: (G,) booleans: which groups have some
 
 
 class Prototypes(nn.Module):
     """Maps of each class, for cams to resemble. Every loss takes every kind.
 
     A subclass implements :meth:`maps` and :attr:`seen`; one whose maps depend on the batch, :meth:`references`; one that learns
-    from the cams, :meth:`observe`. State belongs into buffers, so that it travels with ``state_dict()``.
+    from the cams, :meth:`observe`. State belongs into buffers, so that it travels with ``state_dict()``;
+    :class:`~batchcam_captum.prototypes.StoredPrototypes` has what keeping a map a class takes.
 
     Args:
         num_classes: K.
@@ -59,7 +60,16 @@ class Prototypes(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has to implement maps()")
 
     def references(
-        self, labels: Tensor, *, size: Sequence[int] | None = None, masks: Tensor | None = None
+        self,
+        labels: Tensor,
+        *,
+        size: Sequence[int] | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+        ignore_index: int = -100,
+        per_sample: bool = False,
+        sync: bool = False,
+        checks: ValueChecks | None = None,
     ) -> References:
         """What the cams of a batch are compared with.
 
@@ -67,19 +77,37 @@ class Prototypes(nn.Module):
             labels: (N,) class indices, or (N, K) soft labels.
             size: see :meth:`maps`.
             masks: (N, 1, *spatial), where the loss was given some.
+            sample_weights: (N,), or None.
+            ignore_index: labels of this value are left out.
+            per_sample: the loss compares each sample by itself, so that samples may have maps of their own, and be a group each;
+                otherwise the groups are the K classes.
+            sync: all processes of the group are in the same call, so that sums over the batch may be sums over all of them.
+            checks: where checks of values go; default: they raise at once.
 
         Returns:
-            The class prototypes, unless a subclass knows better.
+            The labels as they came and the class prototypes, unless a subclass knows better.
         """
-        return References(self.maps(size), self.seen)
+        return References(labels, self.maps(size), self.seen)
 
-    def observe(self, maps: Tensor, labels: Tensor, *, sample_weights: Tensor | None = None) -> None:
+    def observe(
+        self,
+        maps: Tensor,
+        labels: Tensor,
+        *,
+        sample_weights: Tensor | None = None,
+        ignore_index: int = -100,
+        checks: ValueChecks | None = None,
+    ) -> None:
         """Learn from a training batch, before its loss is computed. Nothing to learn here.
 
+        All processes of a process group are in the same call.
+
         Args:
-            maps: (N, 1, *spatial), rectified and normalised cams without a graph; zero where dead.
+            maps: (N, 1, *spatial), rectified and normalised cams without a graph; zero where dead, or where the label is ignored.
             labels: (N,) class indices, or (N, K) soft labels.
             sample_weights: (N,), or None.
+            ignore_index: labels of this value are left out.
+            checks: where checks of values go; default: they raise at once.
         """
 
     def __len__(self) -> int:
