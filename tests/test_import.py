@@ -63,10 +63,11 @@ def test_unknown_attribute():
 MAY_IMPORT = {
     "functional": {"functional"},
     "files": {"files"},
+    "distributed": {"distributed"},
     "attribution": {"attribution", "functional"},
-    "prototypes": {"prototypes", "functional", "files"},
-    "losses": {"losses", "functional", "prototypes"},
-    "training": {"training", "losses", "prototypes", "attribution", "functional"},
+    "prototypes": {"prototypes", "functional", "files", "distributed"},
+    "losses": {"losses", "functional", "prototypes", "distributed"},
+    "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 
 
