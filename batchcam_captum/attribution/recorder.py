@@ -30,6 +30,11 @@ def own_forward() -> Iterator[None]:
             _attributing.discard(thread)
 
 
+def attributing() -> bool:
+    """Whether this thread is inside a forward of an attribution's own."""
+    return get_ident() in _attributing
+
+
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 

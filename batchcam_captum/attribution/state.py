@@ -16,13 +16,14 @@ from .survey import Survey
 T = TypeVar("T")
 
 
-class _Buffers:
+class BufferCopies:
     """Copies of the buffers of modules in training mode, taken before their forward."""
 
     def __init__(self) -> None:
         self._saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor] | None]] = {}
 
     def save(self, module: nn.Module) -> None:
+        """Copy them; the first time counts."""
         if module.training and module._buffers and module not in self._saved:
             self._saved[module] = {
                 name: None if buffer is None else (buffer, buffer.detach().clone())
@@ -30,6 +31,7 @@ class _Buffers:
             }
 
     def restore(self) -> None:
+        """Put all of them back."""
         for module, buffers in self._saved.items():
             for name, saved in buffers.items():
                 if saved is None:
@@ -89,7 +91,7 @@ def state_kept(
         tensors: the inputs; the random state of their devices is kept beside the CPU's.
         keep_rng: put the random state back; False where the caller does so.
     """
-    buffers = _Buffers()
+    buffers = BufferCopies()
     with ExitStack() as stack:
         if facts.training:
             stack.enter_context(_training_lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ from ..attribution.state import recordable
 from ..functional import activation_gradients, select_scores
 from ..losses import CamLoss
 from .norms import gradient_norm
-from .objective import Batch, CamObjective, CamsOf, scores_key
+from .objective import Batch, CamObjective, CamsOf, GradientNorm, scores_key
+from .recompute import Recomputation, reentrant_error
 from .schedules import AutoWeight
 from .terms import GivenWeight, Term
 from .watch import ForwardWatch, WatchedForward, own_scores
@@ -79,6 +81,7 @@ class CamRegularizer(CamObjective):
         super().__init__(losses, weight, validate=validate, layer_names=grad_cam.layer_names)
         self.grad_cam = grad_cam
         self._watch = ForwardWatch(grad_cam)
+        self._recomputation = Recomputation(grad_cam.forward_func)
         self._second_order_works = False
 
     def __enter__(self) -> Self:
@@ -87,11 +90,13 @@ class CamRegularizer(CamObjective):
                 "CamRegularizer: expected a block of its own for each forward, got a nested `with` of the same regularizer"
             )
         self._watch.open()
+        self._recomputation.watch_forward(lambda: self._watch.layer_has_run)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._recomputation.forward_is_over(raised=kind is not None)
         self._watch.close(kind, error, trace)
 
     def forward(
@@ -201,9 +206,33 @@ class CamRegularizer(CamObjective):
         own = own_scores(scores, forward)
         norm = None
         if any(isinstance(self.weights[name], AutoWeight) for name in active):
-            norm = gradient_norm(task_loss, scores, own, forward.activations)
+            norm = self._looked_after(gradient_norm(task_loss, scores, own, forward.activations))
         cams_of = self._cams_of(own, forward, batch.labels, create_graph=True)
-        return self._weighted(active, cams_of, batch, zero=zero, norm=norm)
+        total, values = self._weighted(active, cams_of, batch, zero=zero, norm=norm)
+        self._recomputation.for_backward(total)
+        return total, values
+
+    def _looked_after(self, norm: GradientNorm) -> GradientNorm:
+        def looked_after(term: Tensor | None) -> Tensor:
+            with self._recomputation.for_cams():
+                return norm(term)
+
+        return looked_after
+
+    def _gradients(
+        self, selected: Tensor, activations: Sequence[Tensor], *, create_graph: bool
+    ) -> tuple[Tensor, ...]:
+        try:
+            with self._recomputation.for_cams() if create_graph else nullcontext():
+                # Kept: the task loss, or another term's score, still needs the graph.
+                return activation_gradients(
+                    selected, activations, create_graph=create_graph, retain_graph=True
+                )
+        except RuntimeError as error:
+            reentrant = reentrant_error(error, selected, activations)
+            if reentrant is None:
+                raise
+            raise reentrant from error
 
     def _cams_of(
         self, scores: Tensor, forward: WatchedForward, labels: Tensor, *, create_graph: bool
@@ -220,9 +249,8 @@ class CamRegularizer(CamObjective):
                 if key not in cams:
                     if key[1] not in gradients:
                         selected = select_scores(scores, labels, score)
-                        # Kept: the task loss, or another term's score, still needs the graph.
-                        gradients[key[1]] = activation_gradients(
-                            selected, forward.activations, create_graph=create_graph, retain_graph=True
+                        gradients[key[1]] = self._gradients(
+                            selected, forward.activations, create_graph=create_graph
                         )
                         if create_graph:
                             self._check_second_order(gradients[key[1]], selected, forward.activations)

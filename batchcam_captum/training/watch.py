@@ -56,6 +56,11 @@ class ForwardWatch:
         """Whether hooks are in place."""
         return bool(self._recorders) and any(recorder.attached for recorder in self._recorders or ())
 
+    @property
+    def layer_has_run(self) -> bool:
+        """Whether one of the layers has."""
+        return any(recorder.tensors for recorder in self._recorders or ())
+
     def open(self) -> None:
         """Forget what was seen, and watch the next forward."""
         self.drop()
@@ -113,6 +118,8 @@ class ForwardWatch:
                 "CamRegularizer: expected a captured forward, got none; run the model inside `with regularizer:`, and call the "
                 "regularizer once for each such block"
             )
+        for recorder in self._recorders:
+            recorder.detach()  # a checkpointed layer runs once more for its gradients
         return WatchedForward(
             [self._activations(recorder) for recorder in self._recorders],
             self._output[0] if self._output else None,
@@ -140,11 +147,12 @@ class ForwardWatch:
                 f"the model that is trained, not of a copy or of what it was before it was replaced"
             )
         raise RuntimeError(
-            f"{text}call the model that the layer belongs to inside the block (a compiled model runs no hooks)"
+            f"{text}call the model that the layer belongs to inside the block (a compiled model runs no hooks; one with "
+            f"checkpointing may run the blocks of a Sequential one by one: choose its last block)"
         )
 
     def _see_output(self, _: nn.Module, __: Any, output: Any) -> None:
-        if self._recorders is not None and any(recorder.tensors for recorder in self._recorders):
+        if self.layer_has_run:
             self._output[:] = [output]
 
     def __getstate__(self) -> dict[str, Any]:
