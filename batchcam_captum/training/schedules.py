@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,22 @@ def _check_steps(name: str, steps: int, least: int = 1) -> None:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {steps!r}")
 
 
+def _check_number(name: str, value: object, remedy: str = "") -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}{remedy}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+
+
 def _check_inner(weight: object) -> None:
-    if isinstance(weight, nn.Module):
+    if isinstance(weight, nn.Module) or weight == "auto":
+        kind = "'auto'" if isinstance(weight, str) else type(weight).__name__
         raise TypeError(
-            f"weight: expected a number or a function of the steps inside a schedule, got {type(weight).__name__}; give it to "
-            f"the regularizer itself"
+            f"weight: expected a number or a function of the steps inside a schedule, got {kind}; give it to the regularizer "
+            f"itself"
         )
+    if not callable(weight):
+        _check_number("weight", weight)
 
 
 def _value(weight: Weight, step: int) -> float:
@@ -44,13 +55,16 @@ class LinearWarmup:
         start: λ at step 0, where ``weight`` is a number.
 
     Raises:
-        ValueError: ``steps`` is not positive, or ``start`` is given with another schedule.
-        TypeError: an :class:`AutoWeight`, which stands alone.
+        ValueError: ``steps`` is not positive, a number is not finite, or ``start`` is given with another schedule.
+        TypeError: a weight of another kind, among them an :class:`AutoWeight`, which stands alone.
 
     Example:
         >>> warmup = LinearWarmup(2.0, steps=4)
         >>> [warmup(step) for step in range(6)]
         [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
+        >>> both = LinearWarmup(Cosine(1.0, steps=100), steps=10)
+        >>> both(0), both(10) == Cosine(1.0, steps=100)(10), both(100)
+        (0.0, True, 0.0)
     """
 
     weight: Weight
@@ -60,6 +74,7 @@ class LinearWarmup:
     def __post_init__(self) -> None:
         _check_steps("steps", self.steps)
         _check_inner(self.weight)
+        _check_number("start", self.start)
         if callable(self.weight) and self.start:
             raise ValueError(f"start: expected 0 with a schedule as weight, got {self.start}")
 
@@ -79,7 +94,8 @@ class Cosine:
         final: λ from step ``steps`` on.
 
     Raises:
-        ValueError: ``steps`` is not positive.
+        ValueError: ``steps`` is not positive, or a number is not finite.
+        TypeError: no number, such as another schedule: a warm-up goes around it, ``LinearWarmup(Cosine(…), steps)``.
 
     Example:
         >>> cosine = Cosine(1.0, steps=4)
@@ -93,6 +109,9 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _check_steps("steps", self.steps)
+        remedy = "; another schedule goes around it: LinearWarmup(Cosine(…), steps)"
+        _check_number("weight", self.weight, remedy if callable(self.weight) else "")
+        _check_number("final", self.final)
 
     def __call__(self, step: int) -> float:
         """λ at a step, counted from 0."""
@@ -110,8 +129,8 @@ class EveryKSteps:
         rescale: multiply by k, so that the term weighs as much over k steps as it would in every one.
 
     Raises:
-        ValueError: ``k`` is not positive.
-        TypeError: an :class:`AutoWeight`, which stands alone.
+        ValueError: ``k`` is not positive, or λ is not finite.
+        TypeError: a weight of another kind, among them an :class:`AutoWeight`, which stands alone.
 
     Example:
         >>> schedule = EveryKSteps(1.0, k=3)
@@ -140,7 +159,8 @@ class AutoWeight(nn.Module):
     .. math:: \lambda = \text{ratio} \cdot \|\partial L_\text{task} / \partial A\| \,/\, \|\partial L_\text{term} / \partial A\|
 
     The norms are taken anew every so many calls, which costs a backward from the scores to the layer for each of the two; in
-    between λ stays. It is smoothed over the updates. Call the regularizer with ``task_loss=``.
+    between λ stays. It is smoothed over the updates. Call the regularizer with ``task_loss=``. Each term has a λ of its own, also
+    where one object is given for several: the first keeps it, the others get copies.
 
     Args:
         ratio: of the norms, > 0.
@@ -150,6 +170,17 @@ class AutoWeight(nn.Module):
 
     Raises:
         ValueError: an argument out of its range.
+        TypeError: an argument that is no number.
+
+    Example:
+        >>> import torch
+        >>> auto = AutoWeight(ratio=0.1, momentum=0.5)
+        >>> auto.update(task=torch.tensor(3.0), term=torch.tensor(0.5))
+        >>> round(auto.weight.item(), 6)  # the first update counts whole
+        0.6
+        >>> auto.update(task=torch.tensor(3.0), term=torch.tensor(1.0))
+        >>> round(auto.weight.item(), 6)  # half way from 0.6 to 0.3
+        0.45
     """
 
     weight: Tensor  #: λ, a scalar on the device
@@ -159,6 +190,8 @@ class AutoWeight(nn.Module):
     ) -> None:
         super().__init__()
         _check_steps("every", every)
+        for name, value in (("ratio", ratio), ("maximum", maximum), ("momentum", momentum)):
+            _check_number(name, value)
         for name, value in (("ratio", ratio), ("maximum", maximum)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {value}")
@@ -200,3 +233,10 @@ class AutoWeight(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"ratio={self.ratio}, every={self.every}, momentum={self.momentum}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.weight
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight.dtype != torch.float32:  # .half(): the device may change, the precision may not
+            self.weight = before.to(self.weight.device)
+        return self

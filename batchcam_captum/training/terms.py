@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -60,6 +61,8 @@ def named_terms(
             )
         if loss.method is not None:
             get_method(loss.method)
+        if any(own is earlier for _, _, earlier in terms if isinstance(earlier, AutoWeight)):
+            own = copy.deepcopy(own)  # λ of one term is not that of another
         terms.append((name, loss, checked_weight(name, own)))
     if not terms:
         raise ValueError("losses: expected at least one loss, got none")
