@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         suggest_layers,
     )
     from .losses import BatchCamLoss, ImageLoss, PrototypeContrastiveLoss, PrototypeLoss
-    from .prototypes import ClassPrototypes
+    from .prototypes import ClassPrototypes, RunningPrototypes
     from .training import CamRegularizer
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ __all__ = [
     "MultiLabelTarget",
     "PrototypeContrastiveLoss",
     "PrototypeLoss",
+    "RunningPrototypes",
     "__version__",
     "check",
     "functional",
@@ -60,6 +61,7 @@ _HOMES = {
     "MultiLabelTarget": ".attribution",
     "PrototypeContrastiveLoss": ".losses",
     "PrototypeLoss": ".losses",
+    "RunningPrototypes": ".prototypes",
     "check": ".attribution",
     "split_model": ".attribution",
     "suggest_layers": ".attribution",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,9 @@ from ..functional.losses.comparison import check_cams, check_resolution
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes, Prototypes, References
 from .base import CamLoss
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class PrototypeCamLoss(CamLoss):
@@ -60,6 +65,11 @@ class PrototypeCamLoss(CamLoss):
         """Whether the prototypes learn from the cams."""
         return self.prototypes.learns
 
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks over which the loss sums its classes now; None where it does not."""
+        return None
+
     def references(
         self,
         cams: Tensor,
@@ -98,7 +108,7 @@ class PrototypeCamLoss(CamLoss):
             sample_weights=sample_weights,
             ignore_index=self.ignore_index,
             per_sample=per_sample,
-            sync=self.training,
+            group=self.group,
             checks=self.checks,
         )
 

@@ -104,6 +104,11 @@ class BatchCamLoss(PrototypeLoss):
         return self._ranks.sync
 
     @property
+    def group(self) -> ProcessGroup | None:
+        """The ranks over which the means are taken now; None in eval mode, or where there are no others."""
+        return self._ranks.group if self.training else None
+
+    @property
     def keeps_state(self) -> bool:
         """Whether the prototypes learn from the cams, or earlier calls are remembered."""
         return super().keeps_state or self.memory is not None
@@ -147,7 +152,7 @@ class BatchCamLoss(PrototypeLoss):
 
     def _total(self, size: tuple[int, ...], present: list[Tensor]) -> Callable[[Tensor], Tensor] | None:
         """What is added to the sums of a batch in training; notes the sums that are to be remembered."""
-        group = self._ranks.group if self.training else None
+        group = self.group
         memory = self.memory if self.training else None
         if group is None and memory is None:
             return None

@@ -2,5 +2,7 @@
 
 from .base import Prototypes, References
 from .class_prototypes import ClassPrototypes
+from .running import RunningPrototypes
+from .stored import StoredPrototypes
 
-__all__ = ["ClassPrototypes", "Prototypes", "References"]
+__all__ = ["ClassPrototypes", "Prototypes", "References", "RunningPrototypes", "StoredPrototypes"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from ..functional import ValueChecks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class References(NamedTuple):
@@ -68,7 +71,7 @@ class Prototypes(nn.Module):
         sample_weights: Tensor | None = None,
         ignore_index: int = -100,
         per_sample: bool = False,
-        sync: bool = False,
+        group: ProcessGroup | None = None,
         checks: ValueChecks | None = None,
     ) -> References:
         """What the cams of a batch are compared with.
@@ -81,7 +84,7 @@ class Prototypes(nn.Module):
             ignore_index: labels of this value are left out.
             per_sample: the loss compares each sample by itself, so that samples may have maps of their own, and be a group each;
                 otherwise the groups are the K classes.
-            sync: all processes of the group are in the same call, so that sums over the batch may be sums over all of them.
+            group: the ranks over which the loss sums its classes, all of which are in the same call; None where it does not.
             checks: where checks of values go; default: they raise at once.
 
         Returns:
@@ -100,7 +103,7 @@ class Prototypes(nn.Module):
     ) -> None:
         """Learn from a training batch, before its loss is computed. Nothing to learn here.
 
-        All processes of a process group are in the same call.
+        All ranks of a process group are in the same call.
 
         Args:
             maps: (N, 1, *spatial), rectified and normalised cams without a graph; zero where dead, or where the label is ignored.

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..files import written_whole
-from ..functional import ValueChecks, class_sums, class_weights, normalize, resize, to_one_channel
+from ..distributed import Ranks, gathered, group_of, sending_device, total_over_ranks
+from ..functional import ValueChecks, class_sums, class_weights, resize, to_one_channel
 from ..functional.images import PerChannel, ToChannel, per_channel
-from .base import Prototypes
+from .stored import StoredPrototypes
 
-_FORMAT = 1
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: Images of more spatial dimensions than anybody has.
+_MOST_DIMENSIONS = 6
 
 
-class ClassPrototypes(Prototypes):
+class ClassPrototypes(StoredPrototypes):
     """The mean training image of each class, and how many images it was taken over.
 
     Each image is reduced to one channel: its standardisation is undone (``mean``, ``std``), then its channels are averaged, or
     whatever ``to_channel`` does. Sums are float64 while streaming; the means are stored in float32 as buffers, travel with
     ``state_dict()`` and ``.to(device)``, and are never cast to a half type. Updating may go on after loading.
+
+    **Several processes.** Each rank updates with its own share of the images, and at the end all of them call :meth:`reduce`, as
+    :meth:`from_loader` does by itself.
 
     Args:
         num_classes: K.
@@ -49,6 +55,8 @@ class ClassPrototypes(Prototypes):
     means: Tensor  #: (K, 1, *spatial) float32, in the images' own units; zero for an unseen class
     counts: Tensor  #: (K,) int64, how many images each mean was taken over; 0 = no prototype yet
 
+    _settings: ClassVar[tuple[str, ...]] = ("mean", "std", "size", "ignore_index")
+
     def __init__(
         self,
         num_classes: int,
@@ -59,19 +67,13 @@ class ClassPrototypes(Prototypes):
         size: Sequence[int] | None = None,
         ignore_index: int = -100,
     ) -> None:
-        super().__init__(num_classes)
+        super().__init__(num_classes, size=size)
         self.mean = per_channel("mean", mean)
         self.std = per_channel("std", std)
         self.to_channel = to_channel
-        self.size = None if size is None else tuple(size)
         self.ignore_index = ignore_index
-        spatial = (0,) if self.size is None else self.size
-        with torch.inference_mode(False):  # or a training step could not use them
-            self.register_buffer("means", torch.zeros(num_classes, 1, *spatial))
-            self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
-        self._sums: Tensor | None = None
-        self._cached_for: tuple[Tensor, int] | None = None
-        self._cache: dict[tuple[int, ...], Tensor] = {}
+        self._common: Tensor | None = None
+        self._own: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def from_loader(
@@ -86,10 +88,13 @@ class ClassPrototypes(Prototypes):
         ignore_index: int = -100,
         device: torch.device | str | None = None,
         progress: bool = True,
+        sync: bool | ProcessGroup = True,
     ) -> Self:
         """Take the prototypes of a whole loader.
 
-        Leave random augmentation out of the loader: the prototype is the mean of what the model is shown.
+        Leave random augmentation out of the loader: the prototype is the mean of what the model is shown. In a process group each
+        rank passes a loader over its share, which may be empty; a ``DistributedSampler`` that pads the last batch counts some
+        images twice.
 
         Args:
             loader: of batches that begin with images (N, C, *spatial) and labels (N,).
@@ -100,14 +105,16 @@ class ClassPrototypes(Prototypes):
             size: see the class.
             ignore_index: see the class.
             device: where to add up, and where the result lies. Default: the CPU.
-            progress: show a progress bar.
+            progress: show a progress bar; in a process group its first rank does.
+            sync: whether the ranks of the process group, if there is one, add up what they have seen, each of which then has to
+                call this; or of which group. Pass False where one rank alone takes the prototypes.
 
         Returns:
-            The prototypes.
+            The prototypes, the same on all ranks.
 
         Raises:
-            ValueError: images or labels that do not fit, or an empty loader.
-            TypeError: batches of another kind.
+            ValueError: images or labels that do not fit, or an empty loader (on all ranks).
+            TypeError: batches, or ``sync``, of another kind.
         """
         from tqdm.auto import tqdm
 
@@ -115,8 +122,10 @@ class ClassPrototypes(Prototypes):
             num_classes, mean=mean, std=std, to_channel=to_channel, size=size, ignore_index=ignore_index
         )
         prototypes.to(device)
+        group = Ranks(sync).group
+        shown = progress and (group is None or group.rank() == 0)
         batches = 0
-        for batch in tqdm(loader, desc="prototypes", unit="batch", disable=not progress, leave=False):
+        for batch in tqdm(loader, desc="prototypes", unit="batch", disable=not shown, leave=False):
             if not isinstance(batch, tuple | list) or len(batch) < 2:
                 raise TypeError(
                     f"loader: expected batches (images, labels, …), got {type(batch).__name__}; call update(images, labels) in "
@@ -124,7 +133,9 @@ class ClassPrototypes(Prototypes):
                 )
             prototypes.update(batch[0].to(device), batch[1].to(device))
             batches += 1
-        if not batches:
+        if group is not None:
+            prototypes.reduce(group)
+        if not batches and not bool(prototypes.counts.any()):
             raise ValueError(
                 "loader: expected at least one batch, got none; check the data set and drop_last"
             )
@@ -186,149 +197,105 @@ class ClassPrototypes(Prototypes):
                 f"images: expected the spatial size {spatial} of the images before, got {tuple(single.shape[2:])}; pass size= "
                 f"to have all of them resized"
             )
-        if self._sums is None:
-            sums_device = (
-                "cpu" if self.means.device.type == "mps" else self.means.device
-            )  # MPS has no float64
-            by_class = self.counts.reshape(-1, *[1] * (self.means.dim() - 1))
-            self._sums = self.means.to(sums_device, torch.float64) * by_class.to(sums_device)
-        device = self._sums.device
+        common, (own, own_counts) = self._sums()
+        device = own.device
         assert belongs.indices is not None
         present, position = torch.unique(belongs.indices[belongs.counted].to(device), return_inverse=True)
         rows = single[belongs.counted].to(device, torch.float64)
         # Only the classes of this batch are touched, so that a thousand classes cost no more than the images do.
         counts = torch.bincount(position, minlength=len(present))
-        self._sums[present] += class_sums(rows, nn.functional.one_hot(position, len(present)))
-        self.counts[present.to(self.counts.device)] += counts.to(self.counts.device)
+        own[present] += class_sums(rows, nn.functional.one_hot(position, len(present)))
+        for each in (own_counts, self.counts):
+            each[present.to(each.device)] += counts.to(each.device)
+        sums = own[present] if common is None else common[present] + own[present]
         totals = self.counts[present.to(self.counts.device)].to(device).reshape(-1, *[1] * (rows.dim() - 1))
-        self.means[present.to(self.means.device)] = (self._sums[present] / totals).to(
-            self.means.device, torch.float32
-        )
+        self.means[present.to(self.means.device)] = (sums / totals).to(self.means.device, torch.float32)
 
-    @property
-    def seen(self) -> Tensor:
-        """(K,) booleans: which classes have a prototype."""
-        return self.counts > 0
-
-    @property
-    def unseen(self) -> list[int]:
-        """The classes without a prototype. Waits for the device."""
-        return torch.nonzero(~self.seen).flatten().tolist()
-
-    def maps(self, size: Sequence[int] | None = None) -> Tensor:
-        """The prototypes as maps in [0, 1]: (K, 1, *size).
-
-        Args:
-            size: the spatial size of the cams to compare with; the prototypes are resized by area and divided by their maxima.
-                Default: their own size.
-
-        Returns:
-            Each mean image after min–max. An unseen class, like a flat mean image, is all zero.
-
-        Raises:
-            RuntimeError: no image has been seen.
-            ValueError: ``size`` has another number of dimensions than the prototypes.
-        """
-        if not self.means.numel():
-            raise RuntimeError(
-                "prototypes: expected prototypes of some images, got none; call update() or use from_loader()"
-            )
-        size = tuple(self.means.shape[2:] if size is None else size)
-        if torch.compiler.is_compiling():  # where nothing tells whether the means have changed
-            return self._made(size)
-        source, version = self._cached_for or (None, 0)
-        if source is not self.means or version != self.means._version:
-            self._cached_for, self._cache = (self.means, self.means._version), {}
-        if size not in self._cache:
-            # The cache must serve a training step even if a validation under inference_mode has filled it.
-            with torch.inference_mode(False):
-                self._cache[size] = self._made(size)
-        return self._cache[size]
-
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _made(self, size: tuple[int, ...]) -> Tensor:
-        return normalize(resize(normalize(self.means, "minmax"), size), "max")
+    def reduce(self, group: ProcessGroup | None = None) -> None:
+        """Add up what the ranks of a process group have seen, so that each holds the prototypes of all images.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write means, counts and settings to a file, whole or not at all.
+        Each image counts once, however often this is called: what is added up are the images of the updates since the last call.
+        Updates may go on afterwards, and are this rank's own until the next call. What was loaded, moved in by
+        :meth:`from_maps`, or added up before, all ranks have in common; it is not added up again.
 
-        Args:
-            path: a file that :meth:`load` reads. ``to_channel`` is code and is not saved.
-
-        Raises:
-            OSError: the folder is missing or cannot be written to.
-        """
-        settings = {name: getattr(self, name) for name in ("mean", "std", "size", "ignore_index")}
-        content = {
-            "format": _FORMAT,
-            "num_classes": self.num_classes,
-            "settings": settings,
-            "state": {name: value.cpu() for name, value in self.state_dict().items()},
-        }
-        with written_whole(path) as temporary:
-            torch.save(content, temporary)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, to_channel: ToChannel | None = None) -> Self:
-        """Read what :meth:`save` wrote.
+        Every rank of the group has to call this, also one that has seen nothing, which need not know the images' size. Without a
+        process group, or in one of a single rank, nothing happens.
 
         Args:
-            path: the file.
-            to_channel: needed only to go on updating prototypes that were made with one.
-
-        Returns:
-            The prototypes, on the CPU.
+            group: of the ranks. Default: all of them.
 
         Raises:
-            OSError: the file is missing or cannot be read.
-            ValueError: the file holds something else.
+            ValueError: on all ranks: they differ in the number of classes, in the size of their images, or in what they should
+                have in common.
         """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']}")
-            prototypes = cls(content["num_classes"], to_channel=to_channel, **content["settings"])
-            prototypes.load_state_dict(content["state"])
-        except OSError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{path}: expected prototypes written by ClassPrototypes.save, got something else ({error})"
-            ) from error
-        return prototypes
+        group = group_of(True if group is None else group)
+        if group is None or not self._agree_on_size(group):
+            return
+        common, (own, own_counts) = self._sums()
+        total, total_counts = (
+            total_over_ranks(each.to(sending_device(each.device, group)), group).to(each.device)
+            for each in (own, own_counts)
+        )
+        self.counts += (total_counts - own_counts).to(self.counts.device)
+        self._common = total if common is None else common + total
+        self._own = None
+        counts = self.counts.to(total.device).clamp(min=1).reshape(-1, *[1] * (total.dim() - 1))
+        self.means.copy_(self._common / counts)
 
-    def extra_repr(self) -> str:
-        """What ``print`` shows."""
-        return f"num_classes={self.num_classes}, size={tuple(self.means.shape[2:])}, images={int(self.counts.sum())}"
+    def _agree_on_size(self, group: ProcessGroup) -> bool:
+        """Whether any rank has seen images; all then know their size. Raises on all ranks, or on none."""
+        spatial = tuple(self.means.shape[2:]) if self.means.numel() else ()
+        own_images = 0 if self._own is None else int(self._own[1].sum())
+        common_images = int(self.counts.sum()) - own_images
+        padded = [*spatial, *[0] * (_MOST_DIMENSIONS - len(spatial))]
+        every = gathered([self.num_classes, common_images, len(spatial), *padded], group)
+        for what, found in (
+            ("classes", {each[0] for each in every}),
+            ("images that all ranks have in common, loaded or added up before", {each[1] for each in every}),
+            ("spatial size, or size= given", {tuple(each[3 : 3 + each[2]]) for each in every if each[2]}),
+        ):
+            if len(found) > 1:
+                raise ValueError(
+                    f"reduce: expected the same number of {what} on all ranks, got {sorted(found)}"
+                    if what != "spatial size, or size= given"
+                    else f"images: expected one spatial size on all ranks, got {sorted(found)}; pass size= to have all of them "
+                    f"resized"
+                )
+        known = found
+        if known and not spatial:
+            self.means = self.means.new_zeros(self.num_classes, 1, *next(iter(known)))
+        return bool(known)
+
+    def _sums(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+        """Sums in float64, of what all ranks have in common (None: nothing) and of this rank's own images, and their counts."""
+        if self._own is None:
+            if self._common is None and bool(self.counts.any()):
+                by_class = self.counts.reshape(-1, *[1] * (self.means.dim() - 1))
+                self._common = self.means.to(self._sums_device, torch.float64) * by_class.to(
+                    self._sums_device
+                )
+            own = torch.zeros(self.means.shape, dtype=torch.float64, device=self._sums_device)
+            self._own = own, torch.zeros_like(self.counts)
+        return self._common, self._own
+
+    @property
+    def _sums_device(self) -> torch.device:
+        device = self.means.device
+        return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = self.means
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if (
-            self.means.dtype != torch.float32
-        ):  # .half(), .double(): the device may change, the precision may not
-            self.means = before.to(self.means.device)
-        self._forget()
+        super()._apply(fn, recurse)
+        # Moved, and never cast. They cannot be told from the means: those of other ranks are in them after reduce().
+        if self._common is not None:
+            self._common = self._common.to(self._sums_device)
+        if self._own is not None:
+            self._own = self._own[0].to(self._sums_device), self._own[1].to(self.counts.device)
         return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
     ) -> None:
-        means = state_dict.get(f"{prefix}means")
-        if means is not None:
-            if means.shape[0] != self.num_classes:
-                error_messages = rest[-1]
-                error_messages.append(
-                    f"prototypes: expected {self.num_classes} classes, got a state of {means.shape[0]}; the number of classes "
-                    f"has to be that of the model"
-                )
-                return
-            if means.shape != self.means.shape:
-                self.means = self.means.new_zeros(means.shape)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
-        self.means = self.means.float()  # load_state_dict(assign=True) takes what it is given
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what is derived from the means."""
-        self._sums, self._cached_for, self._cache = None, None, {}
+        self._common, self._own = None, None
