@@ -15,7 +15,7 @@ class ClassWeights(NamedTuple):
     """How much each sample belongs to each class."""
 
     weights: Tensor  #: (N, K); a row of zeros where the sample is ignored
-    counted: Tensor  #: (N,) booleans, false where the sample is ignored
+    counted: Tensor  #: (N,) booleans, false where the sample is ignored or counts for nothing
     indices: Tensor | None  #: (N,) class indices, 0 where ignored; None for soft labels
     importance: Tensor | None = None  #: (N,) how much each sample counts; None: all alike
 
@@ -135,7 +135,8 @@ def class_weights(
             (weights >= 0) & torch.isfinite(weights),
             "labels: expected soft labels of at least 0, got others; pass one weight a class, before any logarithm",
         )
-        return ClassWeights(weights, (weights != 0).any(1), None, importance)
+        counted = (weights != 0).any(1)
+        return ClassWeights(weights, _of_importance(counted, importance), None, importance)
     indices, in_range = wide_indices(labels, num_classes)
     counted = indices != ignore_index
     checks.require(
@@ -144,10 +145,15 @@ def class_weights(
         f"check num_classes and the data set's labels",
         lambda: f"found {sorted(set(indices[~in_range & counted].tolist()))[:5]}",
     )
-    counted = counted & in_range
+    counted = _of_importance(counted & in_range, importance)
     indices = indices.where(counted, 0)
     weights = F.one_hot(indices, num_classes).to(dtype) * counted.unsqueeze(1)
     return ClassWeights(weights, counted, indices, importance)
+
+
+def _of_importance(counted: Tensor, importance: Tensor | None) -> Tensor:
+    """A sample of weight 0 is as if it were not there, whatever its cam is."""
+    return counted if importance is None else counted & (importance > 0)
 
 
 def check_sample_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -12,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 from .class_means import check_labels, wide_indices
 from .precision import full_precision, no_autocast
 
-ScoreKind = Literal["label", "predicted", "log_prob_sum"]
+ScoreKind = Literal["label", "predicted", "confused", "log_prob_sum"]
 Score = ScoreKind | Callable[[Tensor, Tensor], Tensor]
 
 
@@ -24,15 +25,16 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
         labels: (N,) class indices, or (N, K) soft labels. An index outside 0 … K−1 (an ignored sample) selects class 0;
             the losses leave that sample out.
         score: ``"label"``, the score of the label (of soft labels: the sum of the scores, weighted by them);
-            ``"predicted"``, the highest score; ``"log_prob_sum"``, Σ_c log softmax(scores)_c, which sees every class (Ross
-            et al. 2017, eq. 1); or a callable (scores, labels) -> (N,).
+            ``"predicted"``, the highest score; ``"confused"``, the highest score of a class other than the label (of soft labels:
+            other than those of the largest weight, so with several labels of none of them); ``"log_prob_sum"``, Σ_c log
+            softmax(scores)_c, which sees every class (Ross et al. 2017, eq. 1); or a callable (scores, labels) -> (N,).
 
     Returns:
         (N,), float32 (float64 stays).
 
     Raises:
-        ValueError: an unknown kind, scores that are not (N, K), labels that do not fit them, or a callable's result that is not
-            (N,).
+        ValueError: an unknown kind, scores that are not (N, K), labels that do not fit them, ``"confused"`` of a single class, or
+            a callable's result that is not (N,).
         TypeError: labels of a wrong kind.
     """
     if callable(score):
@@ -40,7 +42,7 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
     else:
         if score not in get_args(ScoreKind):
             raise ValueError(
-                f"score: expected 'label', 'predicted', 'log_prob_sum' or a callable, got {score!r}"
+                f"score: expected 'label', 'predicted', 'confused', 'log_prob_sum' or a callable, got {score!r}"
             )
         if scores.dim() != 2:
             raise ValueError(
@@ -58,6 +60,8 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
                     selected = wide.gather(1, indices.where(in_range, 0).unsqueeze(1)).squeeze(1)
             elif score == "predicted":
                 selected = wide.amax(1)
+            elif score == "confused":
+                selected = wide.masked_fill(_is_label(labels, scores.shape[1]), -math.inf).amax(1)
             else:
                 selected = wide.log_softmax(1).sum(1)
     if selected.shape != scores.shape[:1]:
@@ -65,6 +69,19 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
             f"score: expected one number a sample, ({scores.shape[0]},), got {tuple(selected.shape)} from the callable"
         )
     return selected
+
+
+def _is_label(labels: Tensor, num_classes: int) -> Tensor:
+    """Which classes a sample is of, (N, K); of none where nothing else would be left."""
+    if num_classes < 2:
+        raise ValueError(
+            f"score: expected at least 2 classes for 'confused', got {num_classes}; with a single score there is no other class"
+        )
+    if labels.dim() == 2:
+        is_label = labels == labels.amax(1, keepdim=True)
+        return is_label & ~is_label.all(1, keepdim=True)
+    classes = torch.arange(num_classes, device=labels.device)
+    return labels.long().unsqueeze(1) == classes
 
 
 def activation_gradients(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..functional import Resolution, prepare
-from ..functional.losses.comparison import check_cams, check_resolution
+from ..functional.losses.comparison import check_aspect, check_cams, check_resolution
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes, Prototypes, References
 from .base import CamLoss
@@ -53,6 +54,7 @@ class PrototypeCamLoss(CamLoss):
         check_reduction(reduction)
         self.prototypes = prototypes
         self.resolution: Resolution = resolution
+        self._fits: Sequence[int] | None = None  #: the size of cams last compared with the prototypes' own
         self.reduction: Reduction = reduction
 
     @property
@@ -101,6 +103,8 @@ class PrototypeCamLoss(CamLoss):
                 f"masks: expected masks (N, 1, *spatial) for {type(self.prototypes).__name__}, got none; pass masks= to the loss"
             )
         size = cams.shape[2:] if self.resolution == "map" else None
+        if size is not None and not torch.compiler.is_compiling():
+            self._check_aspect(size)
         return self.prototypes.references(
             labels,
             size=size,
@@ -111,6 +115,15 @@ class PrototypeCamLoss(CamLoss):
             group=self.group,
             checks=self.checks,
         )
+
+    def _check_aspect(self, size: Sequence[int]) -> None:
+        """Check, when the size of the cams has changed, that the prototypes' own goes with it."""
+        if size == self._fits or self.prototypes.needs_masks or self.prototypes.learns:
+            return
+        own = self.prototypes.maps().shape[2:]
+        if len(own) == len(size):
+            check_aspect("prototypes", own, size)
+        self._fits = size
 
     def of_samples(self, cams: Tensor, labels: Tensor, masks: Tensor | None) -> References:
         """What to compare each of these cams with by itself, see :meth:`references`."""

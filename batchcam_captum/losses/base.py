@@ -21,6 +21,10 @@ class CamLoss(nn.Module):
             what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
     """
 
+    #: Whether cams are rectified, so that one without positive values gives no gradient. A loss on signed cams, to which that is
+    #: no failure, says False, and reports no :attr:`dead_fraction`.
+    rectifies = True
+
     def __init__(self, *, ignore_index: int = -100, validate: bool = False) -> None:
         super().__init__()
         self.ignore_index = ignore_index
@@ -30,8 +34,8 @@ class CamLoss(nn.Module):
         #: Which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. A subclass may choose another.
         self.score: Score = "label"
         self.checks = ValueChecks(synchronize=validate)
-        #: Share of dead cams in the last batch, ignored samples left out: a detached scalar on the cams' device; None before the
-        #: first batch.
+        #: Share of dead cams in the last batch, samples that are ignored or of weight 0 left out: a detached scalar on the cams'
+        #: device; None before the first batch, and of a loss that does not rectify.
         self.dead_fraction: Tensor | None = None
 
     @property
@@ -79,7 +83,8 @@ class CamLoss(nn.Module):
         weights = {} if sample_weights is None else {"sample_weights": sample_weights}
         self.observe(cams, labels, masks=masks, **weights)
         loss = self.compute(cams, labels, images=images, masks=masks, **weights)
-        self.dead_fraction = dead_fraction(cams[:, :1], self.counted(labels))
+        if self.rectifies:
+            self.dead_fraction = dead_fraction(cams[:, :1], self.counted(labels, sample_weights))
         return loss
 
     def compute(
@@ -104,10 +109,11 @@ class CamLoss(nn.Module):
     ) -> None:
         """Called before :meth:`compute`, for a loss that learns from its batches. Does nothing."""
 
-    def counted(self, labels: Tensor) -> Tensor:
-        """Which samples are not ignored: (N,) booleans. Soft labels are, where all K are 0."""
+    def counted(self, labels: Tensor, sample_weights: Tensor | None = None) -> Tensor:
+        """Which samples are neither ignored nor of weight 0: (N,) booleans. Soft labels are ignored where all K are 0."""
         # In int64: of labels of a smaller type -100 may be another class.
-        return (labels != 0).any(1) if labels.is_floating_point() else labels.long() != self.ignore_index
+        counted = (labels != 0).any(1) if labels.is_floating_point() else labels.long() != self.ignore_index
+        return counted if sample_weights is None else counted & (sample_weights > 0)
 
     def check(self) -> None:
         """Raise what value checks have accumulated on a device.

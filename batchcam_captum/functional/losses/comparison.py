@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks import ValueChecks
-from ..class_means import ClassWeights, class_weights
+from ..class_means import ClassWeights, check_sample_weights, class_weights
 from ..distance import Distance, cosine_distance, get_distance
 from ..maps import normalize, resize
 from ..precision import full_precision
@@ -20,6 +21,10 @@ ImageResolution = Literal["map", "image"]
 #: A cam with a shorter side cannot tell one place from another: a prototype averaged onto 1×1 is worse than the zero map.
 MIN_MAP_SIZE = 4
 
+#: By how many pixels a cam may be larger than a common stride would make it, by rounding; and smaller, as convolutions without
+#: padding cut some off.
+_TOO_LARGE, _TOO_SMALL = 1, 3
+
 
 def check_resolution(resolution: str, known: object = Resolution) -> None:
     """Raise a ``ValueError`` unless ``resolution`` is one of the known ones."""
@@ -28,11 +33,12 @@ def check_resolution(resolution: str, known: object = Resolution) -> None:
         raise ValueError(f"resolution: expected {' or '.join(map(repr, names))}, got {resolution!r}")
 
 
-def check_cams(cams: Tensor) -> None:
+def check_cams(cams: Tensor, channels: int = 1) -> None:
     """Check that cams have the shape that a loss needs.
 
     Args:
         cams: expected (N, 1, *spatial), floating, 1 to 3 spatial dimensions of at least 4 pixels.
+        channels: how many scores the loss compares, each with a channel of its own.
 
     Raises:
         ValueError: another shape, with what to do about it.
@@ -40,11 +46,16 @@ def check_cams(cams: Tensor) -> None:
     """
     shape = tuple(cams.shape)
     if not cams.is_floating_point():
-        raise TypeError(f"cams: expected floating cams (N, 1, *spatial), got {cams.dtype}")
-    if not 3 <= len(shape) <= 5 or shape[1] != 1:
+        raise TypeError(f"cams: expected floating cams (N, {channels}, *spatial), got {cams.dtype}")
+    if not 3 <= len(shape) <= 5 or (channels == 1 and shape[1] != 1):
         raise ValueError(
-            f"cams: expected (N, 1, *spatial) with 1 to 3 spatial dimensions, got {shape}; a layer with a vector output has "
-            f"no map, choose an earlier layer"
+            f"cams: expected (N, {channels}, *spatial) with 1 to 3 spatial dimensions, got {shape}; a layer with a vector output "
+            f"has no map, choose an earlier layer"
+        )
+    if shape[1] != channels:
+        raise ValueError(
+            f"cams: expected (N, {channels}, *spatial), one channel for each of the loss's scores, got {shape}; concatenate the "
+            f"cams of its scores along dimension 1, as a regularizer does"
         )
     if min(shape[2:]) < MIN_MAP_SIZE:
         raise ValueError(
@@ -53,9 +64,62 @@ def check_cams(cams: Tensor) -> None:
         )
 
 
-def fit(maps: Tensor, prototypes: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
+def check_aspect(name: str, size: Sequence[int], cams_size: Sequence[int]) -> None:
+    """Check that maps of one size can show the same things as cams of another.
+
+    In the last two dimensions, where height and width could have been exchanged, one stride has to explain both sizes, up to
+    rounding and what convolutions without padding cut off. Depth or time may have a stride of its own.
+
+    Raises:
+        ValueError: the aspect ratios are incompatible.
+    """
+    pairs = list(zip(size, cams_size, strict=True))[-2:]
+    smallest = max(full / (side + _TOO_SMALL) for full, side in pairs)
+    largest = min(full / (side - _TOO_LARGE) for full, side in pairs)
+    if len(pairs) == 2 and smallest >= largest:
+        strides = " and ".join(f"{full / side:.3g}" for full, side in pairs)
+        raise ValueError(
+            f"{name}: expected maps of the cams' aspect ratio {tuple(cams_size)}, got {tuple(size)}, which is {strides} times as "
+            f"large; pass height before width and what the model is shown, or, if the model shrinks them that unevenly, "
+            f"{name} of the cams' own size"
+        )
+
+
+def check_counted(
+    cams: Tensor,
+    counted: Tensor | None,
+    sample_weights: Tensor | None,
+    checks: ValueChecks | None,
+) -> Tensor:
+    """Which samples count, of a loss that does not look at labels: (N,) booleans.
+
+    Args:
+        cams: (N, …).
+        counted: (N,) booleans, or None for all.
+        sample_weights: (N,), or None; a sample of weight 0 does not count.
+        checks: where the check of the weights goes.
+
+    Raises:
+        ValueError: not one entry for each sample, or a negative weight.
+        TypeError: weights that are no tensor.
+    """
+    if counted is None:
+        counted = torch.ones(cams.shape[0], dtype=torch.bool, device=cams.device)
+    elif counted.shape != cams.shape[:1] or counted.dtype != torch.bool:
+        raise ValueError(
+            f"counted: expected booleans ({cams.shape[0]},), got {counted.dtype} {tuple(counted.shape)}"
+        )
+    if sample_weights is None:
+        return counted
+    return counted & (check_sample_weights(sample_weights, cams.shape[0], checks) > 0)
+
+
+def fit(
+    maps: Tensor, prototypes: Tensor, resolution: Resolution, name: str = "prototypes"
+) -> tuple[Tensor, Tensor]:
     """Bring maps (N, 1, …) and prototypes (K, P, …) to one size and dtype; every prototype peaks at 1."""
     check_resolution(resolution)
+    check_aspect(name, prototypes.shape[2:], maps.shape[2:])
     prototypes = prototypes.to(maps.dtype)
     if resolution == "map":
         prototypes = resize(prototypes, maps.shape[2:])
@@ -94,7 +158,7 @@ def membership(
         checks=checks,
     )
     if seen is not None:
-        missing = (belongs.weights != 0).any(0) & ~seen
+        missing = (belongs.weighted != 0).any(0) & ~seen
         checks.require(
             ~missing,
             "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "

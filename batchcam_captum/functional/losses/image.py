@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..checks import ValueChecks
-from ..class_means import check_sample_weights
 from ..distance import Distance
 from ..maps import Normalization, prepare
 from ..precision import no_autocast
 from ..reduce import Reduction, check_reduction, reduce
-from .comparison import ImageResolution, check_cams, check_resolution, compared, fit, revived, without
+from .comparison import (
+    ImageResolution,
+    check_cams,
+    check_counted,
+    check_resolution,
+    compared,
+    fit,
+    revived,
+    without,
+)
 
 
 def image_loss(
@@ -55,13 +62,11 @@ def image_loss(
         )
     check_reduction(reduction)
     check_resolution(resolution, ImageResolution)
-    if sample_weights is not None:
-        check_sample_weights(sample_weights, cams.shape[0], checks)
-    counted = torch.ones_like(cams[:, 0].flatten(1)[:, 0], dtype=torch.bool) if counted is None else counted
+    counted = check_counted(cams, counted, sample_weights, checks)
     with no_autocast(cams):
         cams = without(cams, counted)
         prepared = prepare(cams, normalization)
-        maps, images = fit(prepared.maps, images, "map" if resolution == "map" else "prototype")
+        maps, images = fit(prepared.maps, images, "map" if resolution == "map" else "prototype", "images")
         values = compared(maps, images, distance, prepared.dead if revive else ~counted)
         if revive:
             values = revived(values, cams, images, prepared.dead)

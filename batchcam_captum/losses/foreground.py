@@ -1,0 +1,83 @@
+"""The foreground loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..functional import Reduction, foreground_loss
+from ..functional.losses.foreground import ForegroundNormalization, check_foreground_normalization
+from ..prototypes import Prototypes
+from .against_prototypes import PrototypeCamLoss
+from .base import LOSSES
+
+
+@LOSSES.register("foreground")
+class ForegroundLoss(PrototypeCamLoss):
+    """What lies outside the foreground of the class: :func:`~batchcam_captum.functional.foreground_loss`.
+
+    Its map is the element-wise cam (:attr:`method` is ``"hires_cam"``) of Σ log p (:attr:`score` is ``"log_prob_sum"``), unless
+    these attributes are set to something else. It uses signed cams, so it reports no ``dead_fraction``.
+
+    Args:
+        prototypes: whose maps say how much each place is foreground: of any kind, or ready maps (K, 1, *spatial), each of which
+            is brought to [0, 1].
+        normalization: ``"none"`` squares the raw cam outside; ``"share"`` gives the share of its absolute value that is outside.
+        reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
+        ignore_index: labels of this value are left out.
+        validate: check values at once on every device.
+
+    Raises:
+        ValueError: an unknown option.
+        TypeError: ``prototypes`` of another kind.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import ForegroundLoss
+        >>> foregrounds = torch.zeros(3, 1, 12, 12)
+        >>> foregrounds[..., :6] = 1  # the left half
+        >>> loss = ForegroundLoss(foregrounds, normalization="share")
+        >>> loss(torch.ones(2, 1, 6, 6), torch.tensor([0, 2]))
+        tensor(0.5000)
+    """
+
+    rectifies = False
+
+    def __init__(
+        self,
+        prototypes: Prototypes | Tensor,
+        *,
+        normalization: ForegroundNormalization = "none",
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(
+            prototypes, resolution="map", reduction=reduction, ignore_index=ignore_index, validate=validate
+        )
+        check_foreground_normalization(normalization)
+        self.normalization: ForegroundNormalization = normalization
+        self.method = "hires_cam"
+        self.score = "log_prob_sum"
+
+    def compute(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """See :func:`batchcam_captum.functional.foreground_loss`."""
+        labels, maps, seen = self.of_samples(cams, labels, masks)
+        return foreground_loss(
+            cams,
+            labels,
+            maps,
+            seen=seen,
+            normalization=self.normalization,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            sample_weights=sample_weights,
+            checks=self.checks,
+        )
