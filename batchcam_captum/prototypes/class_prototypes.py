@@ -234,10 +234,7 @@ class ClassPrototypes(StoredPrototypes):
         if group is None or not self._agree_on_size(group):
             return
         common, (own, own_counts) = self._sums()
-        total, total_counts = (
-            total_over_ranks(each.to(sending_device(each.device, group)), group).to(each.device)
-            for each in (own, own_counts)
-        )
+        total, total_counts = _total(own, group), _total(own_counts, group)
         self.counts += (total_counts - own_counts).to(self.counts.device)
         self._common = total if common is None else common + total
         self._own = None
@@ -245,28 +242,27 @@ class ClassPrototypes(StoredPrototypes):
         self.means.copy_(self._common / counts)
 
     def _agree_on_size(self, group: ProcessGroup) -> bool:
-        """Whether any rank has seen images; all then know their size. Raises on all ranks, or on none."""
+        """Whether any rank knows the images' size; all of them then do. Raises on all ranks, or on none."""
         spatial = tuple(self.means.shape[2:]) if self.means.numel() else ()
-        own_images = 0 if self._own is None else int(self._own[1].sum())
-        common_images = int(self.counts.sum()) - own_images
-        padded = [*spatial, *[0] * (_MOST_DIMENSIONS - len(spatial))]
-        every = gathered([self.num_classes, common_images, len(spatial), *padded], group)
-        for what, found in (
-            ("classes", {each[0] for each in every}),
-            ("images that all ranks have in common, loaded or added up before", {each[1] for each in every}),
-            ("spatial size, or size= given", {tuple(each[3 : 3 + each[2]]) for each in every if each[2]}),
+        in_common = int(self.counts.sum()) - (0 if self._own is None else int(self._own[1].sum()))
+        padding = [0] * (_MOST_DIMENSIONS - len(spatial))
+        every = gathered([self.num_classes, in_common, len(spatial), *spatial, *padding], group)
+        sizes = {tuple(sizes[:dimensions]) for _, _, dimensions, *sizes in every if dimensions}
+        for what, found, remedy in (
+            ("one number of classes", {each[0] for each in every}, "pass the model's number of classes"),
+            (
+                "as many images that all have in common",
+                {each[1] for each in every},
+                "load them on all ranks or on none",
+            ),
+            ("one spatial size of the images", sizes, "pass size= to have all of them resized"),
         ):
             if len(found) > 1:
-                raise ValueError(
-                    f"reduce: expected the same number of {what} on all ranks, got {sorted(found)}"
-                    if what != "spatial size, or size= given"
-                    else f"images: expected one spatial size on all ranks, got {sorted(found)}; pass size= to have all of them "
-                    f"resized"
-                )
-        known = found
-        if known and not spatial:
-            self.means = self.means.new_zeros(self.num_classes, 1, *next(iter(known)))
-        return bool(known)
+                raise ValueError(f"reduce: expected {what} on all ranks, got {sorted(found)}; {remedy}")
+        if sizes and not spatial:
+            self.means = self.means.new_zeros(self.num_classes, 1, *sizes.pop())
+            return True
+        return bool(sizes)
 
     def _sums(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """Sums in float64, of what all ranks have in common (None: nothing) and of this rank's own images, and their counts."""
@@ -299,3 +295,8 @@ class ClassPrototypes(StoredPrototypes):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
         self._common, self._own = None, None
+
+
+def _total(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    sent = tensor.to(sending_device(tensor.device, group))
+    return total_over_ranks(sent, group).to(tensor.device)
