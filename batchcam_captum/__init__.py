@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         SeparabilityLoss,
         TotalVariationLoss,
     )
-    from .prototypes import ClassPrototypes, RunningPrototypes
+    from .prototypes import ClassPrototypes, MaskPrototypes, RunningPrototypes
     from .training import CamRegularizer
 
 __version__ = "0.1.0"
@@ -54,6 +54,7 @@ __all__ = [
     "HintLoss",
     "ImageLoss",
     "LayerCapture",
+    "MaskPrototypes",
     "MaskTarget",
     "MultiLabelTarget",
     "PrototypeContrastiveLoss",
@@ -83,6 +84,7 @@ _HOMES = {
     "HintLoss": ".losses",
     "ImageLoss": ".losses",
     "LayerCapture": ".attribution",
+    "MaskPrototypes": ".prototypes",
     "MaskTarget": ".attribution",
     "MultiLabelTarget": ".attribution",
     "PrototypeContrastiveLoss": ".losses",

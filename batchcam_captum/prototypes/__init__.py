@@ -1,8 +1,18 @@
 """What cams are compared with: a map, or several, of each class."""
 
 from .base import Prototypes, References
+from .boxes import boxes_to_masks
 from .class_prototypes import ClassPrototypes
+from .masks import MaskPrototypes
 from .running import RunningPrototypes
 from .stored import StoredPrototypes
 
-__all__ = ["ClassPrototypes", "Prototypes", "References", "RunningPrototypes", "StoredPrototypes"]
+__all__ = [
+    "ClassPrototypes",
+    "MaskPrototypes",
+    "Prototypes",
+    "References",
+    "RunningPrototypes",
+    "StoredPrototypes",
+    "boxes_to_masks",
+]
