@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
+
+from ..distributed import Ranks, total_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: λ of a term: a number, a function of the steps, or an :class:`AutoWeight`.
 Weight = float | Callable[[int], float]
@@ -167,10 +172,12 @@ class AutoWeight(nn.Module):
         every: calls of the regularizer from one update to the next, ≥ 1.
         momentum: how much of the earlier λ an update keeps, 0 ≤ momentum < 1.
         maximum: λ goes no higher, however small the term's gradient becomes.
+        sync: whether the norms are those over the batches of all ranks of the process group, if there is one, so that λ is the
+            same on each; or over which group.
 
     Raises:
         ValueError: an argument out of its range.
-        TypeError: an argument that is no number.
+        TypeError: an argument that is no number, or ``sync`` of another kind.
 
     Example:
         >>> import torch
@@ -186,7 +193,13 @@ class AutoWeight(nn.Module):
     weight: Tensor  #: λ, a scalar on the device
 
     def __init__(
-        self, ratio: float = 0.1, *, every: int = 10, momentum: float = 0.9, maximum: float = 1000.0
+        self,
+        ratio: float = 0.1,
+        *,
+        every: int = 10,
+        momentum: float = 0.9,
+        maximum: float = 1000.0,
+        sync: bool | ProcessGroup = True,
     ) -> None:
         super().__init__()
         _check_steps("every", every)
@@ -198,6 +211,7 @@ class AutoWeight(nn.Module):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: expected 0 or more and less than 1, got {momentum}")
         self.ratio, self.every, self.momentum, self.maximum = ratio, every, momentum, maximum
+        self._ranks = Ranks(sync)
         self.register_buffer("weight", torch.zeros(()))
         #: How often λ was asked for in training.
         self.num_calls = 0
@@ -215,12 +229,25 @@ class AutoWeight(nn.Module):
             task: ‖∂L_task/∂A‖, a scalar.
             term: ‖∂L_term/∂A‖, a scalar.
         """
-        task, term = task.to(torch.float32), term.to(torch.float32)
+        task, term = self._over_ranks(task.to(torch.float32), term.to(torch.float32))
         usable = torch.isfinite(task) & torch.isfinite(term) & (task > 0) & (term > 0)
         fresh = (self.ratio * task / term.where(usable, 1)).clamp(max=self.maximum)
         weight = self.weight.to(task.device)
         smoothed = torch.where(weight == 0, fresh, self.momentum * weight + (1 - self.momentum) * fresh)
         self.weight = torch.where(usable, smoothed, weight)
+
+    def _over_ranks(self, task: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
+        """The norms over the batches of all ranks.
+
+        The objective is the mean over the W ranks, so that its gradient at a rank's activations is a W-th of the rank's own:
+        ‖·‖² = Σ_r ‖·‖_r² / W².
+        """
+        group = self._ranks.group
+        if group is None:
+            return task, term
+        norms = torch.stack([task, term.to(task.device)]).double()  # or a square may vanish
+        task, term = (total_over_ranks(norms.square(), group).sqrt() / group.size()).to(task.dtype).unbind()
+        return task, term
 
     def get_extra_state(self) -> dict[str, int]:
         """What ``state_dict()`` holds beside λ."""
