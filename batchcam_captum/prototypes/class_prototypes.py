@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import Ranks, gathered, group_of, sending_device, total_over_ranks
-from ..functional import ValueChecks, class_sums, class_weights, resize, to_one_channel
+from ..functional import class_sums
 from ..functional.images import PerChannel, ToChannel, per_channel
 from .stored import StoredPrototypes
+from .streaming import Reading, batches
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -116,30 +117,34 @@ class ClassPrototypes(StoredPrototypes):
             ValueError: images or labels that do not fit, or an empty loader (on all ranks).
             TypeError: batches, or ``sync``, of another kind.
         """
-        from tqdm.auto import tqdm
-
         prototypes = cls(
             num_classes, mean=mean, std=std, to_channel=to_channel, size=size, ignore_index=ignore_index
         )
-        prototypes.to(device)
+        prototypes._take(loader, device, progress=progress, sync=sync)
+        return prototypes
+
+    def _take(
+        self,
+        loader: Iterable[Any],
+        device: torch.device | str | None,
+        *,
+        progress: bool,
+        sync: bool | ProcessGroup,
+    ) -> None:
+        """Update with all batches of a loader, see :meth:`from_loader`."""
+        self.to(device)
         group = Ranks(sync).group
         shown = progress and (group is None or group.rank() == 0)
-        batches = 0
-        for batch in tqdm(loader, desc="prototypes", unit="batch", disable=not shown, leave=False):
-            if not isinstance(batch, tuple | list) or len(batch) < 2:
-                raise TypeError(
-                    f"loader: expected batches (images, labels, …), got {type(batch).__name__}; call update(images, labels) in "
-                    f"a loop of your own"
-                )
-            prototypes.update(batch[0].to(device), batch[1].to(device))
-            batches += 1
+        empty = True
+        for images, labels in batches(loader, device, description="prototypes", progress=shown):
+            self.update(images, labels)
+            empty = False
         if group is not None:
-            prototypes.reduce(group)
-        if not batches and not bool(prototypes.counts.any()):
+            self.reduce(group)
+        if empty and not bool(self.counts.any()):
             raise ValueError(
                 "loader: expected at least one batch, got none; check the data set and drop_last"
             )
-        return prototypes
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:
@@ -176,18 +181,8 @@ class ClassPrototypes(StoredPrototypes):
             ValueError: images of another size than before, not finite, or labels that do not fit.
             TypeError: labels that are no integers.
         """
-        if labels.is_floating_point():
-            raise TypeError(f"labels: expected integer class indices, got {labels.dtype}")
-        belongs = class_weights(
-            labels, self.num_classes, num_samples=images.shape[0], ignore_index=self.ignore_index
-        )
-        single = to_one_channel(images, mean=self.mean, std=self.std, to_channel=self.to_channel)
-        ValueChecks(synchronize=True).require(
-            torch.isfinite(single), "images: expected finite values, got NaN or infinity; check the data set"
-        )
-        if self.size is not None:
-            single = resize(single, self.size)
-        if not bool(belongs.counted.any()):  # an empty batch, or one that is ignored
+        single, indices = self._read(images, labels)
+        if not len(indices):  # an empty batch, or one that is ignored
             return
         spatial = tuple(self.means.shape[2:])
         if not self.means.numel():
@@ -199,9 +194,8 @@ class ClassPrototypes(StoredPrototypes):
             )
         common, (own, own_counts) = self._sums()
         device = own.device
-        assert belongs.indices is not None
-        present, position = torch.unique(belongs.indices[belongs.counted].to(device), return_inverse=True)
-        rows = single[belongs.counted].to(device, torch.float64)
+        present, position = torch.unique(indices.to(device), return_inverse=True)
+        rows = single.to(device, torch.float64)
         # Only the classes of this batch are touched, so that a thousand classes cost no more than the images do.
         counts = torch.bincount(position, minlength=len(present))
         own[present] += class_sums(rows, nn.functional.one_hot(position, len(present)))
@@ -210,6 +204,13 @@ class ClassPrototypes(StoredPrototypes):
         sums = own[present] if common is None else common[present] + own[present]
         totals = self.counts[present.to(self.counts.device)].to(device).reshape(-1, *[1] * (rows.dim() - 1))
         self.means[present.to(self.means.device)] = (sums / totals).to(self.means.device, torch.float32)
+
+    def _read(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the means are taken of: (M, 1, *spatial), and the labels (M,), without those that are ignored."""
+        reading = Reading(
+            self.num_classes, self.mean, self.std, self.to_channel, self.size, self.ignore_index
+        )
+        return reading.read(images, labels)
 
     @torch.inference_mode(False)
     @torch.no_grad()
