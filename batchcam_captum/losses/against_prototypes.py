@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import Resolution, prepare
-from ..functional.losses.comparison import check_aspect, check_cams, check_resolution
+from ..functional.losses.comparison import check_aspect, check_cams, check_resolution, without
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes, Prototypes, References
 from .base import CamLoss
@@ -141,7 +141,7 @@ class PrototypeCamLoss(CamLoss):
         """Prototypes that learn from cams see those of a training batch."""
         if self.prototypes.learns and self.training:
             check_cams(cams)
-            maps = prepare(cams.detach().masked_fill(~self._by_pixel(labels, cams), 0)).maps
+            maps = prepare(without(cams.detach(), self.counted(labels, sample_weights))).maps
             self.prototypes.observe(
                 maps,
                 labels,
@@ -149,6 +149,3 @@ class PrototypeCamLoss(CamLoss):
                 ignore_index=self.ignore_index,
                 checks=self.checks,
             )
-
-    def _by_pixel(self, labels: Tensor, cams: Tensor) -> Tensor:
-        return self.counted(labels).reshape(-1, *[1] * (cams.dim() - 1))

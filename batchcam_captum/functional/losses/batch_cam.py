@@ -132,7 +132,7 @@ def batch_cam_loss(
         groups = grouped(belongs, prototypes) if total is None else Groups(belongs.weighted, prototypes, None)
         costs = None
         if revive:
-            own = own_prototypes(belongs, maps, prototypes)
+            own = own_prototypes(belongs, maps, prototypes, cams, prepared.dead)
             costs = revived(torch.zeros_like(cams.flatten(1)[:, 0]), cams, own, prepared.dead)
         sums = ClassSums.of(maps, groups.weights, prepared.dead, costs)
         if total is not None:

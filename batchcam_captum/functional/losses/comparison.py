@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import ValueChecks
 from ..class_means import ClassWeights, check_sample_weights, class_weights
-from ..distance import Distance, cosine_distance, get_distance
+from ..distance import Distance, cosine_distance, get_distance, unit
 from ..maps import normalize, resize
 from ..precision import full_precision
 
@@ -168,24 +168,31 @@ def membership(
     return belongs
 
 
-def own_prototypes(belongs: ClassWeights, maps: Tensor, prototypes: Tensor) -> Tensor:
+def own_prototypes(
+    belongs: ClassWeights, maps: Tensor, prototypes: Tensor, cams: Tensor, dead: Tensor
+) -> Tensor:
     """The prototypes of each sample's class, (K, P, …) -> (N, P, …).
 
-    With soft labels they are mixed by their shares. With several a class, of each class the one that is nearest in L2 goes into
-    the mixture, which is (N, 1, …).
+    With soft labels they are mixed by their shares. With several a class, of each class the one that is nearest goes into the
+    mixture, which is (N, 1, …): in L2 to the map, or where there is none because the cam is dead, by the cosine to the cam.
 
     Args:
         belongs: the labels.
         maps: (N, 1, …) of the prototypes' size.
         prototypes: (K, P, …).
+        cams: (N, 1, *spatial), signed.
+        dead: (N,) booleans.
     """
     if belongs.indices is not None or prototypes.shape[1] == 1:
         return belongs.pick(prototypes)
     with torch.no_grad():
         rows, candidates = maps.flatten(1), prototypes.flatten(0, 1).flatten(1)
+        signed = unit(resize(full_precision(cams), maps.shape[2:])).flatten(1)
         # ‖m − p‖² without the ‖m‖² that all have in common
-        apart = (candidates.square().sum(1) - 2 * rows @ candidates.T).unflatten(1, prototypes.shape[:2])
-        chosen = torch.nn.functional.one_hot(apart.argmin(2), prototypes.shape[1]).to(maps.dtype)
+        apart = candidates.square().sum(1) - 2 * rows @ candidates.T
+        apart = torch.where(dead.unsqueeze(1), -signed @ unit(candidates).T, apart)
+        nearest_ones = apart.unflatten(1, prototypes.shape[:2]).argmin(2)
+        chosen = torch.nn.functional.one_hot(nearest_ones, prototypes.shape[1]).to(maps.dtype)
         mixture = (chosen * belongs.shares.unsqueeze(2)).flatten(1) @ candidates
     return mixture.reshape(maps.shape)
 

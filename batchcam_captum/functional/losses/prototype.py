@@ -47,7 +47,7 @@ def prototype_loss(
         cams: C, (N, 1, *spatial), raw and signed.
         labels: (N,) class indices, or (N, K) soft labels or several labels a sample (the prototypes are mixed alike).
         prototypes: P, (K, 1, *spatial) in [0, 1], of any size; each is divided by its maximum. Or several a class,
-            (K, P, *spatial): the nearest one counts.
+            (K, P, *spatial): the nearest one counts. With soft labels that is the nearest in L2, whatever ``distance`` is.
         seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
         distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         normalization: of the rectified cams, see :func:`~batchcam_captum.functional.normalize`.
@@ -73,7 +73,7 @@ def prototype_loss(
         cams = without(cams, belongs.counted)
         prepared = prepare(cams, normalization)
         maps, prototypes = fit(prepared.maps, prototypes, resolution)
-        own = own_prototypes(belongs, maps, prototypes)
+        own = own_prototypes(belongs, maps, prototypes, cams, prepared.dead)
         values = compared(maps, own, distance, prepared.dead if revive else ~belongs.counted)
         if revive:
             values = revived(values, cams, own, prepared.dead)
