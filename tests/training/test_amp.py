@@ -1,0 +1,270 @@
+"""Half types: cams and losses in float32 of what the half-precision network computed, gradients within its precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from batchcam_captum import (
+    BatchCamLoss,
+    BatchGradCam,
+    CamRegularizer,
+    PrototypeLoss,
+)
+from batchcam_captum.functional import grad_cam
+from batchcam_captum.losses import CamLoss
+from batchcam_captum.training import AutoWeight, SplitRegularizer
+from tests.reference import batch_cam_losses, prototype_losses, reduced
+from tests.reference_training import (
+    K,
+    Parts,
+    exact_maps,
+    gradients,
+    label_score,
+    log_prob_sum,
+    sample_cams,
+)
+
+HALF = [torch.bfloat16, torch.float16]
+#: Image, weights and outputs of three layers, three more operators between them, and the same again on the way back: so many
+#: values are rounded on a path. Each is off by at most u = eps / 2, this way or that: √24 u altogether.
+ROUNDINGS = 24
+
+
+def tolerance(dtype):
+    return math.sqrt(ROUNDINGS) * torch.finfo(dtype).eps / 2
+
+
+class Smooth(CamLoss):
+    """Without a maximum or a kink, which the rounding of a cam could move to another pixel."""
+
+    def compute(self, cams, labels, *, images=None, masks=None, sample_weights=None):
+        self.seen = cams
+        return (cams - exact_maps()[labels].to(cams.dtype)).square().mean()
+
+
+def batch():
+    return torch.rand(9, 1, 8, 8), torch.arange(9) % K
+
+
+def off(ours, theirs):
+    """‖ours − theirs‖ / ‖theirs‖ over all parameters."""
+    ours, theirs = (torch.cat([g.double().flatten() for g in named.values()]) for named in (ours, theirs))
+    assert theirs.norm() > 1e-3
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def exact(model, images, labels, score=label_score):
+    """Smooth's gradients by a loop over samples in float64, of the weights as they are rounded already."""
+    twin = copy.deepcopy(model).double()
+    _, cams = sample_cams(twin, images.double(), labels, score=score)
+    return gradients(Smooth()(cams["layer"], labels), twin)
+
+
+def regularizer_of(model, loss, kind, **options):
+    if kind == "split":
+        return SplitRegularizer(
+            (torch.nn.Sequential(model.trunk, model.layer), torch.nn.Sequential(model.middle, model.head)),
+            loss,
+            **options,
+        )
+    return CamRegularizer(BatchGradCam(model, "layer"), loss, **options)
+
+
+def run(regularizer, images, labels):
+    """(scores, cam loss), by either regularizer."""
+    if isinstance(regularizer, SplitRegularizer):
+        return regularizer(images, labels)
+    with regularizer:
+        scores = regularizer.grad_cam.forward_func(images)
+    return scores, regularizer(scores, labels)
+
+
+@pytest.mark.parametrize("kind", ["hooks", "split"])
+@pytest.mark.parametrize("everything", [False, True], ids=["forward only", "losses too"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_gradients_under_autocast(dtype, everything, kind):
+    model, (images, labels) = Parts(), batch()
+    expected = exact(model, images, labels)
+    loss = Smooth()
+    regularizer = regularizer_of(model, loss, kind)
+    if kind == "split" or everything:
+        with torch.autocast("cpu", dtype=dtype):
+            scores, value = run(regularizer, images, labels)
+    else:
+        with torch.autocast("cpu", dtype=dtype), regularizer:
+            scores = model(images)
+        value = regularizer(scores, labels)
+    assert scores.dtype == dtype
+    assert loss.seen.dtype == value.dtype == torch.float32
+    ours = gradients(value, model)
+    assert all(gradient.dtype == torch.float32 for gradient in ours.values())
+    assert 0 < off(ours, expected) < tolerance(dtype)
+
+
+@pytest.mark.parametrize("kind", ["hooks", "split"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_gradients_of_weights_in_a_half_type(dtype, kind):
+    model, (images, labels) = Parts(), batch()
+    # A BatchNorm in a half type rounds the mean of a channel, which shifts all of it: the network's affair, and no sum of
+    # independent errors.
+    model.trunk[1] = torch.nn.Identity()
+    images = images.to(model.to(dtype).head[1].weight)
+    regularizer = regularizer_of(model, Smooth(), kind)
+    scores, value = run(regularizer, images, labels)
+    assert scores.dtype == dtype
+    assert value.dtype == torch.float32
+    assert 0 < off(gradients(value, model), exact(model, images, labels)) < tolerance(dtype)
+
+
+LOSSES = {
+    "batch_cam": (BatchCamLoss, batch_cam_losses),
+    "prototype": (PrototypeLoss, prototype_losses),
+}
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "ssim", "cosine"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", HALF)
+def test_losses_are_exact_functions_of_the_half_precision_activations(dtype, name, distance):
+    # Nothing after the activations and their gradients is rounded to the half type: float64 of these gives the same value.
+    model, (images, labels) = Parts(), batch()
+    make, by_hand = LOSSES[name]
+    regularizer = regularizer_of(model, make(exact_maps(), distance=distance), "hooks")
+    seen = []
+    handle = model.layer.register_forward_hook(lambda *values: seen.append(values[2]))
+    with torch.autocast("cpu", dtype=dtype):
+        with regularizer:
+            scores = model(images)
+        value = regularizer(scores, labels)
+    handle.remove()
+    (slopes,) = torch.autograd.grad(scores.float().gather(1, labels[:, None]).sum(), seen)
+    assert seen[0].dtype == slopes.dtype == dtype
+    cams = grad_cam(seen[0].double(), slopes.double())
+    expected = reduced(by_hand(cams, labels, exact_maps().double(), distance=distance), "mean")
+    assert_close(value.double(), expected, rtol=2e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*all maps are dead")  # Σ log p falls with every class
+@pytest.mark.parametrize("kind", ["hooks", "split"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_log_probabilities_of_scores_in_half_types(dtype, kind):
+    # A logarithm of a softmax in bfloat16 has two digits, and where the scores are sure of a class fewer.
+    model, (images, labels) = Parts(), batch()
+    with torch.no_grad():
+        model.head[1].weight *= 5  # sure of a class: 1 - K p is not the difference of two like numbers
+    loss = Smooth()
+    loss.score = "log_prob_sum"
+    expected = exact(model, images, labels, log_prob_sum)
+    regularizer = regularizer_of(model, loss, kind)
+    with torch.autocast("cpu", dtype=dtype):
+        scores, value = run(regularizer, images, labels)
+    assert scores.dtype == dtype
+    assert value.dtype == torch.float32
+    # A score s is off by u |s|, and so is its exponent.
+    assert off(gradients(value, model), expected) < tolerance(dtype) * (1 + scores.abs().max())
+
+
+def scaled_step(model, scale, images, labels, *, clip=None, weight=1.0, optimizer=None):
+    regularizer = regularizer_of(model, BatchCamLoss(exact_maps(), distance="l2"), "hooks", weight=weight)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    with torch.autocast("cpu", dtype=torch.float16):
+        with regularizer:
+            scores = model(images)
+        task = F.cross_entropy(scores, labels)
+        loss = task + regularizer(scores, labels, task_loss=task)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = None
+    if clip is not None:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    scaler.step(optimizer)
+    scaler.update()
+    return regularizer, found, norm, scaler
+
+
+@pytest.mark.parametrize("weight", [1.0, "auto"])
+def test_the_cam_comes_from_unscaled_scores(weight):
+    model, (images, labels) = Parts(), batch()
+    outcomes = [
+        scaled_step(copy.deepcopy(model), scale, images, labels, weight=weight) for scale in (8.0, 4096.0)
+    ]
+    values = [regularizer.values["batch_cam"] for regularizer, *_ in outcomes]
+    assert torch.equal(*values)
+    weights = [regularizer.read_weights()["batch_cam"] for regularizer, *_ in outcomes]
+    assert weights[0] == weights[1] > 0
+    assert off(outcomes[0][1], outcomes[1][1]) < tolerance(torch.float16)
+    plain = copy.deepcopy(model)
+    regularizer = regularizer_of(plain, BatchCamLoss(exact_maps(), distance="l2"), "hooks", weight=weight)
+    with regularizer:
+        scores = plain(images)
+    task = F.cross_entropy(scores, labels)
+    expected = gradients(task + regularizer(scores, labels, task_loss=task), plain)
+    assert off(outcomes[1][1], expected) < tolerance(torch.float16)
+
+
+def test_clipping_after_unscale_sees_the_true_norm():
+    model, (images, labels) = Parts(), batch()
+    _, free, _, _ = scaled_step(copy.deepcopy(model), 1024.0, images, labels)
+    _, clipped, norm, _ = scaled_step(copy.deepcopy(model), 1024.0, images, labels, clip=0.01)
+    total = torch.cat([gradient.flatten() for gradient in free.values()]).norm()
+    assert_close(norm, total)
+    assert_close(
+        torch.cat([gradient.flatten() for gradient in clipped.values()]).norm(),
+        torch.tensor(0.01),
+        rtol=1e-3,
+        atol=0,
+    )
+
+
+def test_a_step_that_overflows_is_skipped_and_the_next_one_works():
+    model, (images, labels) = Parts(), batch()
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regularizer, found, _, scaler = scaled_step(model, 2.0**60, images, labels, optimizer=optimizer)
+    assert not all(gradient.isfinite().all() for gradient in found.values())
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    assert scaler.get_scale() == 2.0**59
+    assert all(value.isfinite() for value in regularizer.values.values())
+    regularizer.check()
+    optimizer.zero_grad()
+    _, found, _, scaler = scaled_step(model, 256.0, images, labels, optimizer=optimizer)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    assert not torch.equal(before[0], next(model.parameters()))
+
+
+def test_an_auto_weight_keeps_its_value_where_a_gradient_overflows():
+    model, (images, labels) = Parts(), batch()
+    weight = AutoWeight(every=1)
+    regularizer = regularizer_of(model, BatchCamLoss(exact_maps()), "hooks", weight=weight)
+    lambdas = []
+    for factor in (1.0, torch.inf, 1.0):
+        with torch.autocast("cpu", dtype=torch.float16):
+            with regularizer:
+                scores = model(images)
+            task = F.cross_entropy(scores, labels)
+            assert regularizer(scores, labels, task_loss=task * factor).isfinite()
+        lambdas.append(weight.weight.item())
+    assert 0 < lambdas[0] == lambdas[1]
+    assert_close(lambdas[2], lambdas[0])
+
+
+def test_the_regularizer_itself_cast_to_half_keeps_its_prototypes_and_its_precision():
+    model, (images, labels) = Parts(), batch()
+    regularizer = regularizer_of(model, BatchCamLoss(exact_maps()), "hooks", weight=AutoWeight())
+    with regularizer:
+        scores = model(images)
+    expected = regularizer(scores, labels, task_loss=scores.square().mean())
+    regularizer.half()
+    with regularizer:
+        scores = model(images)
+    value = regularizer(scores, labels, task_loss=scores.square().mean())
+    assert value.dtype == torch.float32
+    assert_close(value, expected, rtol=1e-3, atol=0)
