@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .precision import full_precision, no_autocast
+from .precision import exact_matmul_dtype, full_precision, no_autocast
 from .registry import Registry
 
 #: (N, C, *spatial), (N, C, *spatial) -> (N, 1, *spatial), signed.
@@ -142,6 +143,45 @@ def summed_shares(
         return shares.sum(dim=1, keepdim=True) if channel_sum else shares
 
 
+class _WeightedChannels(torch.autograd.Function):
+    """Σ_k w_k A_k: (N, C, 1, …), (N, C, *spatial) -> (N, 1, *spatial), each direction in one pass over A.
+
+    As a product and a sum it would write two tensors of A's size more.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, activations: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, activations)
+        return _over_channels(weights, activations)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        weights, activations = ctx.saved_tensors
+        of_weights = of_activations = None
+        if ctx.needs_input_grad[0]:
+            of_weights = torch.bmm(activations.flatten(2), slopes.flatten(2).transpose(1, 2))
+            of_weights = of_weights.reshape(weights.shape)
+        if ctx.needs_input_grad[1]:
+            of_activations = weights * slopes
+        return of_weights, of_activations
+
+
+def _over_channels(weights: Tensor, activations: Tensor) -> Tensor:
+    sums = torch.bmm(weights.flatten(1).unsqueeze(1), activations.flatten(2))
+    return sums.reshape(activations.shape[0], 1, *activations.shape[2:])
+
+
+def _is_trained(activations: Tensor, gradients: Tensor) -> bool:
+    """Whether the cam is to be differentiated, step by step, where a matrix product is as exact as a sum of products."""
+    return (
+        gradients.requires_grad
+        and activations.dim() > 2
+        and activations.shape == gradients.shape
+        and not torch.compiler.is_compiling()
+        and exact_matmul_dtype(full_precision(activations)) == full_precision(activations).dtype
+    )
+
+
 @CAM_METHODS.register("grad_cam")
 def grad_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
     """Grad-CAM, signed: Σ_k α_k A_k with α_k the spatial mean of ∂s/∂A_k (Selvaraju et al. 2017, eq. 1 and 2).
@@ -167,6 +207,10 @@ def grad_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True
         >>> grad_cam(activations, gradients)
         tensor([[[[-0.5000,  0.0000]]]])
     """
+    if channel_sum and _is_trained(activations, gradients):
+        with no_autocast(activations):
+            weighted: Tensor = _WeightedChannels.apply(channel_weights(gradients), full_precision(activations))
+            return weighted
     return summed_shares("grad_cam", lambda a, g: channel_weights(g) * a, activations, gradients, channel_sum)
 
 

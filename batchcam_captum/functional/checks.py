@@ -35,11 +35,12 @@ class ValueChecks:
         """
         if torch.compiler.is_compiling():
             return
-        failed = ~holds.detach().all()
-        if self.synchronize or failed.device.type == "cpu":
-            if bool(failed):
+        all_hold = holds.detach().all()
+        if self.synchronize or all_hold.device.type == "cpu":
+            if not bool(all_hold):
                 raise ValueError(message if detail is None else f"{message} ({detail()})")
             return
+        failed = ~all_hold
         earlier = self._failed.get(message)
         self._failed[message] = failed if earlier is None else earlier.to(failed.device) | failed
 

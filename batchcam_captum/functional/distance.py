@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,20 +51,34 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     Each map is divided by its largest absolute value first, so that neither the result nor its gradient needs an epsilon:
     every norm is at least 1. Where a map is all zero the similarity is 0, with a zero gradient.
     """
-    return (unit(first) * unit(second)).flatten(1).sum(1)
+    one, other = _scaled(first), _scaled(second)
+    norms = torch.linalg.vector_norm(one.rows, dim=1) * torch.linalg.vector_norm(other.rows, dim=1)
+    zero = (one.zero | other.zero).squeeze(1)
+    products = (one.rows * other.rows).sum(1)
+    return products.masked_fill(zero, 0) / norms.masked_fill(zero, 1)
+
+
+class _Scaled(NamedTuple):
+    """Maps divided by their largest absolute value, which the angle between two does not depend on."""
+
+    rows: Tensor  #: (N, D)
+    zero: Tensor  #: (N, 1) booleans: nothing to divide by
+
+
+def _scaled(maps: Tensor) -> _Scaled:
+    rows = full_precision(maps).flatten(1)
+    # No gradient through the scale, on which no result depends.
+    lowest, highest = torch.aminmax(rows.detach(), dim=1, keepdim=True)
+    largest = torch.maximum(highest, -lowest)
+    zero = largest < torch.finfo(rows.dtype).tiny
+    return _Scaled(rows / largest.masked_fill(zero, 1), zero)
 
 
 def unit(maps: Tensor) -> Tensor:
     """Divide each map by its Euclidean norm: (N, …) -> (N, …); an all-zero map stays zero, with a zero gradient."""
-    maps = full_precision(maps)
-    shape = (-1, *[1] * (maps.dim() - 1))
-    largest = (
-        maps.detach().abs().flatten(1).amax(1)
-    )  # the result does not depend on the scale, so no gradient through it
-    zero = (largest < torch.finfo(maps.dtype).tiny).reshape(shape)
-    scaled = maps / largest.reshape(shape).masked_fill(zero, 1)
-    squared = scaled.square().flatten(1).sum(1).reshape(shape)
-    return scaled.masked_fill(zero, 0) / squared.masked_fill(zero, 1).sqrt()
+    rows, zero = _scaled(maps)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (rows.masked_fill(zero, 0) / norms.masked_fill(zero, 1)).reshape(maps.shape)
 
 
 @DISTANCES.register("cosine")

@@ -44,9 +44,10 @@ def dead_cams(cams: Tensor) -> Tensor:
     Returns:
         (N,) booleans. An all-zero cam is dead, and one so small that dividing by it overflows (below 1e-38 in float32).
     """
-    cams = full_precision(cams.detach())
-    highest = cams.amax(dim=_over_pixels(cams))
-    return highest <= (DEAD_TOLERANCE * peak(cams).flatten()).clamp(min=torch.finfo(cams.dtype).tiny)
+    cams = full_precision(cams.detach()).flatten(1)
+    lowest, highest = torch.aminmax(cams, dim=1)
+    largest = torch.maximum(highest, -lowest)
+    return highest <= (DEAD_TOLERANCE * largest).clamp(min=torch.finfo(cams.dtype).tiny)
 
 
 def dead_fraction(cams: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -153,7 +154,13 @@ def prepare(cams: Tensor, method: Normalization = "max") -> PreparedCams:
         The maps M = relu(C) / max (with ``method="max"``), and which cams are dead. No gradient flows from ``maps`` into a
         dead cam: dividing by its vanishing peak would make it arbitrarily large.
     """
+    check_normalization(method)
     cams = full_precision(cams)
     dead = dead_cams(cams)
     by_sample = dead.reshape(-1, *[1] * (cams.dim() - 1))
-    return PreparedCams(normalize(rectify(cams.masked_fill(by_sample, 0)), method), dead)
+    rectified = rectify(cams.masked_fill(by_sample, 0))
+    if method != "max":
+        return PreparedCams(normalize(rectified, method), dead)
+    # A living cam has a scale to be divided by, so nothing else is looked at.
+    highest = rectified.amax(dim=_over_pixels(rectified), keepdim=True)
+    return PreparedCams(rectified / highest.masked_fill(by_sample, 1), dead)
