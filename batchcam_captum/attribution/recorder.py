@@ -162,7 +162,8 @@ class LayerRecorder:
         return self._see(module, returned, is_fresh=is_fresh)
 
     def _listens(self, module: nn.Module) -> bool:
-        if not self._handles:  # the hook of a copied model
+        if not self._handles:  # the hook of a copied model, which goes with the copy's first run
+            _take_away(self, module)
             return False
         # DataParallel runs replicas in threads of its own; every other thread is somebody else.
         if get_ident() != self._owner and not getattr(module, "_is_replica", False):
@@ -271,6 +272,18 @@ class LayerRecorder:
         self._empty()
 
 
+def _take_away(owner: object, module: nn.Module) -> None:
+    """Remove the owner's hooks where it has no handles to do so."""
+    for hooks, with_kwargs in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__self__", None) is owner:
+                hooks.pop(key, None)
+                with_kwargs.pop(key, None)
+
+
 def shape_of_input(received: Sequence[Any]) -> tuple[int, ...] | None:
     """The shape of the first input that has places, (N, C, *spatial); of the first tensor where none has."""
     shapes = [tuple(value.shape) for value in received if isinstance(value, Tensor)]
@@ -295,7 +308,9 @@ class InputShape:
             self._handle.remove()
             self._handle = None
 
-    def _see(self, _: nn.Module, received: tuple[Any, ...]) -> None:
+    def _see(self, module: nn.Module, received: tuple[Any, ...]) -> None:
+        if self._handle is None:
+            _take_away(self, module)
         self.shape = shape_of_input(received)
 
     # The copy of a model that is watched watches nothing.
