@@ -106,3 +106,17 @@ def test_registering_is_all_that_a_new_method_needs(monkeypatch):
     monkeypatch.setattr(CAM_METHODS, "_entries", dict(CAM_METHODS._entries))
     CAM_METHODS.register("mean_activation")(mean_activation)
     assert apply_method("mean_activation", torch.ones(2, 3, 4), torch.ones(2, 3, 4)).shape == (2, 1, 4)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)], ids=["1-D", "2-D", "3-D"])
+def test_a_cam_that_is_trained_has_the_values_and_the_derivatives_of_the_plain_one(shape):
+    activations = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    gradients = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    weights = gradients.mean(tuple(range(2, gradients.dim())), keepdim=True)
+    assert_close(grad_cam(activations, gradients), (weights * activations).sum(1, keepdim=True))
+    assert torch.autograd.gradcheck(grad_cam, (activations, gradients))
+    assert torch.autograd.gradgradcheck(grad_cam, (activations, gradients))
+    # A frozen trunk, and channels last.
+    assert torch.autograd.gradcheck(lambda g: grad_cam(activations.detach(), g), (gradients,))
+    last = activations.detach().movedim(1, -1).contiguous().movedim(-1, 1)
+    assert_close(grad_cam(last, gradients), grad_cam(activations, gradients))
