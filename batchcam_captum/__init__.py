@@ -35,7 +35,13 @@ if TYPE_CHECKING:
         SeparabilityLoss,
         TotalVariationLoss,
     )
-    from .prototypes import ClassPrototypes, MaskPrototypes, RunningPrototypes
+    from .prototypes import (
+        ClassPrototypes,
+        ClusterPrototypes,
+        ForegroundPrototypes,
+        MaskPrototypes,
+        RunningPrototypes,
+    )
     from .training import CamRegularizer
 
 __version__ = "0.1.0"
@@ -46,9 +52,11 @@ __all__ = [
     "BinaryTarget",
     "CamRegularizer",
     "ClassPrototypes",
+    "ClusterPrototypes",
     "ConsistencyLoss",
     "EnergyLoss",
     "ForegroundLoss",
+    "ForegroundPrototypes",
     "GradiaLoss",
     "GuidedBatchGradCam",
     "HintLoss",
@@ -76,10 +84,12 @@ _HOMES = {
     "BinaryTarget": ".attribution",
     "CamRegularizer": ".training",
     "ClassPrototypes": ".prototypes",
+    "ClusterPrototypes": ".prototypes",
     "ConsistencyLoss": ".losses",
     "EnergyLoss": ".losses",
     "ForegroundLoss": ".losses",
     "GradiaLoss": ".losses",
+    "ForegroundPrototypes": ".prototypes",
     "GuidedBatchGradCam": ".attribution",
     "HintLoss": ".losses",
     "ImageLoss": ".losses",

@@ -3,12 +3,16 @@
 from .base import Prototypes, References
 from .boxes import boxes_to_masks
 from .class_prototypes import ClassPrototypes
+from .clusters import ClusterPrototypes
+from .foreground import ForegroundPrototypes
 from .masks import MaskPrototypes
 from .running import RunningPrototypes
 from .stored import StoredPrototypes
 
 __all__ = [
     "ClassPrototypes",
+    "ClusterPrototypes",
+    "ForegroundPrototypes",
     "MaskPrototypes",
     "Prototypes",
     "References",

@@ -1,0 +1,232 @@
+"""Where the objects of a class are, by a rule."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..functional import ValueChecks, resize
+from ..functional.images import PerChannel, ToChannel
+from .class_prototypes import ClassPrototypes
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: How far an image may leave [0, 1] by rounding, such as that of a half type or of undoing a standardisation.
+_ROUNDING = 0.01
+
+_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+class ForegroundPrototypes(ClassPrototypes):
+    """The foreground of each class: the pixels that are lit in many of its training images, and their neighbours.
+
+    A pixel of an image is lit where its value, with the standardisation undone and the channels averaged, is above ``lit``; the
+    value has to be in [0, 1], with a dark background. A pixel belongs to the foreground of a class where more than ``share`` of
+    the class's images are lit there, or at most ``dilate`` pixels away along each side. No annotation is needed. The rule is this
+    project's own, and its defaults are for digits in the middle of a dark image, where few other images would light the place of
+    a decoy: what is lit in the same place in most images of a class, shortcuts among them, is foreground.
+
+    Args:
+        num_classes: K.
+        lit: the value above which a pixel is lit, in [0, 1).
+        share: of a class's images, in [0, 1).
+        dilate: by how many pixels of the images a foreground grows on all sides.
+        mean: see :class:`ClassPrototypes`.
+        std: see :class:`ClassPrototypes`.
+        to_channel: see :class:`ClassPrototypes`; to values in [0, 1], such as 1 − x where objects are dark.
+        size: see :class:`ClassPrototypes`; images are resized before it is asked which pixels are lit.
+        ignore_index: see :class:`ClassPrototypes`.
+
+    Raises:
+        ValueError: an option out of its range, or see :class:`ClassPrototypes`.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import ForegroundPrototypes
+        >>> images = torch.zeros(4, 1, 8, 8)
+        >>> images[:, :, 3:5, 3:5] = 0.9
+        >>> foreground = ForegroundPrototypes(num_classes=2, dilate=1)
+        >>> foreground.update(images, torch.tensor([0, 1, 1, 0]))
+        >>> foreground.maps()[0, 0].sum(), foreground.maps((4, 4))[0, 0, 1]
+        (tensor(16.), tensor([0., 1., 1., 0.]))
+    """
+
+    means: Tensor  #: (K, 1, *spatial) float32, the share of a class's images in which a pixel is lit
+    counts: Tensor  #: (K,) int64, how many images there were; 0 = no prototype yet
+
+    _settings: ClassVar[tuple[str, ...]] = (*ClassPrototypes._settings, "lit", "share", "dilate")
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        lit: float = 0.3,
+        share: float = 0.35,
+        dilate: int = 2,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+        to_channel: ToChannel | None = None,
+        size: Sequence[int] | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(
+            num_classes, mean=mean, std=std, to_channel=to_channel, size=size, ignore_index=ignore_index
+        )
+        for name, value in (("lit", lit), ("share", share)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {value}")
+        if not isinstance(dilate, int) or dilate < 0:
+            raise ValueError(f"dilate: expected a number of pixels, 0 or more, got {dilate!r}")
+        self.lit = lit
+        self.share = share
+        self.dilate = dilate
+
+    @classmethod
+    def from_loader(
+        cls,
+        loader: Iterable[Any],
+        num_classes: int,
+        *,
+        lit: float = 0.3,
+        share: float = 0.35,
+        dilate: int = 2,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+        to_channel: ToChannel | None = None,
+        size: Sequence[int] | None = None,
+        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+        progress: bool = True,
+        sync: bool | ProcessGroup = True,
+    ) -> Self:
+        """Take the foregrounds of a whole loader, see :meth:`ClassPrototypes.from_loader`.
+
+        Args:
+            loader: of batches that begin with images (N, C, *spatial) and labels (N,).
+            num_classes: K.
+            lit: see the class.
+            share: see the class.
+            dilate: see the class.
+            mean: see the class.
+            std: see the class.
+            to_channel: see the class.
+            size: see the class.
+            ignore_index: see the class.
+            device: see :meth:`ClassPrototypes.from_loader`.
+            progress: see :meth:`ClassPrototypes.from_loader`.
+            sync: see :meth:`ClassPrototypes.from_loader`.
+
+        Returns:
+            The prototypes, the same on all ranks.
+
+        Raises:
+            ValueError: see :meth:`ClassPrototypes.from_loader`; or images out of [0, 1].
+            TypeError: see :meth:`ClassPrototypes.from_loader`.
+
+        Warns:
+            UserWarning: classes without any foreground, or without anything else.
+        """
+        prototypes = cls(
+            num_classes,
+            lit=lit,
+            share=share,
+            dilate=dilate,
+            mean=mean,
+            std=std,
+            to_channel=to_channel,
+            size=size,
+            ignore_index=ignore_index,
+        )
+        prototypes._take(loader, device, progress=progress, sync=sync)
+        prototypes._warn_of_useless()
+        return prototypes
+
+    @classmethod
+    def from_maps(cls, maps: Tensor) -> Self:
+        """Take ready foregrounds: they are where the maps are above one half.
+
+        Args:
+            maps: (K, 1, *spatial) in [0, 1], or booleans.
+
+        Returns:
+            Prototypes that count as seen once each, not dilated.
+
+        Raises:
+            ValueError: another shape.
+        """
+        prototypes = super().from_maps(maps.float())
+        prototypes.share, prototypes.dilate = 0.5, 0
+        return prototypes
+
+    def foregrounds(self) -> Tensor:
+        """(K, 1, *spatial) booleans at the images' size; false for an unseen class.
+
+        Raises:
+            RuntimeError: no image has been seen.
+        """
+        return self.maps() > 0
+
+    def _warn_of_useless(self) -> None:
+        """Warn of classes whose foreground tells nothing: it is empty, or it is everything. Waits for the device."""
+        if not self.means.numel():
+            return
+        flat = self.foregrounds().flatten(1)
+        for found, what, remedy in (
+            (~flat.any(1), "some foreground", "lower lit= or share="),
+            (flat.all(1), "some background", "raise lit= or share=, or lower dilate="),
+        ):
+            classes = torch.nonzero(found & self.seen).flatten().tolist()
+            if classes:
+                got = "none" if what == "some foreground" else "foreground everywhere"
+                warnings.warn(
+                    f"ForegroundPrototypes: expected {what} in every class, got {got} in classes {classes[:10]}; {remedy}, "
+                    f"now lit={self.lit}, share={self.share}, dilate={self.dilate}",
+                    UserWarning,
+                    stacklevel=3,
+                )
+
+    @torch.no_grad()
+    def _made(self, size: tuple[int, ...]) -> Tensor:
+        """Not divided by the maximum: where pixels are merged, that would make foreground of what is background by half."""
+        lit = (self.means > self.share).to(self.means.dtype)
+        if self.dilate:
+            dims = lit.dim() - 2
+            if dims not in _POOLS:
+                raise ValueError(f"dilate: expected images with 1 to 3 spatial dimensions, got {dims}")
+            lit = _POOLS[dims](lit, 2 * self.dilate + 1, stride=1, padding=self.dilate)
+        return resize(lit, size)
+
+    def maps(self, size: Sequence[int] | None = None) -> Tensor:
+        """The foregrounds as maps in [0, 1]: (K, 1, *size).
+
+        Args:
+            size: the spatial size of the cams to compare with. Default: that of the images.
+
+        Returns:
+            1 in the foreground and 0 outside; where several pixels fall into a new one, the share that is foreground. All zero
+            for an unseen class.
+
+        Raises:
+            RuntimeError: no image has been seen.
+            ValueError: ``size`` has another number of dimensions than the prototypes.
+        """
+        return super().maps(size)
+
+    def _read(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Which pixels are lit, as numbers."""
+        single, indices = super()._read(images, labels)
+        if single.numel():
+            low, high = single.min(), single.max()
+            ValueChecks(synchronize=True).require(
+                (low >= -_ROUNDING) & (high <= 1 + _ROUNDING),
+                "images: expected values from 0 to 1, of which those above lit= are foreground, got others; pass mean= and std= "
+                "if the images are standardised, divide those of 0 to 255 by 255, or bring them there with to_channel=",
+                lambda: f"from {float(low):.3g} to {float(high):.3g}",
+            )
+        return (single > self.lit).to(single.dtype), indices
