@@ -58,6 +58,11 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     return products.masked_fill(zero, 0) / norms.masked_fill(zero, 1)
 
 
+def scaled(maps: Tensor) -> Tensor:
+    """Divide each map by its largest absolute value, taken as a constant: (N, …) -> (N, …); an all-zero map stays zero."""
+    return _scaled(maps).rows.reshape(maps.shape)
+
+
 class _Scaled(NamedTuple):
     """Maps divided by their largest absolute value, which the angle between two does not depend on."""
 

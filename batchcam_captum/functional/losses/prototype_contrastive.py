@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import ValueChecks
-from ..distance import unit
-from ..maps import peak
-from ..precision import full_precision, no_autocast
+from ..distance import scaled, unit
+from ..precision import no_autocast
 from ..reduce import Reduction, reduce
 from .comparison import (
     Resolution,
@@ -68,17 +67,19 @@ def prototype_contrastive_loss(
     check_temperature(temperature)
     with no_autocast(cams):
         belongs = membership(cams, labels, prototypes, seen, ignore_index, sample_weights, checks)
-        maps, prototypes = fit(without(full_precision(cams), belongs.counted), prototypes, resolution)
+        # The direction does not depend on the scale, and cams are smaller here than where they are compared.
+        maps, prototypes = fit(scaled(without(cams, belongs.counted)), prototypes, resolution)
         centred = maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True)
+        lengths = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
         # A flat cam minus its mean is rounding noise, not a direction.
-        noise = 8 * torch.finfo(maps.dtype).eps * peak(maps.detach().flatten(1))
-        flat = peak(centred.detach()) <= noise
+        flat = lengths <= 8 * torch.finfo(maps.dtype).eps * math.sqrt(centred.shape[1])
         num_classes, several = prototypes.shape[:2]
         others = torch.zeros_like(prototypes.flatten(1)[:, 0], dtype=torch.bool) if seen is None else ~seen
         rows = prototypes.flatten(0, 1).flatten(1)
         present = (~others).to(maps.dtype).repeat_interleave(several)
         rows = rows - (present @ rows) / present.sum().clamp(min=1)
-        logits = unit(centred.masked_fill(flat, 0)) @ unit(rows).T / temperature
+        projections = (centred @ unit(rows).T).masked_fill(flat, 0)
+        logits = projections / (temperature * lengths.masked_fill(flat, 1))
         if several > 1:
             logits = logits.unflatten(1, (num_classes, several)).amax(2)
         log_probabilities = logits.masked_fill(others, -math.inf).log_softmax(1)
