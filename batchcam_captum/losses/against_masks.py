@@ -50,7 +50,6 @@ class MaskCamLoss(CamLoss):
         self.revive = revive
         self.reduction: Reduction = reduction
 
-    @property
     def options(self) -> dict[str, Any]:
         """What the function takes beside cams, masks and who counts."""
         return {"resolution": self.resolution, "revive": self.revive, "reduction": self.reduction}
@@ -77,5 +76,5 @@ class MaskCamLoss(CamLoss):
             counted=self.counted(labels),
             sample_weights=sample_weights,
             checks=self.checks,
-            **self.options,
+            **self.options(),
         )

@@ -56,7 +56,6 @@ class GradiaLoss(MaskCamLoss):
         check_normalization(normalization)
         self.normalization: Normalization = normalization
 
-    @property
     def options(self) -> dict[str, Any]:
         """What the function takes beside cams, masks and who counts."""
-        return {"normalization": self.normalization, **super().options}
+        return {"normalization": self.normalization, **super().options()}
