@@ -224,6 +224,7 @@ def confused_scores(scores, labels):
     selected = []
     for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
         weights = label if isinstance(label, list) else [float(c == label) for c in range(len(row))]
-        others = [score for score, weight in zip(row, weights, strict=True) if weight < max(weights)]
-        selected.append(max(others or row) if max(weights) > 0 else max(row))
+        named = {c for c, weight in enumerate(weights) if weight == max(weights)} if any(weights) else set()
+        others = [score for c, score in enumerate(row) if c not in named]
+        selected.append(max(others or row))
     return torch.tensor(selected, dtype=torch.float64)

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from batchcam_captum.functional import activation_gradients, select_scores
+from tests import reference_losses
 
 LABELS = torch.tensor([2, 0, 2, 1])
 
@@ -38,6 +39,37 @@ def test_each_kind_of_score(score, row, activations):
     assert_close(select_scores(scores, LABELS, score), torch.tensor(expected, dtype=torch.float64))
 
 
+CONFUSED_LABELS = {
+    "indices": LABELS,
+    "small integers": LABELS.to(torch.uint8),
+    "ignored": torch.tensor([2, -100, 7, 1]),
+    "soft": torch.tensor([[0.6, 0.4, 0], [0.2, 0.3, 0.5], [0.5, 0.5, 0], [0, 0, 1]]),
+    "several": torch.tensor([[1.0, 1, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]]),
+}
+
+
+@pytest.mark.parametrize("labels", CONFUSED_LABELS.values(), ids=CONFUSED_LABELS)
+def test_confused_is_the_highest_score_of_another_class(labels, activations):
+    scores = scores_of(activations).detach()
+    actual = select_scores(scores, labels, "confused")
+    assert_close(actual, reference_losses.confused_scores(scores, labels))
+    scores[torch.arange(4), scores.argmax(1)] += 10
+    assert_close(select_scores(scores, labels, "confused"), reference_losses.confused_scores(scores, labels))
+
+
+def test_confused_score_of_one_class_is_an_error():
+    with pytest.raises(ValueError, match="expected at least 2 classes for 'confused', got 1"):
+        select_scores(torch.rand(4, 1), torch.zeros(4, dtype=torch.long), "confused")
+
+
+@pytest.mark.parametrize("score", ["label", "predicted", "confused", "log_prob_sum"])
+def test_gradient_of_each_kind_of_score(score):
+    scores = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda given: select_scores(given, LABELS, score), scores)
+    soft = torch.rand(4, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda given: select_scores(given, soft, score), scores)
+
+
 def test_soft_labels_weigh_the_scores(activations):
     scores = scores_of(activations)
     soft = torch.rand(4, 3, dtype=torch.float64)
@@ -53,7 +85,7 @@ def test_labels_out_of_range_select_something_and_are_left_to_the_loss(labels, a
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("score", ["label", "predicted", "log_prob_sum"])
+@pytest.mark.parametrize("score", ["label", "predicted", "confused", "log_prob_sum"])
 def test_half_scores_are_selected_in_float32_with_or_without_autocast(score, dtype):
     scores = torch.randn(4, 3).to(dtype)
     selected = select_scores(scores, LABELS, score)
