@@ -135,7 +135,7 @@ class RunningPrototypes(StoredPrototypes):
             columns = torch.cat([rows, living.to(rows.dtype)], 1)
             sums = class_sums(columns, belongs.weighted)
             # The number of samples beside the sums: one message for all.
-            number = (belongs.weights > 0).sum(0, dtype=sums.dtype)
+            number = (belongs.weighted > 0).sum(0, dtype=sums.dtype)
             packed = torch.cat([sums, number.unsqueeze(1)], 1)
             group = self._ranks.group
             if group is not None:
