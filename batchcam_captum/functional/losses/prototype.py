@@ -56,7 +56,7 @@ def prototype_loss(
             often smaller than that of a living cam.
         reduction: over the samples.
         ignore_index: labels of this value are left out.
-        sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
+        sample_weights: (N,) how much each sample counts, at least 0; one of weight 0 is left out. Default: all alike.
         checks: where checks of values go; default: they raise at once.
 
     Returns:
