@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from ..functional import (
     CONSTANT_GRADIENT_WEIGHTS,
@@ -19,7 +19,7 @@ from ..functional import (
     no_autocast,
 )
 from .engine import Forward, Tensors
-from .graph import walk
+from .pooling import averaged_axes, sole_reader
 from .recipe import CamOf
 from .warn import warn_user
 
@@ -174,29 +174,15 @@ def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
     Returns:
         None where the activations go anywhere else, or through anything else first.
     """
-    layer = get_gradient_edge(activations)
-    readers: dict[tuple[Node, int], list[Node]] = {}
-    for node in walk([scores.grad_fn], stop=[layer.node]):
-        for following, position in node.next_functions:
-            if following is not None:
-                readers.setdefault((following, position), []).append(node)
-    edge = (layer.node, layer.output_nr)
-    while True:
-        nodes = readers.get(edge, [])
-        if len(nodes) != 1:
-            return None
-        (node,) = nodes
-        if node.name() == "CloneBackward0":  # the hook hands a clone on
-            edge = (node, 0)
-            continue
-        if node.name() != "MeanBackward1":
-            return None
-        averaged = {_axis(axis, activations.dim()) for axis in node._saved_dim}  # type: ignore[attr-defined]
-        kept = set(range(1, activations.dim())) - averaged
-        if 0 in averaged or len(kept) != 1:
-            return None
-        places = math.prod(activations.shape[axis] for axis in averaged)
-        return PooledEdge(GradientEdge(node, 0), places, *kept)
+    node = sole_reader(scores, activations)
+    averaged = None if node is None else averaged_axes(node, activations.dim())
+    if node is None or averaged is None:
+        return None
+    kept = set(range(1, activations.dim())) - averaged
+    if 0 in averaged or len(kept) != 1:
+        return None
+    places = math.prod(activations.shape[axis] for axis in averaged)
+    return PooledEdge(GradientEdge(node, 0), places, *kept)
 
 
 def _keeps_channels(pooled: PooledEdge, activations: Tensor, maker: CamOf) -> bool:
@@ -208,11 +194,6 @@ def _keeps_channels(pooled: PooledEdge, activations: Tensor, maker: CamOf) -> bo
     if found.shape[1] != channels:
         return False
     return torch.equal(found, numbers.reshape(-1, *[1] * (found.dim() - 2)).expand(found.shape))
-
-
-def _axis(axis: int, dims: int) -> int:
-    """An axis as the graph saved it: negative ones come back as unsigned 64-bit numbers."""
-    return axis % dims if axis < 2**63 else (axis - 2**64) % dims
 
 
 def _pooled_cams(

@@ -155,7 +155,7 @@ class _WeightedChannels(torch.autograd.Function):
         return _over_channels(weights, activations)
 
     @staticmethod
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None]:
         weights, activations = ctx.saved_tensors
         of_weights = of_activations = None
         if ctx.needs_input_grad[0]:
@@ -171,15 +171,27 @@ def _over_channels(weights: Tensor, activations: Tensor) -> Tensor:
     return sums.reshape(activations.shape[0], 1, *activations.shape[2:])
 
 
-def _is_trained(activations: Tensor, gradients: Tensor) -> bool:
-    """Whether the cam is to be differentiated, step by step, where a matrix product is as exact as a sum of products."""
-    return (
-        gradients.requires_grad
+def weighted_channels(weights: Tensor, activations: Tensor) -> Tensor:
+    """Σ_k w_k A_k.
+
+    Args:
+        weights: (N, C, 1, …), float32 or float64.
+        activations: (N, C, *spatial).
+
+    Returns:
+        (N, 1, *spatial), float32 (float64 stays).
+    """
+    activations = full_precision(activations)
+    # A matrix product only where it is to be differentiated, step by step, and is as exact as a sum of products.
+    if (
+        not torch.compiler.is_compiling()
+        and weights.requires_grad
         and activations.dim() > 2
-        and activations.shape == gradients.shape
-        and not torch.compiler.is_compiling()
-        and exact_matmul_dtype(full_precision(activations)) == full_precision(activations).dtype
-    )
+        and exact_matmul_dtype(activations) == activations.dtype
+    ):
+        summed: Tensor = _WeightedChannels.apply(weights, activations)
+        return summed
+    return (weights * activations).sum(dim=1, keepdim=True)
 
 
 @CAM_METHODS.register("grad_cam")
@@ -207,10 +219,9 @@ def grad_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True
         >>> grad_cam(activations, gradients)
         tensor([[[[-0.5000,  0.0000]]]])
     """
-    if channel_sum and _is_trained(activations, gradients):
+    if channel_sum and gradients.requires_grad and activations.shape == gradients.shape:
         with no_autocast(activations):
-            weighted: Tensor = _WeightedChannels.apply(channel_weights(gradients), full_precision(activations))
-            return weighted
+            return weighted_channels(channel_weights(gradients), activations)
     return summed_shares("grad_cam", lambda a, g: channel_weights(g) * a, activations, gradients, channel_sum)
 
 

@@ -52,7 +52,7 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     every norm is at least 1. Where a map is all zero the similarity is 0, with a zero gradient.
     """
     one, other = _scaled(first), _scaled(second)
-    norms = torch.linalg.vector_norm(one.rows, dim=1) * torch.linalg.vector_norm(other.rows, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(one.rows, dim=1) * torch.linalg.vector_norm(other.rows, dim=1)
     zero = (one.zero | other.zero).squeeze(1)
     products = (one.rows * other.rows).sum(1)
     return products.masked_fill(zero, 0) / norms.masked_fill(zero, 1)
@@ -82,7 +82,7 @@ def _scaled(maps: Tensor) -> _Scaled:
 def unit(maps: Tensor) -> Tensor:
     """Divide each map by its Euclidean norm: (N, …) -> (N, …); an all-zero map stays zero, with a zero gradient."""
     rows, zero = _scaled(maps)
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return (rows.masked_fill(zero, 0) / norms.masked_fill(zero, 1)).reshape(maps.shape)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution.warn import warn_user
-from ..functional import Score, ValueChecks
+from ..functional import ValueChecks
 from ..losses import CamLoss
 from .schedules import AutoWeight, Weight
 from .terms import GivenWeight, Term, finite_weight, named_terms
@@ -252,6 +252,6 @@ class CamObjective(nn.Module):
                 loss.dead_fraction, loss.training = before[name]
 
 
-def scores_key(method: object, score: Score) -> tuple[object, object]:
-    """What tells the cams of one loss from those of another."""
-    return tuple(choice if isinstance(choice, str) else id(choice) for choice in (method, score))  # type: ignore[return-value]
+def identity(choice: object) -> object:
+    """What tells one weighting, or one kind of score, from another."""
+    return choice if isinstance(choice, str) else id(choice)

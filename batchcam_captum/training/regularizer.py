@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from ..attribution import BatchGradCam
 from ..attribution.engine import Recording, own_run
@@ -16,14 +17,16 @@ from ..attribution.output import pick_output
 from ..attribution.recorder import shape_of_input
 from ..attribution.second_order import training_error, unsupported_operator
 from ..attribution.state import recordable
-from ..functional import activation_gradients, select_scores
+from ..functional.gradients import take_gradients
 from ..losses import CamLoss
+from .cams import ForwardCams
 from .norms import gradient_norm
-from .objective import Batch, CamObjective, CamsOf, GradientNorm, scores_key
+from .objective import Batch, CamObjective, CamsOf, GradientNorm
 from .recompute import Recomputation, reentrant_error
 from .schedules import AutoWeight
+from .sharding import kept_unsharded
 from .terms import GivenWeight, Term
-from .watch import ForwardWatch, WatchedForward, own_scores
+from .watch import ForwardWatch, WatchedForward, own_scores, unwrapped
 
 
 class CamRegularizer(CamObjective):
@@ -171,7 +174,7 @@ class CamRegularizer(CamObjective):
             inputs = tuple(map(recordable, images if isinstance(images, tuple) else (images,)))
             extra = tuple(map(recordable, additional_forward_args))
             with own_run(
-                self.grad_cam.forward_func,
+                unwrapped(self.grad_cam.forward_func),  # whose forward would wait for the other ranks
                 self.grad_cam.layers,
                 inputs,
                 extra,
@@ -181,9 +184,9 @@ class CamRegularizer(CamObjective):
                 scores = pick_output(output, self.grad_cam.output)
                 activations = [recorder.tensors[next(iter(recorder.tensors))][0] for recorder in recorders]
                 self._check_scores(scores, activations, active)
-                forward = WatchedForward(activations, output, shape_of_input(inputs))
+                forward = WatchedForward(activations, output, shape_of_input(inputs), hooked=True)
                 batch = Batch(recordable(labels), inputs[0], recordable(masks))
-                cams_of = self._cams_of(scores, forward, batch.labels, create_graph=False)
+                cams_of = self._cams_of(active, scores, forward, batch.labels, create_graph=False)
                 _, values = self._weighted(active, cams_of, batch, zero=torch.zeros((), device=scores.device))
         return values
 
@@ -207,78 +210,65 @@ class CamRegularizer(CamObjective):
         norm = None
         if any(isinstance(self.weights[name], AutoWeight) for name in active):
             norm = self._looked_after(gradient_norm(task_loss, scores, own, forward.activations))
-        cams_of = self._cams_of(own, forward, batch.labels, create_graph=True)
+        cams_of = self._cams_of(active, own, forward, batch.labels, create_graph=True)
         total, values = self._weighted(active, cams_of, batch, zero=zero, norm=norm)
         self._recomputation.for_backward(total)
         return total, values
 
     def _looked_after(self, norm: GradientNorm) -> GradientNorm:
         def looked_after(term: Tensor | None) -> Tensor:
-            with self._recomputation.for_cams():
+            with self._for_cams():
                 return norm(term)
 
         return looked_after
 
-    def _gradients(
-        self, selected: Tensor, activations: Sequence[Tensor], *, create_graph: bool
-    ) -> tuple[Tensor, ...]:
-        try:
-            with self._recomputation.for_cams() if create_graph else nullcontext():
-                # Kept: the task loss, or another term's score, still needs the graph.
-                return activation_gradients(
-                    selected, activations, create_graph=create_graph, retain_graph=True
-                )
-        except RuntimeError as error:
-            reentrant = reentrant_error(error, selected, activations)
-            if reentrant is None:
-                raise
-            raise reentrant from error
+    @contextmanager
+    def _for_cams(self) -> Iterator[None]:
+        """Around a gradient in the middle of the step."""
+        with self._recomputation.for_cams(), kept_unsharded(self.grad_cam.forward_func):
+            yield
 
     def _cams_of(
-        self, scores: Tensor, forward: WatchedForward, labels: Tensor, *, create_graph: bool
+        self,
+        active: dict[str, CamLoss],
+        scores: Tensor,
+        forward: WatchedForward,
+        labels: Tensor,
+        *,
+        create_graph: bool,
     ) -> CamsOf:
-        """The cams for a loss; one gradient for all losses with the same score."""
-        gradients: dict[object, tuple[Tensor, ...]] = {}
-        cams: dict[object, list[Tensor]] = {}
+        def take(selected: Tensor, ends: Sequence[Tensor | GradientEdge]) -> tuple[Tensor, ...]:
+            try:
+                with self._for_cams() if create_graph else nullcontext():
+                    gradients = take_gradients(
+                        selected,
+                        (selected,),
+                        ends,
+                        grad_outputs=(torch.ones_like(selected),),
+                        create_graph=create_graph,
+                        retain_graph=True,  # the task loss, or another term's score, still needs the graph
+                    )
+            except RuntimeError as error:
+                reentrant = reentrant_error(error, selected, forward.activations)
+                if reentrant is None:
+                    raise
+                raise reentrant from error
+            if create_graph and not self._second_order_works:  # once: it walks the graph
+                self._check_second_order(gradients, selected, forward.activations)
+                self._second_order_works = True
+            return gradients
 
-        def cams_of(loss: CamLoss) -> list[Tensor]:
-            method = loss.method or self.grad_cam.method
-            of_scores = []
-            for score in loss.scores:
-                key = scores_key(method, score)
-                if key not in cams:
-                    if key[1] not in gradients:
-                        selected = select_scores(scores, labels, score)
-                        gradients[key[1]] = self._gradients(
-                            selected, forward.activations, create_graph=create_graph
-                        )
-                        if create_graph:
-                            self._check_second_order(gradients[key[1]], selected, forward.activations)
-                    cams[key] = [
-                        self.grad_cam.cam_of(
-                            activations, position=position, method=method, input_shape=forward.input_shape
-                        )(gradient)
-                        for position, (activations, gradient) in enumerate(
-                            zip(forward.activations, gradients[key[1]], strict=True)
-                        )
-                    ]
-                of_scores.append(cams[key])
-            if len(of_scores) == 1:
-                return of_scores[0]
-            return [torch.cat(of_layer, 1) for of_layer in zip(*of_scores, strict=True)]
-
-        return cams_of
+        return ForwardCams(
+            self.grad_cam, forward, scores, labels, active.values(), take, shortcuts=create_graph
+        )
 
     def _check_second_order(
         self, gradients: Sequence[Tensor], selected: Tensor, activations: Sequence[Tensor]
     ) -> None:
-        if self._second_order_works:  # once: it walks the graph
-            return
         for layer, gradient in zip(self.grad_cam.layers, gradients, strict=True):
             operator = unsupported_operator([gradient], selected, activations)
             if operator is not None:
                 raise training_error(operator, type(layer).__name__)
-        self._second_order_works = True
 
     def _check_scores(
         self, scores: Tensor, activations: Sequence[Tensor], active: dict[str, CamLoss]

@@ -14,7 +14,7 @@ from ..attribution.survey import survey
 from ..functional import CamMethod, Score, apply_method, get_method
 from ..functional.head import several_head_gradients
 from ..losses import CamLoss
-from .objective import Batch, CamObjective, CamsOf, scores_key
+from .objective import Batch, CamObjective, CamsOf, identity
 from .schedules import AutoWeight
 from .terms import GivenWeight, Term
 
@@ -208,7 +208,7 @@ class SplitRegularizer(CamObjective):
             method = loss.method or self.method
             of_scores = []
             for score in loss.scores:
-                key = scores_key(method, score)
+                key = (identity(method), identity(score))
                 if key not in cams:
                     cams[key] = apply_method(method, reshape(activations), reshape(gradients[str(score)]))
                 of_scores.append(cams[key])

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -28,9 +28,9 @@ class WatchedForward(NamedTuple):
 
     activations: list[Tensor]  #: one for each layer, graph attached
     output: Any  #: what the model itself returned, inside of any wrapper; None outside of a process group
-    input_shape: (
-        tuple[int, ...] | None
-    )  #: of the model's first input that has places, where it was looked for
+    #: Of the model's first input that has places, where it was looked for.
+    input_shape: tuple[int, ...] | None
+    hooked: bool = False  #: whether somebody's hook waits for the gradient of the activations
 
 
 class ForwardWatch:
@@ -44,6 +44,7 @@ class ForwardWatch:
         self._grad_cam = grad_cam
         self._recorders: list[LayerRecorder] | None = None
         self._aliases: dict[int, tuple[Tensor, Tensor]] = {}
+        self._hooked = False
         self._attention = MathAttention()
         self._input = InputShape()
         self._output: list[Any] = []
@@ -88,6 +89,7 @@ class ForwardWatch:
         """Take all hooks away. What was seen stays, unless the forward raised."""
         self._attention.stop()
         self._input.detach()
+        self._hooked = any(tensor._backward_hooks for pair in self._aliases.values() for tensor in pair)
         self._aliases.clear()
         if self._handle is not None:
             self._handle.remove()
@@ -124,6 +126,7 @@ class ForwardWatch:
             [self._activations(recorder) for recorder in self._recorders],
             self._output[0] if self._output else None,
             self._input.shape,
+            self._hooked,
         )
 
     def _activations(self, recorder: LayerRecorder) -> Tensor:
@@ -168,8 +171,8 @@ class ForwardWatch:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of DistributedDataParallel or DataParallel; itself otherwise."""
-    return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
+    """The model inside of DistributedDataParallel, whose forward other ranks wait for; itself otherwise."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def own_scores(scores: Tensor, forward: WatchedForward) -> Tensor:
@@ -191,11 +194,12 @@ def own_scores(scores: Tensor, forward: WatchedForward) -> Tensor:
     if node is None:
         return scores
     if node.name() == _SINK:
-        edge = node.next_functions[scores.output_nr]
-        for leaf in tree_leaves(forward.output):
-            own = edge_of(leaf) if isinstance(leaf, Tensor) else None
-            if own is not None and (own.node, own.output_nr) == edge:
-                return leaf  # type: ignore[no-any-return]
+        # It takes all leaves of the output and returns as many, but has edges to those that are tensors only.
+        leaves = tree_leaves(forward.output)
+        leaf = leaves[scores.output_nr] if scores.output_nr < len(leaves) else None
+        own = edge_of(leaf) if isinstance(leaf, Tensor) else None
+        if own is not None and (own.node, own.output_nr) in node.next_functions:
+            return leaf  # type: ignore[no-any-return]
     ends = [end for end in map(node_of, forward.activations) if end is not None]
     if any(each.name() == _SINK for each in walk([node], stop=ends)):
         raise RuntimeError(

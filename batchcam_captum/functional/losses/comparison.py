@@ -256,6 +256,9 @@ def grouped(belongs: ClassWeights, prototypes: Tensor) -> Groups:
 
 def revived(values: Tensor, cams: Tensor, prototypes: Tensor, dead: Tensor) -> Tensor:
     """The values (N,), with 1 − cosine(C, P) in the place of those of dead cams, P the nearest of (N, P, …)."""
+    # Where it can be known without waiting for a device; the costs of all cams would be computed for nothing.
+    if dead.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(dead.any()):
+        return values
     signed = resize(full_precision(cams), prototypes.shape[2:])
     return torch.where(dead, nearest(cosine_distance, signed, prototypes), values)
 

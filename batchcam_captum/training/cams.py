@@ -1,0 +1,111 @@
+"""The cams of one training forward, for losses that look at it in different ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ..attribution import BatchGradCam
+from ..attribution.pooling import channel_weights_behind, keeps_sums, sole_reader
+from ..functional import CamMethod, Score, get_method, no_autocast, select_scores
+from ..functional.cam import grad_cam as grad_cam_method
+from ..functional.cam import weighted_channels
+from ..losses import CamLoss
+from .objective import identity
+from .watch import WatchedForward
+
+#: ∂(Σ selected)/∂ of each of the ends, which are activations or what is behind them.
+TakeGradients = Callable[[Tensor, Sequence[Tensor | GradientEdge]], Sequence[Tensor]]
+
+
+class ForwardCams:
+    """Makes the cams that a loss asks for: one gradient a score, whatever weightings it is used in.
+
+    Where Grad-CAM's channel weights are all that is asked for, and a pooling over the places is all that reads the layer, the
+    gradient is taken behind the pooling: its sums over the places are the same, and neither it nor what a loss sends back through
+    it is ever as large as the activations.
+
+    Args:
+        grad_cam: the model and its layers.
+        forward: what was seen of it.
+        scores: (N, K) of that forward.
+        labels: (N,) or (N, K).
+        losses: all that will ask.
+        take: takes gradients.
+        shortcuts: whether gradients may be taken behind a pooling.
+    """
+
+    def __init__(
+        self,
+        grad_cam: BatchGradCam,
+        forward: WatchedForward,
+        scores: Tensor,
+        labels: Tensor,
+        losses: Collection[CamLoss],
+        take: TakeGradients,
+        *,
+        shortcuts: bool,
+    ) -> None:
+        self._grad_cam, self._forward, self._scores, self._labels = grad_cam, forward, scores, labels
+        self._take = take
+        self._shortcuts = shortcuts and grad_cam.reshape is None and not forward.hooked
+        self._weights_suffice: dict[object, bool] = {}
+        for loss in losses:
+            for score in loss.scores:
+                only = get_method(self._method(loss)) is grad_cam_method
+                key = identity(score)
+                self._weights_suffice[key] = only and self._weights_suffice.get(key, True)
+        self._gradients: dict[object, list[_LayerGradients]] = {}
+        self._cams: dict[object, list[Tensor]] = {}
+
+    def __call__(self, loss: CamLoss) -> list[Tensor]:
+        """The cams of each layer, (N, S, *spatial), one channel for each of the loss's scores."""
+        of_scores = [self._of(loss, score) for score in loss.scores]
+        if len(of_scores) == 1:
+            return of_scores[0]
+        return [torch.cat(of_layer, 1) for of_layer in zip(*of_scores, strict=True)]
+
+    def _method(self, loss: CamLoss) -> str | CamMethod:
+        return loss.method or self._grad_cam.method
+
+    def _of(self, loss: CamLoss, score: Score) -> list[Tensor]:
+        method = self._method(loss)
+        key = identity(method), identity(score)
+        if key not in self._cams:
+            if key[1] not in self._gradients:
+                self._gradients[key[1]] = self._gradients_of(score)
+            self._cams[key] = [
+                self._cam(position, gradients, method)
+                for position, gradients in enumerate(self._gradients[key[1]])
+            ]
+        return self._cams[key]
+
+    def _gradients_of(self, score: Score) -> list[_LayerGradients]:
+        selected = select_scores(self._scores, self._labels, score)
+        behind = self._shortcuts and self._weights_suffice[identity(score)]
+        ends: list[Tensor | GradientEdge] = []
+        for activations in self._forward.activations:
+            reader = sole_reader(selected, activations) if behind else None
+            shorter = reader is not None and keeps_sums(reader, activations.dim())
+            ends.append(GradientEdge(reader, 0) if reader is not None and shorter else activations)
+        taken = zip(self._take(selected, ends), ends, strict=True)
+        return [_LayerGradients(gradients, isinstance(end, GradientEdge)) for gradients, end in taken]
+
+    def _cam(self, position: int, gradients: _LayerGradients, method: str | CamMethod) -> Tensor:
+        activations = self._forward.activations[position]
+        if gradients.are_behind:
+            with no_autocast(activations):
+                return weighted_channels(channel_weights_behind(gradients.tensor, activations), activations)
+        cam_of = self._grad_cam.cam_of(
+            activations, position=position, method=method, input_shape=self._forward.input_shape
+        )
+        return cam_of(gradients.tensor)
+
+
+class _LayerGradients(NamedTuple):
+    tensor: Tensor
+    are_behind: bool  #: a pooling, and so of its output's size
