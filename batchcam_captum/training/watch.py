@@ -195,11 +195,10 @@ def own_scores(scores: Tensor, forward: WatchedForward) -> Tensor:
         return scores
     if node.name() == _SINK:
         # It takes all leaves of the output and returns as many, but has edges to those that are tensors only.
-        leaves = tree_leaves(forward.output)
-        leaf = leaves[scores.output_nr] if scores.output_nr < len(leaves) else None
-        own = edge_of(leaf) if isinstance(leaf, Tensor) else None
-        if own is not None and (own.node, own.output_nr) in node.next_functions:
-            return leaf  # type: ignore[no-any-return]
+        for leaf in tree_leaves(forward.output)[scores.output_nr :][:1]:
+            own = edge_of(leaf) if isinstance(leaf, Tensor) else None
+            if own is not None and (own.node, own.output_nr) in node.next_functions:
+                return leaf  # type: ignore[no-any-return]
     ends = [end for end in map(node_of, forward.activations) if end is not None]
     if any(each.name() == _SINK for each in walk([node], stop=ends)):
         raise RuntimeError(

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from datetime import timedelta
 from itertools import product
@@ -22,7 +23,7 @@ import torch.distributed as dist
 WORLD = 2
 ROOT = Path(__file__).parents[2]
 #: Seconds for one message, and for all checks of a module.
-PATIENCE, LIMIT = 60, 400
+PATIENCE, LIMIT = 30, 240
 
 
 class Checks(dict):
@@ -48,19 +49,24 @@ def run_checks(folder, module):
         subprocess.Popen([*command, str(rank), str(folder), module], cwd=ROOT, env=environment)
         for rank in range(WORLD)
     ]
-    try:
-        for process in ranks:
-            process.wait(LIMIT)
-    finally:
-        for process in ranks:
-            process.kill()
-    found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD)]
-    names = importlib.import_module(module).CHECKS
+    until = time.monotonic() + LIMIT
+    while any(process.poll() is None for process in ranks) and time.monotonic() < until:
+        if any(process.poll() for process in ranks):  # it crashed: what the other one waits for will not come
+            break
+        time.sleep(0.05)
+    for process in ranks:
+        process.kill()
+        process.wait()
+    files = [Path(folder) / f"{rank}.json" for rank in range(WORLD)]
+    found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+    codes = [process.returncode for process in ranks]
     return {
         name: "\n".join(
-            f"rank {rank}: {of[name]}" for rank, of in enumerate(found) if of.get(name, "not run")
+            f"rank {rank}, exit code {codes[rank]}: {of[name]}"
+            for rank, of in enumerate(found)
+            if of.setdefault(name, "crashed, hung, or not run")
         )
-        for name in names
+        for name in importlib.import_module(module).CHECKS
     }
 
 
