@@ -210,3 +210,13 @@ def test_progress_bar(progress, capsys):
     images, labels = data()
     ClusterPrototypes.from_loader(loader_of(images, labels), K, progress=progress, iterations=1)
     assert ("prototypes: means" in capsys.readouterr().err) is progress
+
+
+def test_centre_without_images_stays_and_becomes_the_fullest_in_the_end():
+    images = torch.tensor([0.0, 0.1, 0.2, 10.0, 10.1]).reshape(-1, 1, 1, 1).expand(5, 1, 4, 4)
+    start = torch.tensor([10.0, 8.0, 99.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
+    prototypes = ClusterPrototypes.from_loader(
+        [(images, torch.zeros(5, dtype=torch.long))], 1, per_class=3, start=start, progress=False
+    )
+    assert prototypes.counts.tolist() == [[2, 3, 0]]
+    assert_close(prototypes.means[0, :, 0, 0], torch.tensor([10.05, 0.1, 0.1]))

@@ -138,3 +138,13 @@ def test_file_keeps_the_rule_and_is_not_one_of_class_prototypes(tmp_path):
     ClassPrototypes.from_maps(torch.rand(K, 1, 6, 6)).save(tmp_path / "class.pt")
     with pytest.raises(ValueError, match=r"written by ForegroundPrototypes\.save"):
         ForegroundPrototypes.load(tmp_path / "class.pt")
+
+
+def test_pixel_has_to_be_above_the_limit_and_the_share_too():
+    images = torch.zeros(4, 1, 1, 4)
+    images[:, 0, 0, 0] = 0.5
+    images[:2, 0, 0, 2] = 0.75
+    images[:3, 0, 0, 3] = 0.75
+    prototypes = ForegroundPrototypes(1, lit=0.5, share=0.5, dilate=0)
+    prototypes.update(images, torch.zeros(4, dtype=torch.long))
+    assert prototypes.foregrounds().flatten().tolist() == [False, False, False, True]

@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss, RunningPrototypes
+from batchcam_captum import (
+    BatchCamLoss,
+    BatchGradCam,
+    CamRegularizer,
+    PrototypeLoss,
+    RunningPrototypes,
+    split_model,
+)
+from batchcam_captum.training import SplitRegularizer
 from tests import reference, reference_prototypes
 from tests.training.models import Net
 
@@ -246,3 +254,30 @@ def test_resumed_run_continues_bit_for_bit(loss):
         part.load_state_dict(state)
     run(forgot, range(3, 6))
     assert not torch.equal(forgot[0].head[-1].weight, straight[0].head[-1].weight)
+
+
+@pytest.mark.parametrize("size", [None, (6, 6)], ids=["size of the first cams", "size given"])
+def test_compiled_whole_they_learn_as_eagerly(size):
+    def trained_step(compiled):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 8, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, K)
+        )
+        prototypes = RunningPrototypes(K, 0.5, size=size)
+        regularizer = SplitRegularizer(split_model(model, "1"), PrototypeLoss(prototypes))
+
+        def objective(images, labels):
+            scores, loss = regularizer(images, labels)
+            return F.cross_entropy(scores, labels) + loss
+
+        step = torch.compile(objective, fullgraph=True, backend="aot_eager") if compiled else objective
+        for number in range(3):
+            torch.manual_seed(number)
+            step(torch.rand(8, 1, 8, 8), torch.arange(8) % (K - 1)).backward()
+        return prototypes, model[0].weight.grad
+
+    (eager, gradient), (whole, whole_gradient) = trained_step(False), trained_step(True)
+    assert_close(whole.means, eager.means, rtol=1e-5, atol=1e-6)
+    assert torch.equal(whole.counts, eager.counts)
+    assert eager.unseen == [K - 1]
+    assert_close(whole_gradient, gradient, rtol=1e-4, atol=1e-6)
