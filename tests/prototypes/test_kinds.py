@@ -18,7 +18,8 @@ from batchcam_captum import (
     PrototypeLoss,
     functional,
 )
-from batchcam_captum.prototypes import Prototypes
+from batchcam_captum.functional import ValueChecks
+from batchcam_captum.prototypes import Prototypes, boxes_to_masks
 from tests.prototypes.kinds import FRESH, MAKERS, STORED, K
 
 LABELS = torch.tensor([0, 1, 1, 3, -100, 2])
@@ -89,6 +90,21 @@ def test_gradient_reaches_the_head_through_a_regularizer(kind, loss):
         scores = model(images)
     regularizer(scores, labels, masks=masks).backward()
     assert all(p.grad.abs().max() > 1e-9 for p in model[2].parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", MAKERS)
+def test_training_reads_no_value_on_the_host(kind, loss, labels):
+    """On tensors that have no values, any such read raises; a GPU would be waited for."""
+    prototypes = FRESH[kind]() if kind == "running" else MAKERS[kind]()
+    module = LOSSES[loss][0](prototypes).to("meta")
+    cams = torch.randn(6, 1, 5, 6, device="meta", requires_grad=True)
+    masks = boxes_to_masks(torch.rand(6, 4, device="meta"), (10, 12), checks=ValueChecks())
+    weights = torch.rand(6, device="meta")
+    for _ in range(2):
+        module(cams, labels_of(labels).to("meta"), masks=masks, sample_weights=weights).backward()
+    assert cams.grad.is_meta
 
 
 @pytest.mark.parametrize("loss", LOSSES)
