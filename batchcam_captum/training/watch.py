@@ -133,10 +133,15 @@ class ForwardWatch:
         name = type(recorder.layer).__name__
         if not recorder.tensors:
             self._complain(name, recorder.layer)
-        if len(recorder.tensors) > 1 or not recorder.is_single:
+        if len(recorder.tensors) > 1:
             raise RuntimeError(
-                f"{name}: expected a single tensor of activations on one device, got several; choose a layer with one output, "
-                f"and DistributedDataParallel instead of DataParallel"
+                f"{name}: expected a single tensor of activations on one device, got one on each of "
+                f"{', '.join(map(str, recorder.tensors))}: DataParallel runs a copy of the layer on every device, while the loss "
+                f"and its gradient are taken in one place; train with DistributedDataParallel instead of DataParallel"
+            )
+        if not recorder.is_single:
+            raise RuntimeError(
+                f"{name}: expected a single tensor of activations on one device, got several; choose a layer with one output"
             )
         ((activations,),) = recorder.tensors.values()
         return activations
