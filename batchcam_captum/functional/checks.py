@@ -20,6 +20,8 @@ class ValueChecks:
 
     def __init__(self, *, synchronize: bool = False) -> None:
         self.synchronize = synchronize
+        #: Where a list is put here, what is looked at in a compiled step goes into it; otherwise nothing is looked at there.
+        self.outcomes: list[Tensor] | None = None
         self._failed: dict[str, Tensor] = {}
 
     def require(self, holds: Tensor, message: str, detail: Callable[[], str] | None = None) -> None:
@@ -33,9 +35,11 @@ class ValueChecks:
         Raises:
             ValueError: an element is false, and the values can be read at once.
         """
-        if torch.compiler.is_compiling():
-            return
         all_hold = holds.detach().all()
+        if torch.compiler.is_compiling():
+            if self.outcomes is not None:
+                self.outcomes.append(all_hold)
+            return
         if self.synchronize or all_hold.device.type == "cpu":
             if not bool(all_hold):
                 raise ValueError(message if detail is None else f"{message} ({detail()})")

@@ -58,9 +58,10 @@ class ClassSumsMemory(nn.Module):
             self.rest = sums.new_zeros(self.length, sums.shape[0], 3)
             self.num_calls = self.num_calls.to(sums.device)
         oldest = (self.num_calls % self.length).reshape(1)
-        self.maps.index_copy_(0, oldest, sums[:, :-3].reshape(1, -1, 1, *size).to(self.maps))
-        self.rest.index_copy_(0, oldest, sums[:, -3:].unsqueeze(0).to(self.rest))
-        self.num_calls.add_(1)
+        # Not in place: the backward of a compiled step may look at them again, and would see those of the next call.
+        self.maps = self.maps.index_copy(0, oldest, sums[:, :-3].reshape(1, -1, 1, *size).to(self.maps))
+        self.rest = self.rest.index_copy(0, oldest, sums[:, -3:].unsqueeze(0).to(self.rest))
+        self.num_calls = self.num_calls + 1
 
     def reset(self) -> None:
         """Forget all calls, and their size."""

@@ -19,6 +19,9 @@ from .terms import GivenWeight, Term, finite_weight, named_terms
 _CALLS_WITHOUT_STEP = 1000
 
 
+NOT_FINITE = "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term"
+
+
 class Batch(NamedTuple):
     """What goes to every loss beside the cams."""
 
@@ -212,6 +215,32 @@ class CamObjective(nn.Module):
             weight.num_calls += 1
         self.current_weights[name] = weight.weight.detach()
         return self.current_weights[name]
+
+    def _check_labels(self, batch: Batch, place: Tensor) -> None:
+        """Look at what could not even be compared with the scores: no tensors, or on another device."""
+        for name in ("labels", "sample_weights"):
+            given = getattr(batch, name)
+            if given is None and name != "labels":
+                continue
+            if not isinstance(given, Tensor):
+                raise TypeError(
+                    f"{name}: expected a tensor, got {type(given).__name__}; pass torch.as_tensor({name})"
+                )
+            if given.device != place.device:
+                raise ValueError(
+                    f"{name}: expected a tensor on {place.device}, where the scores are, got one on {given.device}; pass "
+                    f"{name}.to(scores.device)"
+                )
+
+    def _check_values(self, scores: Tensor, active: dict[str, CamLoss]) -> None:
+        """Look at the scores: as many as there are prototypes, and finite."""
+        for name, loss in active.items():
+            if scores.dim() == 2 and loss.num_classes not in (None, scores.shape[1]):
+                raise ValueError(
+                    f"{name}: expected prototypes of {scores.shape[1]} classes, as many as the model has scores, got "
+                    f"{loss.num_classes}; make them with num_classes={scores.shape[1]}"
+                )
+        self.checks.require(torch.isfinite(scores), NOT_FINITE)
 
     def _note_dead(self, values: dict[str, Tensor]) -> None:
         """Warn once where all cams of a batch are dead: at once on the CPU, at :meth:`check` elsewhere."""

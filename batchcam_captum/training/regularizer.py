@@ -205,6 +205,7 @@ class CamRegularizer(CamObjective):
         if not active:
             return zero, {}
         forward = self._watch.seen()
+        self._check_labels(batch, scores)
         self._check_scores(scores, forward.activations, active)
         own = own_scores(scores, forward)
         norm = None
@@ -284,13 +285,4 @@ class CamRegularizer(CamObjective):
                 "scores: expected scores with a graph, got scores without one; run the model outside torch.no_grad() and do not "
                 "detach; for validation call evaluate(images, labels)"
             )
-        for name, loss in active.items():
-            if scores.dim() == 2 and loss.num_classes not in (None, scores.shape[1]):
-                raise ValueError(
-                    f"{name}: expected prototypes of {scores.shape[1]} classes, as many as the model has scores, got "
-                    f"{loss.num_classes}; make them with num_classes={scores.shape[1]}"
-                )
-        self.checks.require(
-            torch.isfinite(scores),
-            "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term",
-        )
+        self._check_values(scores, active)

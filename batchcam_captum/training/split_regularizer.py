@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..attribution.survey import survey
 from ..functional import CamMethod, Score, apply_method, get_method
 from ..functional.head import several_head_gradients
 from ..losses import CamLoss
-from .objective import Batch, CamObjective, CamsOf, identity
+from .objective import NOT_FINITE, Batch, CamObjective, CamsOf, identity
 from .schedules import AutoWeight
 from .terms import GivenWeight, Term
 
@@ -43,7 +44,11 @@ class SplitRegularizer(CamObjective):
         objective(images, labels).backward()
 
     Losses, weights, schedules, :attr:`values` and the state are those of :class:`CamRegularizer`; λ lies in a buffer, so a
-    schedule compiles nothing anew, unless it goes to 0 or comes back from it. While compiled, values are not checked.
+    schedule compiles nothing anew, unless it goes to 0 or comes back from it. Move the regularizer to the model's device. What a
+    compiled step finds wrong with values, on any device, raises at :meth:`check`.
+
+    Under DistributedDataParallel wrap a module whose ``forward`` is the objective above, and which has the model as a submodule:
+    a trunk and a head that are called on their own are not synchronised.
 
     Args:
         split: trunk and head, from :func:`~batchcam_captum.split_model` or two callables of your own. They are not registered as
@@ -74,6 +79,8 @@ class SplitRegularizer(CamObjective):
 
     #: (T,) λ of each term at the present step, in the terms' order.
     weights_now: Tensor
+    #: (1 + T,) whether a compiled step since the last check found something wrong with the scores, and with each term's values.
+    failed_now: Tensor
 
     def __init__(
         self,
@@ -100,6 +107,9 @@ class SplitRegularizer(CamObjective):
         self.method = get_method(method)
         self.reshape = reshape
         self.register_buffer("weights_now", torch.zeros(len(self.terms)), persistent=False)
+        self.register_buffer(
+            "failed_now", torch.zeros(1 + len(self.terms), dtype=torch.bool), persistent=False
+        )
         self._active_now: tuple[str, ...] = ()
         self._take_weights()
 
@@ -137,6 +147,11 @@ class SplitRegularizer(CamObjective):
             TypeError: see :func:`~batchcam_captum.functional.head_cams`.
             RuntimeError: see :func:`~batchcam_captum.functional.head_cams`.
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "SplitRegularizer: expected a training step that records a graph, got one under torch.no_grad(); leave that, or "
+                "for validation call evaluate(images, labels)"
+            )
         compiling = torch.compiler.is_compiling()
         if not compiling:
             self._note_call()
@@ -160,10 +175,13 @@ class SplitRegularizer(CamObjective):
             ValueError: see :meth:`forward`.
             TypeError: see :meth:`forward`.
         """
-        parts = nn.ModuleList([part for part in self._parts if isinstance(part, nn.Module)])
+        modules = [part for part in self._parts if isinstance(part, nn.Module)]
+        # A function may run modules that cannot be seen: as a layer that is not found it asks for care.
+        unseen = [nn.Identity()] * (len(self._parts) - len(modules))
+        parts = nn.ModuleList(modules)
         with torch.inference_mode(False), torch.no_grad(), self._left_alone():
             images, labels, masks = recordable(images), recordable(labels), recordable(masks)
-            with state_kept(survey(parts), (), [images]):
+            with state_kept(survey(parts), unseen, [images]):
                 _, values = self._run(images, Batch(labels, images, masks))
         return values
 
@@ -172,15 +190,45 @@ class SplitRegularizer(CamObjective):
         super().step()
         self._take_weights()
 
+    def check(self) -> None:
+        """See :meth:`CamRegularizer.check`; for compiled steps as well.
+
+        Raises:
+            ValueError: a value did not fit in a batch since the last check.
+
+        Warns:
+            UserWarning: all cams of a batch since then were dead; of compiled steps the last is looked at.
+        """
+        failed = self.failed_now.tolist()
+        self.failed_now.zero_()
+        super().check()
+        wrong = [NOT_FINITE] * failed[0] + [
+            f"{name}: expected labels in range with a prototype each, and values that fit, got others in a compiled step; run "
+            f"the batch without torch.compile to see which"
+            for name, flag in zip(self.terms, failed[1:], strict=True)
+            if flag
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong) + " (in a batch since the last check)")
+        self._note_dead(self.values)
+
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Take :attr:`steps` from a ``state_dict()``."""
         super().set_extra_state(state)
         self._take_weights()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # .half(): the device may change, the precision may not.
+        self.weights_now = self.weights_now.to(torch.float32)
+        self._take_weights()
+        return self
+
     @torch.no_grad()
     def _take_weights(self) -> None:
         self._active_now = tuple(self._active())
-        self.weights_now.copy_(torch.tensor([float(weight) for weight in self.current_weights.values()]))
+        if not self.weights_now.is_meta:
+            self.weights_now.copy_(torch.tensor([float(weight) for weight in self.current_weights.values()]))
 
     def _run(self, images: Tensor, batch: Batch) -> tuple[SplitOutput, dict[str, Tensor]]:
         activations = self.trunk(images)
@@ -188,19 +236,42 @@ class SplitRegularizer(CamObjective):
         if not active:
             scores = self.head(activations)
             return SplitOutput(scores, torch.zeros((), device=scores.device)), {}
+        self._check_labels(batch, activations)
         kinds: list[Score] = []
         for loss in active.values():
-            kinds += [score for score in loss.scores if score not in kinds]
+            kinds += [score for score in loss.scores if identity(score) not in map(identity, kinds)]
         (gradients, scores), update = several_head_gradients(self.head, activations, batch.labels, kinds)
-        cams_of = self._cams_of(activations, dict(zip(map(str, kinds), gradients, strict=True)))
-        total, values = self._weighted(active, cams_of, batch, zero=torch.zeros((), device=scores.device))
+        with self._outcomes_noted(active, scores.device):
+            self._check_values(scores, active)
+            cams_of = self._cams_of(activations, dict(zip(map(identity, kinds), gradients, strict=True)))
+            zero = torch.zeros((), device=scores.device)
+            total, values = self._weighted(active, cams_of, batch, zero=zero)
         update()  # last: a loss may raise
         return SplitOutput(scores, total), values
 
-    def _weight_now(self, name: str, value: Tensor, norm: object) -> Tensor:
-        return self.weights_now[list(self.terms).index(name)].to(value.device)
+    @contextmanager
+    def _outcomes_noted(self, active: dict[str, CamLoss], device: torch.device) -> Iterator[None]:
+        """What is looked at in a compiled step goes into a buffer; without compilation it raises by itself."""
+        if not torch.compiler.is_compiling() or self.failed_now.device != device:
+            yield
+            return
+        looking = [self.checks, *(loss.checks for loss in active.values())]
+        for checks in looking:
+            checks.outcomes = []
+        yield
+        failed = self.failed_now
+        for position, checks in zip(
+            [0, *(1 + list(self.terms).index(name) for name in active)], looking, strict=True
+        ):
+            outcomes, checks.outcomes = checks.outcomes, None
+            if outcomes:
+                failed[position].logical_or_(~torch.stack(outcomes).all())
 
-    def _cams_of(self, activations: Tensor, gradients: dict[str, Tensor]) -> CamsOf:
+    def _weight_now(self, name: str, value: Tensor, norm: object) -> Tensor:
+        # A copy: step() may come before backward(), which needs the weight of this step.
+        return self.weights_now[list(self.terms).index(name)].to(value.device, copy=True)
+
+    def _cams_of(self, activations: Tensor, gradients: dict[object, Tensor]) -> CamsOf:
         reshape = self.reshape or (lambda tensor: tensor)
         cams: dict[object, Tensor] = {}
 
@@ -210,7 +281,7 @@ class SplitRegularizer(CamObjective):
             for score in loss.scores:
                 key = (identity(method), identity(score))
                 if key not in cams:
-                    cams[key] = apply_method(method, reshape(activations), reshape(gradients[str(score)]))
+                    cams[key] = apply_method(method, reshape(activations), reshape(gradients[key[1]]))
                 of_scores.append(cams[key])
             return [of_scores[0] if len(of_scores) == 1 else torch.cat(of_scores, 1)]
 

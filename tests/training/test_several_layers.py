@@ -119,7 +119,7 @@ def test_a_layer_that_does_not_run_is_named_and_the_next_step_works():
     model.add_module("unused", other)
     regularizer = regularizer_of(model, layers=["layer", "unused"])
     with pytest.raises(
-        RuntimeError, match="Softplus: expected one run of the layer inside `with reg.*got none"
+        RuntimeError, match=r"Softplus: expected one run of the layer inside `with reg.*got none"
     ):
         step(regularizer, model, images, labels)
     assert hooks_of(model) == 0
