@@ -19,6 +19,7 @@ from tests.distributed.models import (
     STEPS,
     Net,
     NetWithUnusedPart,
+    PooledNet,
     batch,
     check_same,
     check_term_matters,
@@ -130,9 +131,20 @@ def accumulation(rank, kind, memory):
         assert_close(own.grad, expected.grad, rtol=1e-9, atol=1e-12)
 
 
-@CHECKS.each(reshard=[True, False], made_with=["model", "shards"])
-def fsdp2(rank, reshard, made_with):
-    model = Net()
+@CHECKS.each(kind=KINDS)
+def ddp_pooled(rank, kind):
+    model = PooledNet()
+    ddp = DistributedDataParallel(copy.deepcopy(model), **KINDS[kind])
+    images, labels = batch()
+    train(ddp, regularizer_of(ddp.module, ddp.module.layer), mine(images, rank), mine(labels, rank))
+    trained = in_one_process(model, images, labels)
+    check_same(ddp.module, trained)
+    check_term_matters(model, images, labels, trained)
+
+
+@CHECKS.each(net=[Net, PooledNet], reshard=[True, False], made_with=["model", "shards"])
+def fsdp2(rank, net, reshard, made_with):
+    model = net()
     images, labels = batch()
     sharded = copy.deepcopy(model)
     mesh = dist.init_device_mesh("cpu", (WORLD,))
@@ -141,6 +153,7 @@ def fsdp2(rank, reshard, made_with):
         fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
     train(sharded, regularizer_of(sharded, layer), mine(images, rank), mine(labels, rank))
     trained = in_one_process(model, images, labels)
+    check_term_matters(model, images, labels, trained)
     for own, expected in zip(sharded.parameters(), trained.parameters(), strict=True):
         assert_close(own.full_tensor(), expected.detach(), rtol=1e-9, atol=1e-11)
 

@@ -34,7 +34,9 @@ class Checks(dict):
 
         def register(function):
             for values in product(*cases.values()):
-                name = "-".join([function.__name__, *map(str, values)])
+                name = "-".join(
+                    [function.__name__, *(getattr(value, "__name__", str(value)) for value in values)]
+                )
                 self[name] = (function, dict(zip(cases, values, strict=True)))
             return function
 

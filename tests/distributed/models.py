@@ -35,6 +35,17 @@ class Net(nn.Module):
         return (images.mean(), (scores,)) if self.output == "tuple" else scores
 
 
+class PooledNet(Net):
+    """Global average pooling is all that reads the layer."""
+
+    def __init__(self, output: str = "tensor") -> None:
+        super().__init__(output)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, K)
+        )
+        self.double()
+
+
 class NetWithUnusedPart(Net):
     def __init__(self, output: str = "tensor") -> None:
         super().__init__(output)
@@ -97,4 +108,5 @@ def check_same(model, expected):
 def check_term_matters(model, images, labels, trained):
     """The same training without the term ends elsewhere, or equality would show nothing."""
     plain = in_one_process(model, images, labels, weight=0.0)
-    assert (plain.head[0].weight - trained.head[0].weight).abs().max() > 1e-3
+    name = next(name for name, _ in model.named_parameters() if name.startswith("head"))
+    assert (plain.get_parameter(name) - trained.get_parameter(name)).abs().max() > 1e-3
