@@ -27,7 +27,7 @@ def gradient_norm(
         A function of a term, or of None for the task, that gives the norm as a scalar without a graph.
 
     Raises:
-        ValueError: no ``task_loss``, or one that is no scalar.
+        ValueError: no ``task_loss``, or one that is no scalar or has no graph.
     """
     if task_loss is None:
         raise ValueError(
@@ -38,6 +38,10 @@ def gradient_norm(
         kind = tuple(task_loss.shape) if isinstance(task_loss, Tensor) else type(task_loss).__name__
         raise ValueError(
             f"task_loss: expected a scalar tensor with a graph, got {kind}; reduce it to its mean"
+        )
+    if not task_loss.requires_grad:
+        raise ValueError(
+            "task_loss: expected a scalar tensor with a graph, got one without; pass the loss itself, not detached"
         )
 
     def of_task() -> Sequence[Tensor]:
