@@ -158,6 +158,27 @@ def fsdp2(rank, net, reshard, made_with):
         assert_close(own.full_tensor(), expected.detach(), rtol=1e-9, atol=1e-11)
 
 
+@CHECKS.each(sends=["at the end", "each time"])
+def fsdp2_accumulation(rank, sends):
+    """The cam's own gradient passes FSDP's hooks, and must neither send nor drop what has accumulated."""
+    model = Net()
+    images, labels = batch(16)
+    quarters = list(zip(images.chunk(4), labels.chunk(4), strict=True))
+    sharded = copy.deepcopy(model)
+    mesh = dist.init_device_mesh("cpu", (WORLD,))
+    for part in (sharded.layer, sharded.head, sharded):
+        fully_shard(part, mesh=mesh)
+    regularizer = regularizer_of(sharded, sharded.layer)
+    for turn in range(2):
+        sharded.set_requires_gradient_sync(turn == 1 or sends == "each time")
+        (objective(sharded, regularizer, *quarters[2 * turn + rank]) / 2).backward()
+    reference = regularizer_of(model, model.layer, sync=False)
+    halves = zip(images.chunk(2), labels.chunk(2), strict=True)
+    sum(objective(model, reference, *half) / 2 for half in halves).backward()
+    for own, expected in zip(sharded.parameters(), model.parameters(), strict=True):
+        assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-9, atol=1e-12)
+
+
 @CHECKS.each(kind=["plain", "static_graph", "find_unused_parameters"], sizes=[(5, 3), (8, 0), (0, 8)])
 def ddp_uneven(rank, kind, sizes):
     """The cam term of an uneven batch; a rank without images calls the regularizer all the same."""
