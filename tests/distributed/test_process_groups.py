@@ -8,7 +8,7 @@ import pytest
 
 from tests.distributed.group import run_checks
 
-MODULES = [f"tests.distributed.checks_{what}" for what in ("losses", "prototypes", "training")]
+MODULES = [f"tests.distributed.checks_{what}" for what in ("losses", "prototypes", "split", "training")]
 NAMES = [(module, name) for module in MODULES for name in importlib.import_module(module).CHECKS]
 
 

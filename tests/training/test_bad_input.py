@@ -153,7 +153,7 @@ LOSSES = {
         lambda: PrototypeLoss(ClassPrototypes(K)), RuntimeError, r"expected prototypes of some images, got none; call upd"
     ),
     "other classes": (
-        lambda: PrototypeLoss(torch.rand(7, 1, 8, 8)), ValueError, "prototypes of 3 classes, .* got 7; make them with num_classes=3"
+        lambda: PrototypeLoss(torch.rand(7, 1, 8, 8)), ValueError, "prototypes of 3 classes, .*got 7; make them with"
     ),
     "one dimension": (lambda: PrototypeLoss(torch.rand(K, 1, 8)), ValueError, r"\(6, 6\).*got|expected .*spatial"),
     "no reduction": (
