@@ -147,6 +147,11 @@ class CamObjective(nn.Module):
                 active[name] = loss
         return active
 
+    def _evaluated(self) -> dict[str, CamLoss]:
+        """The terms of an evaluation: also those that a schedule leaves out in this very step."""
+        self._active()
+        return {name: loss for name, loss in self._losses() if self.weights[name] != 0}
+
     def _note_call(self) -> None:
         """Count a training call, and tell who has forgotten step()."""
         self._calls_since_step += 1

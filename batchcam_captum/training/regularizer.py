@@ -162,15 +162,16 @@ class CamRegularizer(CamObjective):
             additional_forward_args: passed to the model after the images.
 
         Returns:
-            What :attr:`values` would hold, without a graph, of this process's batch alone. The values of the last training call
-            stay in :attr:`values`.
+            What :attr:`values` would hold, without a graph, of this process's batch alone, also of terms that a schedule leaves
+            out in this step (not of those whose weight is the number 0). The values of the last training call stay in
+            :attr:`values`.
 
         Raises:
             ValueError: see :meth:`forward`.
             TypeError: see :meth:`forward`.
         """
         with torch.inference_mode(False), torch.enable_grad(), self._left_alone():
-            active = self._active()
+            active = self._evaluated()
             inputs = tuple(map(recordable, images if isinstance(images, tuple) else (images,)))
             extra = tuple(map(recordable, additional_forward_args))
             with own_run(

@@ -181,8 +181,12 @@ class SplitRegularizer(CamObjective):
         parts = nn.ModuleList(modules)
         with torch.inference_mode(False), torch.no_grad(), self._left_alone():
             images, labels, masks = recordable(images), recordable(labels), recordable(masks)
-            with state_kept(survey(parts), unseen, [images]):
-                _, values = self._run(images, Batch(labels, images, masks))
+            active_now, self._active_now = self._active_now, tuple(self._evaluated())
+            try:
+                with state_kept(survey(parts), unseen, [images]):
+                    _, values = self._run(images, Batch(labels, images, masks))
+            finally:
+                self._active_now = active_now
         return values
 
     def step(self) -> None:

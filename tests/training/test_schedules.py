@@ -417,3 +417,29 @@ def test_the_state_names_what_it_holds():
     assert state["_extra_state"] == {"steps": 0}
     assert {"auto_weights.auto.weight", "auto_weights.auto._extra_state"} <= set(state)
     assert not any("ramp" in name for name in state if name.startswith("auto_weights"))
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["hooks", "split"])
+def test_evaluate_measures_what_a_schedule_leaves_out_in_this_step(split):
+    model, (images, labels) = Net().eval(), batch()
+    losses = {
+        "warming": (PrototypeLoss(prototypes()), LinearWarmup(1.0, 10)),  # 0 at step 0
+        "constant": (PrototypeContrastiveLoss(prototypes()), 1.0),
+        "off": (BatchCamLoss(prototypes()), 0),
+    }
+    trunk = nn.Sequential(model.trunk, model.layer)
+    regularizer = SplitRegularizer((trunk, model.head), losses) if split else regularizer_of(model, losses)
+    at_zero = regularizer.evaluate(images, labels)
+    assert set(at_zero) == {"warming", "constant", "dead_fraction"}
+    for _ in range(5):
+        regularizer.step()
+    later = regularizer.evaluate(images, labels)
+    assert_close(at_zero, later)
+    # A training call computes what has a weight now, before and after an evaluation.
+    fresh_one = SplitRegularizer((trunk, model.head), losses) if split else regularizer_of(model, losses)
+    fresh_one.evaluate(images, labels)
+    if split:
+        fresh_one(images, labels)
+    else:
+        fresh_one(captured(fresh_one, images), labels)
+    assert set(fresh_one.values) == {"constant", "dead_fraction"}
