@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -51,14 +52,19 @@ def gradient_norm(
         (slopes,) = take_gradients(task_loss, (task_loss,), (scores,), retain_graph=True)
         return take_gradients(own, (own,), activations, retain_graph=True, grad_outputs=(slopes,))
 
-    def norm(term: Tensor | None) -> Tensor:
-        if term is None:
-            gradients = of_task()
-        elif term.requires_grad:
-            gradients = take_gradients(term, (term,), activations, retain_graph=True)
-        else:
-            return torch.zeros((), device=own.device)
+    def length(gradients: Sequence[Tensor]) -> Tensor:
         squares = [full_precision(gradient).square().sum() for gradient in gradients]
         return torch.stack(squares).sum().sqrt()
+
+    @cache  # several terms ask for the task's, each of which would be a backward
+    def norm_of_task() -> Tensor:
+        return length(of_task())
+
+    def norm(term: Tensor | None) -> Tensor:
+        if term is None:
+            return norm_of_task()
+        if not term.requires_grad:
+            return torch.zeros((), device=own.device)
+        return length(take_gradients(term, (term,), activations, retain_graph=True))
 
     return norm

@@ -163,9 +163,9 @@ class AutoWeight(nn.Module):
 
     .. math:: \lambda = \text{ratio} \cdot \|\partial L_\text{task} / \partial A\| \,/\, \|\partial L_\text{term} / \partial A\|
 
-    The norms are taken anew every so many calls, which costs a backward from the scores to the layer for each of the two; in
-    between λ stays. It is smoothed over the updates. Call the regularizer with ``task_loss=``. Each term has a λ of its own, also
-    where one object is given for several: the first keeps it, the others get copies.
+    The norms are taken anew every so many calls, which costs a backward from the scores to the layer for the task and one for
+    each term; in between λ stays. It is smoothed over the updates. Call the regularizer with ``task_loss=``. Each term has a λ of
+    its own, also where one object is given for several: the first keeps it, the others get copies.
 
     Args:
         ratio: of the norms, > 0.

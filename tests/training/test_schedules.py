@@ -240,6 +240,24 @@ def test_each_of_two_terms_has_its_ratio():
     assert_close(total.detach(), expected, rtol=1e-6, atol=0)
 
 
+def test_the_gradient_of_the_task_is_taken_once_for_all_terms(monkeypatch):
+    model, (images, labels) = Net(), batch()
+    losses = {
+        "a": (PrototypeLoss(prototypes()), "auto"),
+        "b": (BatchCamLoss(prototypes()), "auto"),
+        "c": PrototypeLoss(prototypes()),
+    }
+    regularizer = regularizer_of(model, losses)
+    taken = []
+    original = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: taken.append(1) or original(*a, **k))
+    parts(regularizer, model, images, labels)
+    assert len(taken) == 1 + 1 + 2  # the cam's, the task's, and one for each term with a weight to be set
+    taken.clear()
+    parts(regularizer, model, images, labels)
+    assert len(taken) == 1  # no update is due
+
+
 def test_the_norm_is_over_all_layers():
     torch.manual_seed(1)
     model = nn.Sequential(
