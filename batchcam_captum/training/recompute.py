@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.checkpoint import CheckpointError
 from torch.utils.hooks import RemovableHandle
 
 from ..attribution.graph import node_of, walk
@@ -121,10 +122,13 @@ class Recomputation:
         return {**self.__dict__, "_handle": None}
 
 
-def reentrant_error(
+def checkpointing_error(
     error: RuntimeError, scores: Tensor, activations: Sequence[Tensor]
 ) -> RuntimeError | None:
-    """What to say where a gradient could not be taken because of reentrant checkpointing, which only a ``backward()`` passes.
+    """What to say where a gradient could not be taken because of checkpointing.
+
+    Only a ``backward()`` passes reentrant checkpointing. And a layer without a graph, whose output is marked in the forward, is
+    not marked when it runs again: inside of a checkpointed block other tensors are then saved.
 
     Args:
         error: what came of the attempt.
@@ -136,6 +140,11 @@ def reentrant_error(
     """
     # A layer inside such a block runs without a graph, so its activations have none; what the block returns has one.
     inside = any(each.is_leaf for each in activations)
+    if inside and isinstance(error, CheckpointError):
+        return RuntimeError(
+            "scores: expected a frozen layer outside of checkpointed blocks, or at the end of one, got one in the middle; "
+            "checkpoint only what comes after the layer (a frozen trunk keeps nothing for its backward anyway)"
+        )
     if "use_reentrant" not in str(error) and not (
         inside and any(node.name() == _REENTRANT for node in walk([node_of(scores)]))
     ):

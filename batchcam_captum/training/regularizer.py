@@ -22,7 +22,7 @@ from ..losses import CamLoss
 from .cams import ForwardCams
 from .norms import gradient_norm
 from .objective import Batch, CamObjective, CamsOf, GradientNorm
-from .recompute import Recomputation, reentrant_error
+from .recompute import Recomputation, checkpointing_error
 from .schedules import AutoWeight
 from .sharding import kept_unsharded
 from .terms import GivenWeight, Term
@@ -251,10 +251,10 @@ class CamRegularizer(CamObjective):
                         retain_graph=True,  # the task loss, or another term's score, still needs the graph
                     )
             except RuntimeError as error:
-                reentrant = reentrant_error(error, selected, forward.activations)
-                if reentrant is None:
+                because = checkpointing_error(error, selected, forward.activations)
+                if because is None:
                     raise
-                raise reentrant from error
+                raise because from error
             if create_graph and not self._second_order_works:  # once: it walks the graph
                 self._check_second_order(gradients, selected, forward.activations)
                 self._second_order_works = True

@@ -153,6 +153,26 @@ def test_other_mistakes_are_not_blamed_on_reentrant_checkpointing_before_the_lay
         regularizer(scores, labels)
 
 
+@pytest.mark.parametrize("where", WHERE)
+def test_a_frozen_trunk_is_not_checkpointed_together_with_what_follows(where):
+    model, maps = Checkpointed(where).double(), prototypes()
+    for part in (model.stem, model.norm):
+        part.requires_grad_(False)
+    twin = copy.deepcopy(model)
+    twin.where = None
+    images, labels = batch()
+    if where in ("around and after", "all"):
+        with pytest.raises(
+            RuntimeError, match="a frozen layer outside of checkpointed blocks, or at the end of one"
+        ):
+            stepped(model, maps, images, labels)
+        model.where = "after"
+    ours, theirs = (stepped(each, maps, images, labels) for each in (model, twin))
+    for name, gradient in theirs.items():
+        if gradient is not None:
+            assert_close(ours[name], gradient, rtol=1e-12, atol=1e-14, msg=name)
+
+
 class Attention(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
