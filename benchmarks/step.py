@@ -76,11 +76,11 @@ def make_model(setup: Setup) -> nn.Module:
     """With small images the stem keeps 4 × 4 places in the last stage."""
     if setup.model == "simple_cnn":
         return SimpleCNN(CLASSES, setup.size)
-    if setup.model == "convnextv2_tiny":
-        small = {"patch_size": 2} if setup.size < 128 else {}
-        return timm.create_model(setup.model, num_classes=CLASSES, **small)
     model = timm.create_model(setup.model, num_classes=CLASSES)
-    if setup.size < 128:
+    if setup.size < 128 and setup.model == "convnextv2_tiny":
+        patches = model.stem[0]
+        model.stem[0] = nn.Conv2d(3, patches.out_channels, 2, stride=2)
+    elif setup.size < 128:
         model.maxpool = nn.Identity()
     return model
 
@@ -109,7 +109,8 @@ class Bench:
         self.images = torch.rand(setup.batch, channels, setup.size, setup.size).to(
             device, memory_format=layout
         )
-        self.labels = (torch.arange(setup.batch) % CLASSES).to(device)
+        # Both halves alike: to the loss that compares two views the second half is the transformed first.
+        self.labels = (torch.arange(setup.batch // 2).repeat(2) % CLASSES).to(device)
         self.masks = (torch.rand(setup.batch, 1, setup.size, setup.size) > 0.5).float().to(device)
         self.prototypes = torch.rand(CLASSES, 1, setup.size, setup.size, device=device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
