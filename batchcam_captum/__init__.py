@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         MaskPrototypes,
         RunningPrototypes,
     )
-    from .training import CamRegularizer
+    from .training import CamRegularizer, SplitRegularizer
 
 __version__ = "0.1.0"
 
@@ -70,6 +70,7 @@ __all__ = [
     "RrrCamLoss",
     "RunningPrototypes",
     "SeparabilityLoss",
+    "SplitRegularizer",
     "TotalVariationLoss",
     "__version__",
     "check",
@@ -88,8 +89,8 @@ _HOMES = {
     "ConsistencyLoss": ".losses",
     "EnergyLoss": ".losses",
     "ForegroundLoss": ".losses",
-    "GradiaLoss": ".losses",
     "ForegroundPrototypes": ".prototypes",
+    "GradiaLoss": ".losses",
     "GuidedBatchGradCam": ".attribution",
     "HintLoss": ".losses",
     "ImageLoss": ".losses",
@@ -102,6 +103,7 @@ _HOMES = {
     "RrrCamLoss": ".losses",
     "RunningPrototypes": ".prototypes",
     "SeparabilityLoss": ".losses",
+    "SplitRegularizer": ".training",
     "TotalVariationLoss": ".losses",
     "check": ".attribution",
     "split_model": ".attribution",
