@@ -25,9 +25,12 @@ lint: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-# The scripts pin the allocator themselves. DEVICE=cuda for a GPU.
+# The scripts pin the allocator themselves. DEVICE=cuda for a GPU, where training steps are also measured in bfloat16 and compiled.
 benchmarks: $(VENV)/.installed-benchmark
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py --device $(DEVICE) || exit; done
+	if [ $(DEVICE) != cpu ]; then \
+	  for options in "--dtype bfloat16" --compiled "--dtype bfloat16 --compiled"; do \
+	    $(BIN)/python benchmarks/step.py --device $(DEVICE) $$options || exit; done; fi
 	$(BIN)/python benchmarks/tables.py
 
 format: $(VENV)/.installed-test
