@@ -17,6 +17,25 @@ ScoreKind = Literal["label", "predicted", "confused", "log_prob_sum"]
 Score = ScoreKind | Callable[[Tensor, Tensor], Tensor]
 
 
+def check_score(score: object) -> None:
+    """Check which score is asked for, before there are any.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: neither a name nor a callable.
+    """
+    if callable(score):
+        return
+    if not isinstance(score, str):
+        raise TypeError(
+            f"score: expected 'label', 'predicted', 'confused', 'log_prob_sum' or a callable, got {type(score).__name__}"
+        )
+    if score not in get_args(ScoreKind):
+        raise ValueError(
+            f"score: expected 'label', 'predicted', 'confused', 'log_prob_sum' or a callable, got {score!r}"
+        )
+
+
 def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Tensor:
     """What a cam explains: one number a sample.
 
@@ -35,15 +54,12 @@ def select_scores(scores: Tensor, labels: Tensor, score: Score = "label") -> Ten
     Raises:
         ValueError: an unknown kind, scores that are not (N, K), labels that do not fit them, ``"confused"`` of a single class, or
             a callable's result that is not (N,).
-        TypeError: labels of a wrong kind.
+        TypeError: labels or a score of a wrong kind.
     """
     if callable(score):
         selected = score(scores, labels)
     else:
-        if score not in get_args(ScoreKind):
-            raise ValueError(
-                f"score: expected 'label', 'predicted', 'confused', 'log_prob_sum' or a callable, got {score!r}"
-            )
+        check_score(score)
         if scores.dim() != 2:
             raise ValueError(
                 f"scores: expected (N, K), one score a class, got {tuple(scores.shape)}; pass the classifier's scores before "

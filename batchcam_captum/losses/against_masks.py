@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..functional import MaskResolution, Reduction
+from ..functional import CamMethod, MaskResolution, Reduction, Score
 from ..functional.class_means import check_labels
 from ..functional.losses.comparison import check_resolution
 from ..functional.reduce import check_reduction
@@ -25,6 +25,8 @@ class MaskCamLoss(CamLoss):
         revive: give dead cams a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -41,9 +43,11 @@ class MaskCamLoss(CamLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, validate=validate)
+        super().__init__(ignore_index=ignore_index, method=method, score=score, validate=validate)
         check_resolution(resolution, MaskResolution)
         check_reduction(reduction)
         self.resolution: MaskResolution = resolution

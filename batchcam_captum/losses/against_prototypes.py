@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..functional import Resolution, prepare
+from ..functional import CamMethod, Resolution, Score, prepare
 from ..functional.losses.comparison import check_aspect, check_cams, check_resolution, without
 from ..functional.reduce import Reduction, check_reduction
 from ..prototypes import ClassPrototypes, Prototypes, References
@@ -26,6 +26,8 @@ class PrototypeCamLoss(CamLoss):
         resolution: where cams and prototypes are compared, ``"map"`` or ``"prototype"``.
         reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: see :class:`CamLoss`.
 
     Raises:
@@ -40,9 +42,11 @@ class PrototypeCamLoss(CamLoss):
         resolution: Resolution,
         reduction: Reduction,
         ignore_index: int,
+        method: str | CamMethod | None,
+        score: Score | None,
         validate: bool,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, validate=validate)
+        super().__init__(ignore_index=ignore_index, method=method, score=score, validate=validate)
         if isinstance(prototypes, Tensor):
             prototypes = ClassPrototypes.from_maps(prototypes)
         if not isinstance(prototypes, Prototypes):

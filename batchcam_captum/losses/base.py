@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional import CamMethod, Registry, Score, ValueChecks, dead_fraction
+from ..functional import CamMethod, Registry, Score, ValueChecks, dead_fraction, get_method
+from ..functional.gradients import check_score
 
 #: Loss classes by name. Your own: ``@LOSSES.register("name")`` on a subclass of :class:`CamLoss`.
 LOSSES: Registry[type[CamLoss]] = Registry("loss")
@@ -17,22 +18,43 @@ class CamLoss(nn.Module):
 
     Args:
         ignore_index: samples with this label are left out.
+        method: which weighting makes the cam, see :data:`batchcam_captum.functional.CAM_METHODS`: a name or a function. None: the
+            loss's :attr:`default_method`.
+        score: which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. None: the loss's
+            :attr:`default_score`.
         validate: look at values (the range of labels) at once on every device, which makes the host wait for a GPU. Without it
             what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
+
+    Raises:
+        ValueError: an unknown method or score.
+        TypeError: a method or a score that is neither a name nor a callable.
     """
+
+    #: None: the weighting that the regularizer's ``grad_cam`` was made with.
+    default_method: str | None = None
+    default_score: Score = "label"
 
     #: Whether cams are rectified, so that one without positive values gives no gradient. A loss on signed cams, to which that is
     #: no failure, says False, and reports no :attr:`dead_fraction`.
     rectifies = True
 
-    def __init__(self, *, ignore_index: int = -100, validate: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
+        validate: bool = False,
+    ) -> None:
         super().__init__()
+        method = self.default_method if method is None else method
+        score = self.default_score if score is None else score
+        if method is not None:
+            get_method(method)
+        check_score(score)
         self.ignore_index = ignore_index
-        #: Which weighting makes the cam, see :data:`batchcam_captum.functional.CAM_METHODS`: a name, a function, or None for the
-        #: one that the regularizer's ``grad_cam`` was made with. A subclass may choose one.
-        self.method: str | CamMethod | None = None
-        #: Which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. A subclass may choose another.
-        self.score: Score = "label"
+        self.method: str | CamMethod | None = method
+        self.score: Score = score
         self.checks = ValueChecks(synchronize=validate)
         #: Share of dead cams in the last batch, samples that are ignored or of weight 0 left out: a detached scalar on the cams'
         #: device; None before the first batch, and of a loss that does not rectify.

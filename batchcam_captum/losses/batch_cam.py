@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..distributed import Ranks, sum_over_ranks
-from ..functional import Distance, Normalization, Reduction, Resolution, batch_cam_loss
+from ..functional import (
+    CamMethod,
+    Distance,
+    Normalization,
+    Reduction,
+    Resolution,
+    Score,
+    batch_cam_loss,
+)
 from ..prototypes import Prototypes
 from .base import LOSSES
 from .class_memory import ClassSumsMemory
@@ -49,6 +57,8 @@ class BatchCamLoss(PrototypeLoss):
         revive: see :class:`PrototypeLoss`.
         reduction: over the classes.
         ignore_index: see :class:`PrototypeLoss`.
+        method: see :class:`PrototypeLoss`.
+        score: see :class:`PrototypeLoss`.
         sync: whether means are taken over all ranks of the process group, if there is one; or over which group: that over which
             the gradients are averaged. In eval mode, as under :meth:`CamRegularizer.evaluate`, each rank is by itself.
         memory: how many earlier calls the means are taken over as well, ≥ 0.
@@ -76,6 +86,8 @@ class BatchCamLoss(PrototypeLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         sync: bool | ProcessGroup = True,
         memory: int = 0,
         validate: bool = False,
@@ -88,6 +100,8 @@ class BatchCamLoss(PrototypeLoss):
             revive=revive,
             reduction=reduction,
             ignore_index=ignore_index,
+            method=method,
+            score=score,
             validate=validate,
         )
         if not isinstance(memory, int) or isinstance(memory, bool) or memory < 0:

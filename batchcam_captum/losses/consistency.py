@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Reduction, consistency_loss
+from ..functional import CamMethod, Reduction, Score, consistency_loss
 from ..functional.class_means import check_labels
 from ..functional.losses.consistency import (
     ConsistencyNormalization,
@@ -30,6 +30,8 @@ class ConsistencyLoss(CamLoss):
         normalization: ``"max"`` divides each cam by its largest absolute value; ``"none"`` compares raw ones.
         reduction: over the pairs: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: pairs with a label of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -53,9 +55,11 @@ class ConsistencyLoss(CamLoss):
         normalization: ConsistencyNormalization = "max",
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, validate=validate)
+        super().__init__(ignore_index=ignore_index, method=method, score=score, validate=validate)
         check_transform(transform)
         check_consistency_normalization(normalization)
         check_reduction(reduction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Reduction, foreground_loss
+from ..functional import CamMethod, Reduction, Score, foreground_loss
 from ..functional.losses.foreground import ForegroundNormalization, check_foreground_normalization
 from ..prototypes import Prototypes
 from .against_prototypes import PrototypeCamLoss
@@ -24,6 +24,8 @@ class ForegroundLoss(PrototypeCamLoss):
         normalization: ``"none"`` squares the raw cam outside; ``"share"`` gives the share of its absolute value that is outside.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam. Default: ``"hires_cam"``.
+        score: what the cam explains. Default: ``"log_prob_sum"``.
         validate: check values at once on every device.
 
     Raises:
@@ -40,6 +42,8 @@ class ForegroundLoss(PrototypeCamLoss):
         tensor(0.5000)
     """
 
+    default_method = "hires_cam"
+    default_score = "log_prob_sum"
     rectifies = False
 
     def __init__(
@@ -49,15 +53,21 @@ class ForegroundLoss(PrototypeCamLoss):
         normalization: ForegroundNormalization = "none",
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(
-            prototypes, resolution="map", reduction=reduction, ignore_index=ignore_index, validate=validate
+            prototypes,
+            resolution="map",
+            reduction=reduction,
+            ignore_index=ignore_index,
+            method=method,
+            score=score,
+            validate=validate,
         )
         check_foreground_normalization(normalization)
         self.normalization: ForegroundNormalization = normalization
-        self.method = "hires_cam"
-        self.score = "log_prob_sum"
 
     def compute(
         self,

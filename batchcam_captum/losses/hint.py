@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functional import MaskResolution, Normalization, Reduction, hint_loss
+from ..functional import CamMethod, MaskResolution, Normalization, Reduction, Score, hint_loss
 from ..functional.maps import check_normalization
 from .against_masks import MaskCamLoss
 from .base import LOSSES
@@ -20,6 +20,8 @@ class HintLoss(MaskCamLoss):
         revive: give dead cams a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -44,6 +46,8 @@ class HintLoss(MaskCamLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(
@@ -51,6 +55,8 @@ class HintLoss(MaskCamLoss):
             revive=revive,
             reduction=reduction,
             ignore_index=ignore_index,
+            method=method,
+            score=score,
             validate=validate,
         )
         check_normalization(normalization)

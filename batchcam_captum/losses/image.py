@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Distance, Normalization, Reduction, get_distance, image_loss, image_maps
+from ..functional import (
+    CamMethod,
+    Distance,
+    Normalization,
+    Reduction,
+    Score,
+    get_distance,
+    image_loss,
+    image_maps,
+)
 from ..functional.class_means import check_labels
 from ..functional.images import PerChannel, ToChannel, per_channel
 from ..functional.losses.comparison import ImageResolution, check_resolution
@@ -29,6 +38,8 @@ class ImageLoss(CamLoss):
         revive: give dead cams a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -55,9 +66,11 @@ class ImageLoss(CamLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, validate=validate)
+        super().__init__(ignore_index=ignore_index, method=method, score=score, validate=validate)
         check_reduction(reduction)
         check_resolution(resolution, ImageResolution)
         check_normalization(normalization)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Distance, Normalization, Reduction, Resolution, get_distance, prototype_loss
+from ..functional import (
+    CamMethod,
+    Distance,
+    Normalization,
+    Reduction,
+    Resolution,
+    Score,
+    get_distance,
+    prototype_loss,
+)
 from ..functional.maps import check_normalization
 from ..prototypes import Prototypes
 from .against_prototypes import PrototypeCamLoss
@@ -23,6 +32,8 @@ class PrototypeLoss(PrototypeCamLoss):
         revive: give dead cams a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -49,6 +60,8 @@ class PrototypeLoss(PrototypeCamLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(
@@ -56,6 +69,8 @@ class PrototypeLoss(PrototypeCamLoss):
             resolution=resolution,
             reduction=reduction,
             ignore_index=ignore_index,
+            method=method,
+            score=score,
             validate=validate,
         )
         check_normalization(normalization)

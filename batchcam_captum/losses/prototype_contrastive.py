@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Reduction, Resolution, prototype_contrastive_loss
+from ..functional import CamMethod, Reduction, Resolution, Score, prototype_contrastive_loss
 from ..functional.losses.comparison import check_temperature
 from ..prototypes import Prototypes
 from .against_prototypes import PrototypeCamLoss
@@ -23,6 +23,8 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
         resolution: compare at the ``"prototype"``'s size or at the ``"map"``'s.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -46,6 +48,8 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
         resolution: Resolution = "prototype",
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
         super().__init__(
@@ -53,6 +57,8 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
             resolution=resolution,
             reduction=reduction,
             ignore_index=ignore_index,
+            method=method,
+            score=score,
             validate=validate,
         )
         check_temperature(temperature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Normalization, Reduction, Score, separability_loss
+from ..functional import CamMethod, Normalization, Reduction, Score, separability_loss
 from ..functional.class_means import check_labels
 from ..functional.losses.separability import check_soft_mask
 from ..functional.maps import check_normalization
@@ -26,6 +26,8 @@ class SeparabilityLoss(CamLoss):
         revive: give dead cams of the label a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cams; None: that of the regularizer's ``grad_cam``.
+        score: what is set against ``"confused"``. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -52,9 +54,11 @@ class SeparabilityLoss(CamLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, validate=validate)
+        super().__init__(ignore_index=ignore_index, method=method, score=score, validate=validate)
         check_soft_mask(threshold, sharpness)
         check_normalization(normalization)
         check_reduction(reduction)

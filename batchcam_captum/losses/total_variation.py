@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import Normalization, Reduction, total_variation_loss
+from ..functional import CamMethod, Normalization, Reduction, Score, total_variation_loss
 from ..functional.class_means import check_labels
 from ..functional.maps import check_normalization
 from ..functional.reduce import check_reduction
@@ -22,6 +22,8 @@ class TotalVariationLoss(CamLoss):
         revive: give dead cams a way back; ``False`` is the strict definition.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
+        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
+        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
         validate: check values at once on every device.
 
     Raises:
@@ -43,9 +45,11 @@ class TotalVariationLoss(CamLoss):
         revive: bool = True,
         reduction: Reduction = "mean",
         ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
         validate: bool = False,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, validate=validate)
+        super().__init__(ignore_index=ignore_index, method=method, score=score, validate=validate)
         check_normalization(normalization)
         check_reduction(reduction)
         self.normalization: Normalization = normalization

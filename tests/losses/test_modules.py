@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from batchcam_captum import (
     BatchCamLoss,
+    BatchGradCam,
+    CamRegularizer,
     ClassPrototypes,
     ImageLoss,
     PrototypeContrastiveLoss,
@@ -16,6 +18,7 @@ from batchcam_captum import (
 )
 from batchcam_captum.functional import DISTANCES
 from batchcam_captum.losses import LOSSES, CamLoss
+from tests.losses.family import MAKERS
 
 K = 4
 AGAINST_PROTOTYPES = [PrototypeLoss, BatchCamLoss, PrototypeContrastiveLoss]
@@ -289,3 +292,40 @@ def test_maps_made_under_inference_mode_serve_a_training_step(cams, labels):
         loss = PrototypeLoss(prototypes())
     loss(cams.requires_grad_(), labels).backward()
     assert cams.grad.any()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_loss_can_choose_its_map_and_its_score(name):
+    loss = MAKERS[name](method="layer_cam", score="predicted")
+    assert loss.method == "layer_cam"
+    assert loss.score == loss.scores[0] == "predicted"
+    default = MAKERS[name]()
+    assert default.method == type(default).default_method
+    assert default.score == type(default).default_score
+    with pytest.raises(ValueError, match=r"method: expected one of .*, got 'grad-cam'"):
+        MAKERS[name](method="grad-cam")
+    with pytest.raises(ValueError, match=r"score: expected 'label', .* got 'labels'"):
+        MAKERS[name](score="labels")
+    with pytest.raises(TypeError, match=r"score: expected 'label', .* got int"):
+        MAKERS[name](score=3)
+
+
+def test_the_chosen_map_and_score_are_what_the_regularizer_makes():
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(144, 4)
+    )
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    seen = []
+
+    class Seeing(CamLoss):
+        def compute(self, cams, labels, *, images, masks):
+            seen.append(cams.detach())
+            return cams.square().sum()
+
+    regularizer = CamRegularizer(BatchGradCam(model, "1"), Seeing(method="hires_cam", score="predicted"))
+    with regularizer:
+        scores = model(images)
+    regularizer(scores, labels)
+    expected = BatchGradCam(model, "1", method="hires_cam").attribute(images, target=scores.argmax(1))
+    torch.testing.assert_close(seen[0], expected)
