@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..functional.losses.batch_cam import BESIDE_MAPS
+
 
 class ClassSumsMemory(nn.Module):
     """The class sums of the last calls, as they were, in a ring of buffers.
@@ -21,7 +23,7 @@ class ClassSumsMemory(nn.Module):
     """
 
     maps: Tensor  #: (M−1, K, 1, *spatial), see :class:`~batchcam_captum.functional.ClassSums`
-    rest: Tensor  #: (M−1, K, 3)
+    rest: Tensor  #: (M−1, K, 4)
     num_calls: Tensor  #: how often something was remembered since the last reset, a scalar
 
     def __init__(self, length: int, num_classes: int) -> None:
@@ -29,7 +31,7 @@ class ClassSumsMemory(nn.Module):
         self.length = length
         with torch.inference_mode(False):
             self.register_buffer("maps", torch.zeros(length, num_classes, 1, 0))
-            self.register_buffer("rest", torch.zeros(length, num_classes, 3))
+            self.register_buffer("rest", torch.zeros(length, num_classes, BESIDE_MAPS))
             self.register_buffer("num_calls", torch.zeros((), dtype=torch.long))
 
     def check_size(self, size: tuple[int, ...]) -> None:
@@ -42,7 +44,7 @@ class ClassSumsMemory(nn.Module):
             )
 
     def with_earlier(self, sums: Tensor) -> Tensor:
-        """The sums (K, D + 3) of this call and of those remembered; the gradient of this call's is multiplied by their number."""
+        """The sums (K, D + 4) of this call and of those remembered; the gradient of this call's is multiplied by their number."""
         if not self.maps.numel():
             return sums
         earlier = torch.cat([self.maps.sum(0).flatten(1), self.rest.sum(0)], 1).to(sums)
@@ -52,15 +54,17 @@ class ClassSumsMemory(nn.Module):
 
     @torch.no_grad()
     def remember(self, sums: Tensor, size: tuple[int, ...]) -> None:
-        """Put the sums (K, D + 3) of a call in the place of the oldest."""
+        """Put the sums (K, D + 4) of a call in the place of the oldest."""
         if not self.maps.numel():
             self.maps = sums.new_zeros(self.length, sums.shape[0], 1, *size)
-            self.rest = sums.new_zeros(self.length, sums.shape[0], 3)
+            self.rest = sums.new_zeros(self.length, sums.shape[0], BESIDE_MAPS)
             self.num_calls = self.num_calls.to(sums.device)
         oldest = (self.num_calls % self.length).reshape(1)
         # Not in place: the backward of a compiled step may look at them again, and would see those of the next call.
-        self.maps = self.maps.index_copy(0, oldest, sums[:, :-3].reshape(1, -1, 1, *size).to(self.maps))
-        self.rest = self.rest.index_copy(0, oldest, sums[:, -3:].unsqueeze(0).to(self.rest))
+        self.maps = self.maps.index_copy(
+            0, oldest, sums[:, :-BESIDE_MAPS].reshape(1, -1, 1, *size).to(self.maps)
+        )
+        self.rest = self.rest.index_copy(0, oldest, sums[:, -BESIDE_MAPS:].unsqueeze(0).to(self.rest))
         self.num_calls = self.num_calls + 1
 
     def reset(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ class RunningPrototypes(StoredPrototypes):
         \bar M_c = \frac{\sum_i s_i w_{ic} M_i}{\sum_i s_i w_{ic}}
 
     with M the rectified and normalised cams, w the labels and s the weights of the samples. The first mean of a class is taken
-    as it is. A cam is thereby asked to resemble those that the network made of its class before: no images are needed, and no
-    masks.
+    as it is. Where soft labels add up to less than one sample of a class the mean moves by as much less. A cam is thereby asked
+    to resemble those that the network made of its class before: no images are needed, and no masks.
 
     A loss in train mode updates them with each batch before it compares, so the first batch of a class is compared with its own
     mean. Dead cams do not enter the mean, nor does a cam that is not finite: one overflow would stay for good. Averages are
@@ -59,6 +59,7 @@ class RunningPrototypes(StoredPrototypes):
 
     means: Tensor  #: (K, 1, *spatial) float32, in [0, 1]; zero for a class without a living cam yet
     counts: Tensor  #: (K,) int64, how many cams of each class there were; 0 = no prototype yet
+    evidence: Tensor  #: (K,) float32 in [0, 1]: the most that a batch held of each class, at most one sample
 
     learns = True
     _settings: ClassVar[tuple[str, ...]] = ("momentum", "size")
@@ -80,6 +81,8 @@ class RunningPrototypes(StoredPrototypes):
             )
         self.momentum = momentum
         self._ranks = Ranks(sync)
+        with torch.inference_mode(False):
+            self.register_buffer("evidence", torch.zeros(num_classes))
 
     @property
     def sync(self) -> bool | ProcessGroup:
@@ -134,20 +137,32 @@ class RunningPrototypes(StoredPrototypes):
             living = rows.amax(1, keepdim=True) > 0
             columns = torch.cat([rows, living.to(rows.dtype)], 1)
             sums = class_sums(columns, belongs.weighted)
-            # The number of samples beside the sums: one message for all.
+            # The number of samples, and how much of them is of the class, beside the sums: one message for all.
             number = (belongs.weighted > 0).sum(0, dtype=sums.dtype)
-            packed = torch.cat([sums, number.unsqueeze(1)], 1)
+            mass = class_sums(living.to(rows.dtype), belongs.weights)
+            packed = torch.cat([sums, mass, number.unsqueeze(1)], 1)
             group = self._ranks.group
             if group is not None:
                 packed = total_over_ranks(packed, group)
-            sums, weights, number = packed[:, :-2], packed[:, -2:-1], packed[:, -1]
+            sums, weights, mass, number = packed[:, :-3], packed[:, -3:-2], packed[:, -2:-1], packed[:, -1]
             old = self.means.flatten(1)
             batch = (sums / weights.where(weights > 0, 1)).to(old.dtype)
-            # A mean of living cams is never all zero, so that zero says that there was none.
-            first = old.amax(1, keepdim=True) == 0
-            moved = torch.where(first, batch, torch.lerp(batch, old, self.momentum))
-            self.means.copy_(moved.where(weights > 0, old).reshape(self.means.shape))
+            # Less than one sample in all, as of most classes under label smoothing, moves the mean by as much less. What is known
+            # so far resists in proportion, so that the first sample of a class takes the place of such crumbs.
+            mass = mass.clamp(max=1).to(old.dtype)
+            resistance = self.evidence.unsqueeze(1) * (self.momentum / (1 - self.momentum))
+            share = mass / (mass + resistance).where(mass > 0, 1)
+            self.means.copy_(torch.lerp(old, batch, share).where(weights > 0, old).reshape(self.means.shape))
+            self.evidence.copy_(torch.maximum(self.evidence, mass.squeeze(1)))
             self.counts.add_(number.round().long())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.evidence
+        super()._apply(fn, recurse)
+        self.evidence = before.to(
+            self.evidence.device
+        )  # as the means: the device may change, the precision may not
+        return self
 
     @torch.no_grad()
     def _made(self, size: tuple[int, ...]) -> Tensor:

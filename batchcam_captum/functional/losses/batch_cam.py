@@ -17,6 +17,7 @@ from ..reduce import Reduction, reduce
 from .comparison import (
     Groups,
     Resolution,
+    all_classes,
     check_cams,
     check_prototypes,
     compared,
@@ -32,32 +33,35 @@ from .comparison import (
 class ClassSums(NamedTuple):
     """Sums over the samples of each class (or group), all that :func:`batch_cam_loss` needs of them.
 
-    As one tensor, (G, D + 3), so that they can be added up over processes at once: see :meth:`mapped`.
+    As one tensor, (G, D + 4), so that they can be added up over processes at once: see :meth:`mapped`.
     """
 
     maps: Tensor  #: (G, 1, *spatial), of the normalised maps that are averaged
     averaged: Tensor  #: (G,) the weight of those maps
     costs: Tensor  #: (G,) of the dead cams' costs
     counts: Tensor  #: (G,) the weight of all samples
+    mass: Tensor  #: (G,) how many samples there are, whatever they weigh; less than one where labels are soft
 
     @classmethod
-    def of(cls, maps: Tensor, weights: Tensor, dead: Tensor, costs: Tensor | None) -> ClassSums:
+    def of(cls, maps: Tensor, groups: Groups, dead: Tensor, costs: Tensor | None) -> ClassSums:
         """Of a batch.
 
         Args:
             maps: (N, 1, *spatial), zero where dead.
-            weights: (N, G), how much each sample belongs to each group.
+            groups: which samples belong to which group, and how much.
             dead: (N,) booleans.
             costs: (N,), of the dead cams, zero elsewhere; they are then left out of the means. None: they are averaged as zero
                 maps.
         """
+        weights = groups.weights
         counts = weights.sum(0)
+        mass = counts if groups.labels is weights else groups.labels.sum(0)
         if costs is None:
-            return cls(class_sums(maps, weights), counts, torch.zeros_like(counts), counts)
+            return cls(class_sums(maps, weights), counts, torch.zeros_like(counts), counts, mass)
         # The maps of the dead are zero, so only their weight has to be left out.
         columns = torch.cat([maps.flatten(1), (~dead).to(maps.dtype).unsqueeze(1), costs.unsqueeze(1)], 1)
         sums = class_sums(columns, weights)
-        return cls(sums[:, :-2].reshape(-1, *maps.shape[1:]), sums[:, -2], sums[:, -1], counts)
+        return cls(sums[:, :-2].reshape(-1, *maps.shape[1:]), sums[:, -2], sums[:, -1], counts, mass)
 
     @property
     def means(self) -> Tensor:
@@ -66,11 +70,15 @@ class ClassSums(NamedTuple):
         return self.maps / divisor.reshape(-1, *[1] * (self.maps.dim() - 1))
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> ClassSums:
-        """The result of a function of all of them as one tensor, (G, D + 3) -> (G, D + 3)."""
-        columns = torch.stack([self.averaged, self.costs, self.counts], 1)
+        """The result of a function of all of them as one tensor, (G, D + 4) -> (G, D + 4)."""
+        columns = torch.stack(self[1:], 1)
         packed = function(torch.cat([self.maps.flatten(1), columns], 1))
-        rest = packed[:, -3:].unbind(1)
-        return ClassSums(packed[:, :-3].reshape(self.maps.shape), *rest)
+        rest = packed[:, -BESIDE_MAPS:].unbind(1)
+        return ClassSums(packed[:, :-BESIDE_MAPS].reshape(self.maps.shape), *rest)
+
+
+#: How many sums there are beside those of the maps.
+BESIDE_MAPS = len(ClassSums._fields) - 1
 
 
 def batch_cam_loss(
@@ -94,7 +102,8 @@ def batch_cam_loss(
     .. math:: \frac{1}{|\text{present}|} \sum_{c\ \text{present}} D\Big(\frac{1}{n_c} \sum_{i: y_i = c} M_i,\ P_c\Big)
 
     (Ignesti et al. 2025, arXiv 2510.00664.) For a convex D it is at most the class-balanced mean of
-    :func:`prototype_loss`, and equal to it with one image a class.
+    :func:`prototype_loss`, and equal to it with one image a class. With soft labels a class of which there is less than one
+    image in all, as of most classes under label smoothing, counts only as much in the mean over the classes.
 
     Args:
         cams: see :func:`prototype_loss`.
@@ -129,17 +138,16 @@ def batch_cam_loss(
         prepared = prepare(cams, normalization)
         maps, prototypes = fit(prepared.maps, prototypes, resolution)
         num_classes = prototypes.shape[0]
-        groups = grouped(belongs, prototypes) if total is None else Groups(belongs.weighted, prototypes, None)
+        groups = all_classes(belongs, prototypes) if total is not None else grouped(belongs, prototypes)
         costs = None
         if revive:
             own = own_prototypes(belongs, maps, prototypes, cams, prepared.dead)
             costs = revived(torch.zeros_like(cams.flatten(1)[:, 0]), cams, own, prepared.dead)
-        sums = ClassSums.of(maps, groups.weights, prepared.dead, costs)
+        sums = ClassSums.of(maps, groups, prepared.dead, costs)
         if total is not None:
             sums = sums.mapped(total)
         values = compared(sums.means, groups.prototypes, distance, sums.averaged == 0)
         present = sums.counts > 0
         values = (values * sums.averaged + sums.costs) / sums.counts.where(present, 1)
-        if reduction == "none":
-            return groups.spread(values, num_classes)
-        return reduce(values, reduction, present)
+        reduced = reduce(values, reduction, present, sums.mass.clamp(max=1))
+        return groups.spread(reduced, num_classes) if reduction == "none" else reduced

@@ -229,9 +229,10 @@ def without(cams: Tensor, counted: Tensor) -> Tensor:
 class Groups(NamedTuple):
     """The classes whose mean cams are compared: all of them, or with more classes than samples those of the batch."""
 
-    weights: Tensor  #: (N, G), times the importance of the sample
+    labels: Tensor  #: (N, G), how much each sample belongs to each group
+    weights: Tensor  #: (N, G), the same times the importance of the sample
     prototypes: Tensor  #: (G, P, *spatial)
-    classes: Tensor | None  #: (G,) class indices; None: group c is class c
+    classes: Tensor | None = None  #: (G,) class indices; None: group c is class c
 
     def spread(self, values: Tensor, num_classes: int) -> Tensor:
         """Values (G,) -> (K,), zero for absent classes; the values of absent groups have to be zero."""
@@ -240,18 +241,22 @@ class Groups(NamedTuple):
         return values.new_zeros(num_classes).index_add(0, self.classes, values)
 
 
+def all_classes(belongs: ClassWeights, prototypes: Tensor) -> Groups:
+    """A group for each class."""
+    return Groups(belongs.weights, belongs.weighted, prototypes)
+
+
 def grouped(belongs: ClassWeights, prototypes: Tensor) -> Groups:
     """Choose the groups, see :class:`Groups`; the cost never grows with more classes than samples."""
     n, num_classes = belongs.weights.shape
     if belongs.indices is None or num_classes <= n:
-        return Groups(belongs.weighted, prototypes, None)
+        return all_classes(belongs, prototypes)
     # Sample i stands for its class if it is the first of it: a group each, without asking the device how many there are.
     same = (belongs.indices.unsqueeze(1) == belongs.indices) & belongs.counted & belongs.counted.unsqueeze(1)
     is_first = same.cumsum(1).diagonal() == 1
-    weights = (same & is_first).to(belongs.weights.dtype)
-    if belongs.importance is not None:
-        weights = weights * belongs.importance.unsqueeze(1)
-    return Groups(weights, belongs.pick(prototypes), belongs.indices)
+    labels = (same & is_first).to(belongs.weights.dtype)
+    weights = labels if belongs.importance is None else labels * belongs.importance.unsqueeze(1)
+    return Groups(labels, weights, belongs.pick(prototypes), belongs.indices)
 
 
 def revived(values: Tensor, cams: Tensor, prototypes: Tensor, dead: Tensor) -> Tensor:
