@@ -16,7 +16,7 @@ from typing import NamedTuple
 import timm
 import torch
 from captum.attr import LayerGradCam
-from common import Call, Report, Spread, interleaved, parser, peak_in_child, peak_memory, start
+from common import Call, Report, Spread, Times, interleaved, parser, peak_in_child, peak_memory, start
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -242,6 +242,8 @@ def main() -> None:
         _child(options)
         return
     on_gpu = torch.device(options.device).type == "cuda"
+    # All cases are the same code around different losses.
+    torch._dynamo.config.recompile_limit = 4 * len(LOSS_CASES)
     setups = [QUICK] if options.quick else ON_GPU if on_gpu else ON_CPU
     setups = [setup for setup in setups if not options.models or setup.model in options.models]
     report = Report(_name(options), options, "Forward, loss, backward and SGD with momentum; train mode.")
@@ -250,32 +252,40 @@ def main() -> None:
         torch.compiler.reset()
         bench = Bench(setup, options)
         cases = {name: bench.step(objective) for name, objective in bench.objectives().items()}
-        few = {name: call for name, call in cases.items() if name != PER_IMAGE}
-        times = interleaved(few, options, warm_up=3 if on_gpu or options.compiled else 2)
-        case = f"{setup.model}, batch {setup.batch}, {setup.size} px"
-        if on_gpu:
-            memories[setup] = {
-                name: peak_memory(cases[name], options.device) for name in (PLAIN, *measured())
-            }
-        report.add_case(case, times=times, **setup._asdict(), peak_bytes=memories[setup])
-        reach = REACH_TINY if setup.model == "simple_cnn" else REACH_ON_GPU if on_gpu else REACH
-        for name in few:
-            if name not in (PLAIN, AGAIN, CAPTUM, MIDDLE):
-                report.add_figure(case, f"{name} ÷ {PLAIN}", times.ratio(name, PLAIN), reach=reach)
-        for name in (AGAIN, CAPTUM, MIDDLE):
-            if name in few:
-                report.add_figure(case, f"{name} ÷ {PLAIN}", times.ratio(name, PLAIN), reach=None)
-        if PER_IMAGE in cases:  # slow: a comparison of its own, of a few rounds
+        per_image = cases.pop(PER_IMAGE, None)
+        times = interleaved(cases, options, warm_up=3 if on_gpu or options.compiled else 2)
+        slow = None
+        if per_image is not None:  # a comparison of its own, of a few rounds
             few_rounds = argparse.Namespace(**vars(options) | {"rounds": 5})
-            slow = interleaved({PLAIN: cases[PLAIN], PER_IMAGE: cases[PER_IMAGE]}, few_rounds)
-            report.add_figure(case, f"{PER_IMAGE} ÷ {PLAIN}", slow.ratio(PER_IMAGE, PLAIN), reach=None)
-        for name in measured():
-            ratio = Spread.exact(memories[setup][name] / memories[setup][PLAIN])
-            report.add_figure(case, f"peak memory, {name} ÷ {PLAIN}", ratio, reach=REACH_OF_MEMORY)
-        del bench, cases, few
+            slow = interleaved({PLAIN: cases[PLAIN], PER_IMAGE: per_image}, few_rounds)
+        memory = memories.get(setup) or {
+            name: peak_memory(cases[name], options.device) for name in (PLAIN, *measured())
+        }
+        case = f"{setup.model}, batch {setup.batch}, {setup.size} px"
+        report.add_case(case, times=times, **setup._asdict(), peak_bytes=memory)
+        reach = REACH_TINY if setup.model == "simple_cnn" else REACH_ON_GPU if on_gpu else REACH
+        _add_figures(report, case, times, slow, memory, reach)
+        del bench, cases, per_image
         if on_gpu:
             torch.cuda.empty_cache()
     report.finish()
+
+
+def _add_figures(
+    report: Report, case: str, times: Times, slow: Times | None, memory: dict[str, int], reach: float
+) -> None:
+    for_information = (AGAIN, CAPTUM, MIDDLE)
+    for name in times.seconds:
+        if name != PLAIN and name not in for_information:
+            report.add_figure(case, f"{name} ÷ {PLAIN}", times.ratio(name, PLAIN), reach=reach)
+    for name in for_information:
+        if name in times.seconds:
+            report.add_figure(case, f"{name} ÷ {PLAIN}", times.ratio(name, PLAIN), reach=None)
+    if slow is not None:
+        report.add_figure(case, f"{PER_IMAGE} ÷ {PLAIN}", slow.ratio(PER_IMAGE, PLAIN), reach=None)
+    for name in measured():
+        ratio = Spread.exact(memory[name] / memory[PLAIN])
+        report.add_figure(case, f"peak memory, {name} ÷ {PLAIN}", ratio, reach=REACH_OF_MEMORY)
 
 
 def measured() -> tuple[str, ...]:
