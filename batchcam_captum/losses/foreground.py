@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..functional import CamMethod, Reduction, Score, foreground_loss
 from ..functional.losses.foreground import ForegroundNormalization, check_foreground_normalization
-from ..prototypes import Prototypes
+from ..prototypes import ForegroundPrototypes, Prototypes
 from .against_prototypes import PrototypeCamLoss
 from .base import LOSSES
 
@@ -19,8 +19,8 @@ class ForegroundLoss(PrototypeCamLoss):
     these attributes are set to something else. It uses signed cams, so it reports no ``dead_fraction``.
 
     Args:
-        prototypes: whose maps say how much each place is foreground: of any kind, or ready maps (K, 1, *spatial), each of which
-            is brought to [0, 1].
+        prototypes: whose maps say how much each place is foreground: of any kind, or ready maps in [0, 1], (K, 1, *spatial) or
+            several a class, (K, P, *spatial), which are taken as they are.
         normalization: ``"none"`` squares the raw cam outside; ``"share"`` gives the share of its absolute value that is outside.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
@@ -29,7 +29,7 @@ class ForegroundLoss(PrototypeCamLoss):
         validate: check values at once on every device.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, or ready maps out of [0, 1].
         TypeError: ``prototypes`` of another kind.
 
     Example:
@@ -57,6 +57,9 @@ class ForegroundLoss(PrototypeCamLoss):
         score: Score | None = None,
         validate: bool = False,
     ) -> None:
+        if isinstance(prototypes, Tensor):
+            # Not as the means of images, which are stretched from 0 to 1: a foreground that is everywhere would become none.
+            prototypes = ForegroundPrototypes.from_maps(prototypes)
         super().__init__(
             prototypes,
             resolution="map",

@@ -32,6 +32,8 @@ class ForegroundPrototypes(ClassPrototypes):
     project's own, and its defaults are for digits in the middle of a dark image, where few other images would light the place of
     a decoy: what is lit in the same place in most images of a class, shortcuts among them, is foreground.
 
+    The rule is part of ``state_dict()``, as the means say nothing without it: what is loaded brings its own.
+
     Args:
         num_classes: K.
         lit: the value above which a pixel is lit, in [0, 1).
@@ -86,6 +88,7 @@ class ForegroundPrototypes(ClassPrototypes):
         self.lit = lit
         self.share = share
         self.dilate = dilate
+        self._ready = False  #: whether the means are foregrounds already, to be taken as they are
 
     @classmethod
     def from_loader(
@@ -149,28 +152,50 @@ class ForegroundPrototypes(ClassPrototypes):
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:
-        """Take ready foregrounds: they are where the maps are above one half.
+        """Take ready foregrounds as they are: no share, no dilation, nothing stretched.
 
         Args:
-            maps: (K, 1, *spatial) in [0, 1], or booleans.
+            maps: how much each place is foreground, (K, 1, *spatial) in [0, 1], or booleans; or several a class,
+                (K, P, *spatial).
 
         Returns:
-            Prototypes that count as seen once each, not dilated.
+            Prototypes that count as seen once each, and cannot be updated with images.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or values out of [0, 1].
         """
-        prototypes = super().from_maps(maps.float())
-        prototypes.share, prototypes.dilate = 0.5, 0
+        if maps.dim() < 3 or not maps.shape[1]:
+            raise ValueError(
+                f"prototypes: expected maps (K, 1, *spatial), or (K, P, *spatial), got {tuple(maps.shape)}"
+            )
+        ValueChecks(synchronize=True).require(
+            (maps >= 0) & (maps <= 1),
+            "prototypes: expected foregrounds from 0 to 1, or booleans, got others, or NaN; divide them by their maximum",
+        )
+        with torch.inference_mode(False):
+            prototypes = cls(maps.shape[0], size=maps.shape[2:])
+            prototypes.to(maps.device)
+            prototypes.means = maps.detach().to(torch.float32, copy=True)
+            prototypes.counts.fill_(1)
+        prototypes._ready = True
         return prototypes
 
     def foregrounds(self) -> Tensor:
-        """(K, 1, *spatial) booleans at the images' size; false for an unseen class.
+        """(K, 1, *spatial) booleans at the images' size; false for an unseen class. Of ready maps, where they are above a half.
 
         Raises:
             RuntimeError: no image has been seen.
         """
-        return self.maps() > 0
+        return self.maps() > (0.5 if self._ready else 0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The rule, without which the means say nothing."""
+        return {"lit": self.lit, "share": self.share, "dilate": self.dilate, "ready": self._ready}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over the rule by which the means that are loaded were made."""
+        self.lit, self.share, self.dilate = state["lit"], state["share"], state["dilate"]
+        self._ready = state["ready"]
 
     def _warn_of_useless(self) -> None:
         """Warn of classes whose foreground tells nothing: it is empty, or it is everything. Waits for the device."""
@@ -194,6 +219,8 @@ class ForegroundPrototypes(ClassPrototypes):
     @torch.no_grad()
     def _made(self, size: tuple[int, ...]) -> Tensor:
         """Not divided by the maximum: where pixels are merged, that would make foreground of what is background by half."""
+        if self._ready:
+            return resize(self.means, size)
         lit = (self.means > self.share).to(self.means.dtype)
         if self.dilate:
             dims = lit.dim() - 2
@@ -220,6 +247,10 @@ class ForegroundPrototypes(ClassPrototypes):
 
     def _read(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Which pixels are lit, as numbers."""
+        if self._ready:
+            raise RuntimeError(
+                "prototypes: expected foregrounds that are taken from images, got ready maps; make new prototypes for the images"
+            )
         single, indices = super()._read(images, labels)
         if single.numel():
             low, high = single.min(), single.max()

@@ -116,7 +116,10 @@ class StoredPrototypes(Prototypes):
             "kind": type(self).__name__,
             "num_classes": self.num_classes,
             "settings": {name: getattr(self, name) for name in self._settings},
-            "state": {name: value.cpu() for name, value in self.state_dict().items()},
+            "state": {
+                name: value.cpu() if isinstance(value, Tensor) else value
+                for name, value in self.state_dict().items()
+            },
         }
         with written_whole(path) as temporary:
             torch.save(content, temporary)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from batchcam_captum import ClassPrototypes, ForegroundPrototypes
+from batchcam_captum import ClassPrototypes, ForegroundLoss, ForegroundPrototypes, functional
 from tests import reference_prototypes
 
 K = 3
@@ -123,6 +125,73 @@ def test_bad_settings(options, text):
 def test_from_maps_takes_foregrounds_as_they_are():
     maps = torch.rand(K, 1, 6, 6) > 0.5
     assert torch.equal(ForegroundPrototypes.from_maps(maps).foregrounds(), maps)
+    soft = torch.rand(K, 2, 6, 6)  # two a class
+    prototypes = ForegroundPrototypes.from_maps(soft)
+    assert torch.equal(prototypes.maps(), soft)
+    assert_close(prototypes.maps((3, 3)), F.avg_pool2d(soft, 2))
+    assert prototypes.seen.all()
+    soft.zero_()
+    assert prototypes.maps().any()  # its own
+    with pytest.raises(RuntimeError, match="taken from images, got ready maps; make new prototypes"):
+        prototypes.update(*data())
+
+
+@pytest.mark.parametrize(
+    ("maps", "text"),
+    [
+        (torch.rand(K, 6), r"\(K, 1, \*spatial\), or \(K, P, \*spatial\), got \(3, 6\)"),
+        (torch.rand(K, 0, 6, 6), r"got \(3, 0, 6, 6\)"),
+        (torch.full((K, 1, 6, 6), 2.0), "from 0 to 1, or booleans, got others"),
+        (torch.full((K, 1, 6, 6), torch.nan), "from 0 to 1, or booleans, got others"),
+    ],
+)
+def test_ready_maps_that_are_no_foregrounds(maps, text):
+    with pytest.raises(ValueError, match=text):
+        ForegroundPrototypes.from_maps(maps)
+
+
+@pytest.mark.parametrize("normalization", ["none", "share"])
+def test_loss_of_ready_maps_is_that_of_the_function(normalization):
+    everywhere = ForegroundLoss(torch.ones(1, 1, 8, 8), normalization=normalization)
+    assert everywhere(torch.rand(1, 1, 8, 8), torch.tensor([0])) == 0
+    maps, cams, labels = torch.rand(K, 2, 12, 12) * 0.8, torch.randn(4, 1, 6, 6), torch.tensor([0, 2, 1, 0])
+    for few in (maps, maps[:, :1]):
+        loss = ForegroundLoss(few, normalization=normalization)
+        assert_close(
+            loss(cams, labels), functional.foreground_loss(cams, labels, few, normalization=normalization)
+        )
+
+
+def ready():
+    return ForegroundPrototypes.from_maps(torch.rand(K, 1, 9, 11))
+
+
+def ruled():
+    return streamed(*data(), lit=0.4, share=0.5, dilate=1)
+
+
+@pytest.mark.parametrize("make", [ready, ruled])
+@pytest.mark.parametrize(
+    "into", [ready, ruled, lambda: ForegroundPrototypes(K)], ids=["ready", "rule", "new"]
+)
+def test_state_brings_its_rule(make, into, tmp_path):
+    source, other = make(), into()
+    other.maps() if other.means.numel() else None  # a cache to be dropped
+    other.load_state_dict(copy.deepcopy(source.state_dict()))
+    source.save(tmp_path / "foreground.pt")
+    for each in (other, ForegroundPrototypes.load(tmp_path / "foreground.pt")):
+        assert torch.equal(each.maps(), source.maps())
+        assert torch.equal(each.foregrounds(), source.foregrounds())
+        assert (each.lit, each.share, each.dilate) == (source.lit, source.share, source.dilate)
+
+
+def test_state_of_another_kind_is_refused():
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        ClassPrototypes(K).load_state_dict(ruled().state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        ForegroundPrototypes(K).load_state_dict(
+            ClassPrototypes.from_maps(torch.rand(K, 1, 6, 6)).state_dict()
+        )
 
 
 def test_file_keeps_the_rule_and_is_not_one_of_class_prototypes(tmp_path):
