@@ -75,6 +75,7 @@ class ClassPrototypes(StoredPrototypes):
         self.ignore_index = ignore_index
         self._common: Tensor | None = None
         self._own: tuple[Tensor, Tensor] | None = None
+        self._counts_are_own = False  #: without sums: whether the images counted are this rank's own
 
     @classmethod
     def from_loader(
@@ -141,10 +142,12 @@ class ClassPrototypes(StoredPrototypes):
             empty = False
         if group is not None:
             self.reduce(group)
-        if empty and not bool(self.counts.any()):
+        if not bool(self.counts.any()):
+            what = "batch" if empty else "image whose label is not ignored"
             raise ValueError(
-                "loader: expected at least one batch, got none; check the data set and drop_last"
+                f"loader: expected at least one {what}, got none; check the data set and drop_last"
             )
+        self._drop_sums(in_common=group is not None)
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:
@@ -245,7 +248,8 @@ class ClassPrototypes(StoredPrototypes):
     def _agree_on_size(self, group: ProcessGroup) -> bool:
         """Whether any rank knows the images' size; all of them then do. Raises on all ranks, or on none."""
         spatial = tuple(self.means.shape[2:]) if self.means.numel() else ()
-        in_common = int(self.counts.sum()) - (0 if self._own is None else int(self._own[1].sum()))
+        own = self.counts if self._counts_are_own else None if self._own is None else self._own[1]
+        in_common = int(self.counts.sum()) - (0 if own is None else int(own.sum()))
         padding = [0] * (_MOST_DIMENSIONS - len(spatial))
         every = gathered([self.num_classes, in_common, len(spatial), *spatial, *padding], group)
         sizes = {tuple(sizes[:dimensions]) for _, _, dimensions, *sizes in every if dimensions}
@@ -268,13 +272,17 @@ class ClassPrototypes(StoredPrototypes):
     def _sums(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """Sums in float64, of what all ranks have in common (None: nothing) and of this rank's own images, and their counts."""
         if self._own is None:
+            so_far = None
             if self._common is None and bool(self.counts.any()):
                 by_class = self.counts.reshape(-1, *[1] * (self.means.dim() - 1))
-                self._common = self.means.to(self._sums_device, torch.float64) * by_class.to(
-                    self._sums_device
-                )
-            own = torch.zeros(self.means.shape, dtype=torch.float64, device=self._sums_device)
-            self._own = own, torch.zeros_like(self.counts)
+                so_far = self.means.to(self._sums_device, torch.float64) * by_class.to(self._sums_device)
+            if so_far is not None and self._counts_are_own:
+                self._own = so_far, self.counts.clone()
+            else:
+                self._common = self._common if so_far is None else so_far
+                own = torch.zeros(self.means.shape, dtype=torch.float64, device=self._sums_device)
+                self._own = own, torch.zeros_like(self.counts)
+            self._counts_are_own = False
         return self._common, self._own
 
     @property
@@ -295,7 +303,12 @@ class ClassPrototypes(StoredPrototypes):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+        self._drop_sums(in_common=True)
+
+    def _drop_sums(self, *, in_common: bool) -> None:
+        """Drop the float64 sums, which are twice as large as the means: :meth:`_sums` makes them again from the means."""
         self._common, self._own = None, None
+        self._counts_are_own = not in_common
 
 
 def _total(tensor: Tensor, group: ProcessGroup) -> Tensor:

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from batchcam_captum import (
     BatchCamLoss,
+    ClassPrototypes,
     ClusterPrototypes,
     ForegroundPrototypes,
     MaskPrototypes,
@@ -140,6 +141,36 @@ def a_rank_with_other_images_is_named(rank):
     text = r"one spatial size on all ranks, got \[\(6, 7\), \(6, 8\)\]; pass size="
     with pytest.raises(ValueError, match=text):
         ClusterPrototypes.from_loader(loader, K, progress=False)
+
+
+@CHECKS.each(sync=[True, False])
+def class_means_go_on_after_a_loader(rank, sync):
+    """Each image counts once: those of the loader, whether added up then or later, and those of updates afterwards."""
+    images_, labels = images()
+    whole = ClassPrototypes(K)
+    whole.update(images_, labels)
+    first, later = images_[:30], images_[30:]
+    prototypes = ClassPrototypes.from_loader(
+        share_of(rank, "even", first, labels[:30]), K, progress=False, sync=sync
+    )
+    if not sync:
+        assert prototypes.counts.sum() == 15
+        prototypes.reduce()
+        prototypes.reduce()
+    assert prototypes.counts.sum() == 30
+    prototypes.update(later[rank::2], labels[30:][rank::2])
+    for _ in range(2):
+        prototypes.reduce()
+        assert alike(prototypes.means)
+        assert torch.equal(prototypes.counts, whole.counts)
+        assert_close(prototypes.means, whole.means, rtol=1e-5, atol=1e-6)
+    unreduced = ClassPrototypes.from_loader(
+        share_of(rank, "even", first, labels[:30]), K, progress=False, sync=sync
+    )
+    unreduced.update(later[rank::2], labels[30:][rank::2])
+    unreduced.reduce()
+    assert torch.equal(unreduced.counts, whole.counts)
+    assert_close(unreduced.means, whole.means, rtol=1e-5, atol=1e-6)
 
 
 @CHECKS.each()

@@ -282,12 +282,30 @@ def test_from_loader_equals_updates(progress, capsys):
         ([], ValueError, "expected at least one batch, got none; check the data set and drop_last"),
         ([{"image": 1}], TypeError, r"expected batches \(images, labels, …\), got dict; call update"),
         ([torch.rand(2, 1, 4, 4)], TypeError, "got Tensor"),
+        (
+            [(torch.rand(2, 1, 4, 4), torch.tensor([-100, -100]))],
+            ValueError,
+            "expected at least one image whose label is not ignored, got none; check",
+        ),
     ],
-    ids=["empty", "dicts", "no labels"],
+    ids=["empty", "dicts", "no labels", "ignored"],
 )
 def test_from_loader_names_what_it_cannot_use(loader, kind, text):
     with pytest.raises(kind, match=text):
         ClassPrototypes.from_loader(loader, K, progress=False)
+
+
+def test_from_loader_keeps_no_sums_and_goes_on_from_the_means():
+    images, labels = data()
+    prototypes = ClassPrototypes.from_loader([(images[:10], labels[:10])], K, progress=False)
+    kept = [
+        t for value in vars(prototypes).values() for t in (value if isinstance(value, tuple) else [value])
+    ]
+    assert not any(isinstance(each, torch.Tensor) for each in kept)
+    prototypes.to("cpu").update(images[10:], labels[10:])
+    expected = streamed(images, labels, [23])
+    assert torch.equal(prototypes.counts, expected.counts)
+    assert_close(prototypes.means, expected.means, rtol=1e-5, atol=1e-6)
 
 
 def test_from_maps_counts_every_class_once():
