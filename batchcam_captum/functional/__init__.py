@@ -58,6 +58,7 @@ from .maps import (
     resize,
 )
 from .metrics import prototype_cosine, prototype_distance
+from .overlay import overlay
 from .precision import exact_matmul_dtype, full_precision, no_autocast
 from .reduce import Reduction, reduce
 from .registry import Registry
@@ -119,6 +120,7 @@ __all__ = [
     "layer_cam",
     "no_autocast",
     "normalize",
+    "overlay",
     "peak",
     "prepare",
     "prototype_contrastive_loss",

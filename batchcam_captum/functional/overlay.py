@@ -60,8 +60,10 @@ def overlay(images: Tensor, cams: Tensor, *, opacity: float = 0.7) -> Tensor:
         (N, 3, H, W) float32 in [0, 1], without a graph.
 
     Raises:
-        ValueError: images and cams that do not fit, or are no pictures.
+        ValueError: images and cams that do not fit, or are no pictures; or an opacity out of its range.
     """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected a number from 0 to 1, got {opacity}")
     if images.dim() != 4 or cams.dim() != 4 or cams.shape[1] != 1 or len(images) != len(cams):
         raise ValueError(
             f"overlay: expected images (N, C, H, W) and as many cams (N, 1, h, w), got {tuple(images.shape)} and "

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from batchcam_captum import functional
 from batchcam_captum.functional.overlay import colours, grey_or_colour, overlay
 
 
@@ -61,3 +62,14 @@ def test_any_image_becomes_a_picture(dtype, channels):
 def test_what_does_not_fit_is_refused(shapes):
     with pytest.raises(ValueError, match=r"overlay: expected images \(N, C, H, W\)"):
         overlay(*map(torch.rand, shapes))
+
+
+@pytest.mark.parametrize("opacity", [-0.1, 1.5, float("nan")])
+def test_opacity_out_of_range(opacity):
+    with pytest.raises(ValueError, match="opacity: expected a number from 0 to 1, got"):
+        overlay(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 4, 4), opacity=opacity)
+
+
+def test_the_function_is_among_the_functional_ones():
+    assert functional.overlay is overlay
+    assert "overlay" in functional.__all__
