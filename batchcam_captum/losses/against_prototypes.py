@@ -106,7 +106,7 @@ class PrototypeCamLoss(CamLoss):
             raise ValueError(
                 f"masks: expected masks (N, 1, *spatial) for {type(self.prototypes).__name__}, got none; pass masks= to the loss"
             )
-        if self.prototypes.needs_masks and masks is not None and masks.dim() == cams.dim():
+        if self.prototypes.needs_masks and isinstance(masks, Tensor) and masks.dim() == cams.dim():
             check_aspect("masks", masks.shape[2:], cams.shape[2:])
         size = cams.shape[2:] if self.resolution == "map" else None
         if size is not None and not torch.compiler.is_compiling():

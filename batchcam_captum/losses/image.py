@@ -95,6 +95,10 @@ class ImageLoss(CamLoss):
         """See :func:`batchcam_captum.functional.image_loss`."""
         if images is None:
             raise ValueError("images: expected the images of the batch, got none; pass images= to the loss")
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images: expected a tensor (N, C, *spatial), got {type(images).__name__}; pass torch.stack(images)"
+            )
         check_labels(labels, cams.shape[0])
         return image_loss(
             cams,

@@ -58,7 +58,7 @@ class Prototypes(nn.Module):
             size: the spatial size of the cams to compare with. Default: the prototypes' own.
 
         Returns:
-            (K, P, *size), without a graph; all zero for a class without a prototype.
+            (K, P, *size), without a graph; all zero for a class without a prototype. Not to be changed in place.
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement maps()")
 

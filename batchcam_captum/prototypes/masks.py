@@ -99,7 +99,7 @@ class MaskPrototypes(Prototypes):
 
         Raises:
             ValueError: no masks, another shape, values out of [0, 1], or an empty mask; or labels that do not fit.
-            TypeError: labels of a wrong kind.
+            TypeError: labels of a wrong kind, or masks that are no tensor.
         """
         checks = ValueChecks(synchronize=True) if checks is None else checks
         belongs = class_weights(
@@ -128,6 +128,11 @@ class MaskPrototypes(Prototypes):
         if masks is None:
             raise ValueError(
                 "masks: expected masks (N, 1, *spatial) for MaskPrototypes, got none; pass masks= to the loss"
+            )
+        if not isinstance(masks, Tensor):
+            raise TypeError(
+                f"masks: expected a tensor (N, 1, *spatial), got {type(masks).__name__}; pass torch.stack(masks), and boxes "
+                f"through boxes_to_masks()"
             )
         dims = None if size is None else len(size) + 2
         if masks.dim() < 3 or masks.shape[:2] != (n, 1) or dims not in (None, masks.dim()):

@@ -14,6 +14,8 @@ from ..functional import normalize, resize
 from .base import Prototypes
 
 _FORMAT = 1
+#: For how many sizes maps are kept.
+_SIZES = 8
 
 
 class StoredPrototypes(Prototypes):
@@ -73,7 +75,7 @@ class StoredPrototypes(Prototypes):
 
         Returns:
             Each mean after min–max, resized by area and divided by its maximum. All zero for a class without a prototype, and for
-            a flat mean.
+            a flat mean. They are kept for the next call, for the sizes used last: do not change them in place.
 
         Raises:
             RuntimeError: there are no prototypes yet.
@@ -89,11 +91,15 @@ class StoredPrototypes(Prototypes):
         source, version = self._cached_for or (None, 0)
         if source is not self.means or version != self.means._version:
             self._cached_for, self._cache = (self.means, self.means._version), {}
-        if size not in self._cache:
+        made = self._cache.pop(size, None)
+        if made is None:
             # The cache must serve a training step even if a validation under inference_mode has filled it.
             with torch.inference_mode(False):
-                self._cache[size] = self._made(size)
-        return self._cache[size]
+                made = self._made(size)
+        self._cache[size] = made  # the last one used comes last
+        if len(self._cache) > _SIZES:
+            del self._cache[next(iter(self._cache))]
+        return made
 
     @torch.no_grad()
     def _made(self, size: tuple[int, ...]) -> Tensor:
@@ -163,6 +169,7 @@ class StoredPrototypes(Prototypes):
             f"{self._samples}={int(self.counts.sum())}"
         )
 
+    @torch.inference_mode(False)  # or a training step could not use what is moved
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.means
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -173,9 +180,15 @@ class StoredPrototypes(Prototypes):
         self._forget()
         return self
 
+    @torch.inference_mode(False)  # or a training step could not use what is loaded
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
     ) -> None:
+        state_dict = {
+            name: value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+            for name, value in state_dict.items()
+            if name.startswith(prefix)
+        }
         for name in ("means", "counts"):
             value = state_dict.get(f"{prefix}{name}")
             if value is None:

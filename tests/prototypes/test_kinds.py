@@ -149,6 +149,45 @@ def test_state_dict_round_trip(kind, assign):
         assert torch.equal(fresh.maps(size), prototypes.maps(size))
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("kind", STORED)
+def test_what_is_loaded_under_inference_mode_serves_a_later_training_step(kind, assign, tmp_path):
+    prototypes = MAKERS[kind]()
+    prototypes.save(tmp_path / "prototypes.pt")
+    with torch.inference_mode():
+        fresh, moved = FRESH[kind](), copy.deepcopy(prototypes).to("meta")
+        state = {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in prototypes.state_dict().items()
+        }
+        assert state["means"].is_inference()
+        fresh.load_state_dict(state, assign=assign)
+        loaded = type(prototypes).load(tmp_path / "prototypes.pt")
+    assert not moved.means.is_inference()
+    assert not moved.counts.is_inference()
+    for each in (fresh, loaded):
+        assert not any(buffer.is_inference() for buffer in each.buffers())
+        assert torch.equal(each.means, prototypes.means)
+        cams = torch.randn(6, 1, 5, 6, requires_grad=True)
+        PrototypeLoss(each)(cams, LABELS).backward()
+        assert cams.grad.any()
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_maps_of_the_sizes_used_last_are_kept_and_no_more(kind):
+    prototypes = MAKERS[kind]()
+    first, own = prototypes.maps((2, 2)), prototypes.maps()
+    for side in range(3, 9):
+        prototypes.maps((side, side))
+    assert prototypes.maps((2, 2)) is first  # the eighth size, and now the last one used
+    prototypes.maps((9, 9))
+    assert prototypes.maps((2, 2)) is first
+    again = prototypes.maps()
+    assert again is not own  # it was the one not used for longest
+    assert torch.equal(again, own)
+    assert len(prototypes._cache) == 8
+
+
 @pytest.mark.parametrize("kind", STORED)
 def test_state_of_another_number_of_classes(kind):
     state = MAKERS[kind]().state_dict()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from batchcam_captum import BatchCamLoss, MaskPrototypes, PrototypeContrastiveLoss, PrototypeLoss
+from batchcam_captum import BatchCamLoss, ImageLoss, MaskPrototypes, PrototypeContrastiveLoss, PrototypeLoss
 from tests import reference, reference_prototypes
 
 K = 4
@@ -135,3 +135,15 @@ def test_they_keep_no_state():
     PrototypeLoss(prototypes)(torch.randn(6, 1, 5, 6), LABELS, masks=masks_of())
     assert not prototypes.state_dict()
     assert "num_classes=4" in repr(prototypes)
+
+
+def test_masks_and_images_that_are_no_tensors():
+    cams, labels = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    with pytest.raises(
+        TypeError, match=r"masks: expected a tensor \(N, 1, \*spatial\), got list; pass torch.stack"
+    ):
+        PrototypeLoss(MaskPrototypes(2))(cams, labels, masks=list(torch.rand(2, 1, 4, 4)))
+    with pytest.raises(
+        TypeError, match=r"images: expected a tensor \(N, C, \*spatial\), got list; pass torch.stack"
+    ):
+        ImageLoss()(cams, labels, images=list(torch.rand(2, 3, 4, 4)))
