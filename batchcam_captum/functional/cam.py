@@ -149,10 +149,21 @@ class _WeightedChannels(torch.autograd.Function):
     As a product and a sum it would write two tensors of A's size more.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, activations: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, activations)
+    def forward(weights: Tensor, activations: Tensor) -> Tensor:
         return _over_channels(weights, activations)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, of_weights: Tensor, of_activations: Tensor) -> Tensor:
+        weights, activations = ctx.saved_tensors
+        return _over_channels(of_weights, activations) + _over_channels(weights, of_activations)
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -54,8 +54,10 @@ class ForwardCams:
         self._take = take
         self._shortcuts = shortcuts and grad_cam.reshape is None and not forward.hooked
         self._weights_suffice: dict[object, bool] = {}
-        for loss in losses:
-            for score in loss.scores:
+        # Asked for once, and held: what a loss makes anew each time would be told from itself.
+        self._scores_of = {loss: loss.scores for loss in losses}
+        for loss, of_loss in self._scores_of.items():
+            for score in of_loss:
                 only = get_method(self._method(loss)) is grad_cam_method
                 key = identity(score)
                 self._weights_suffice[key] = only and self._weights_suffice.get(key, True)
@@ -64,7 +66,7 @@ class ForwardCams:
 
     def __call__(self, loss: CamLoss) -> list[Tensor]:
         """The cams of each layer, (N, S, *spatial), one channel for each of the loss's scores."""
-        of_scores = [self._of(loss, score) for score in loss.scores]
+        of_scores = [self._of(loss, score) for score in self._scores_of[loss]]
         if len(of_scores) == 1:
             return of_scores[0]
         return [torch.cat(of_layer, 1) for of_layer in zip(*of_scores, strict=True)]

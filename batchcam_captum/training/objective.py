@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -218,7 +219,7 @@ class CamObjective(nn.Module):
             if weight.due:
                 weight.update(norm(None), norm(value))
             weight.num_calls += 1
-        self.current_weights[name] = weight.weight.detach()
+        self.current_weights[name] = weight.weight.detach().clone()
         return self.current_weights[name]
 
     def _check_labels(self, batch: Batch, place: Tensor) -> None:
@@ -287,5 +288,7 @@ class CamObjective(nn.Module):
 
 
 def identity(choice: object) -> object:
-    """What tells one weighting, or one kind of score, from another."""
+    """What tells one weighting, or one kind of score, from another; whoever compares has to hold them."""
+    if isinstance(choice, MethodType):  # made anew whenever it is asked for
+        return id(choice.__self__), id(choice.__func__)
     return choice if isinstance(choice, str) else id(choice)

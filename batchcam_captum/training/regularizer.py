@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ..attribution import BatchGradCam
-from ..attribution.engine import Recording, own_run
+from ..attribution.engine import Forward, run
 from ..attribution.output import pick_output
 from ..attribution.recorder import shape_of_input
 from ..attribution.second_order import training_error, unsupported_operator
@@ -174,22 +174,20 @@ class CamRegularizer(CamObjective):
             active = self._evaluated()
             inputs = tuple(map(recordable, images if isinstance(images, tuple) else (images,)))
             extra = tuple(map(recordable, additional_forward_args))
-            with own_run(
-                unwrapped(self.grad_cam.forward_func),  # whose forward would wait for the other ranks
-                self.grad_cam.layers,
-                inputs,
-                extra,
-                recording=Recording.MODEL,
-                once=True,
-            ) as (recorders, output):
-                scores = pick_output(output, self.grad_cam.output)
-                activations = [recorder.tensors[next(iter(recorder.tensors))][0] for recorder in recorders]
-                self._check_scores(scores, activations, active)
-                forward = WatchedForward(activations, output, shape_of_input(inputs), hooked=True)
+
+            def use(seen: Forward) -> dict[str, Tensor]:
+                scores = pick_output(seen.output, self.grad_cam.output)
                 batch = Batch(recordable(labels), inputs[0], recordable(masks))
+                activations = self._single(seen.rows)
+                self._check_labels(batch, scores)
+                self._check_scores(scores, activations, active)
+                forward = WatchedForward(activations, seen.output, shape_of_input(inputs))
                 cams_of = self._cams_of(active, scores, forward, batch.labels, create_graph=False)
-                _, values = self._weighted(active, cams_of, batch, zero=torch.zeros((), device=scores.device))
-        return values
+                return self._weighted(active, cams_of, batch, zero=torch.zeros((), device=scores.device))[1]
+
+            # A wrapper's forward would wait for the other ranks.
+            model = unwrapped(self.grad_cam.forward_func)
+            return run(use, model, self.grad_cam.layers, inputs, extra, several_gradients=True).result
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
@@ -200,7 +198,10 @@ class CamRegularizer(CamObjective):
         self, scores: Tensor, batch: Batch, task_loss: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(scores, Tensor):
-            raise TypeError(f"scores: expected a tensor (N, K), got {type(scores).__name__}")
+            raise TypeError(
+                f"scores: expected a tensor (N, K), got {type(scores).__name__}; pass the part of the model's output that holds "
+                f"the scores, such as output['logits'], and make the BatchGradCam with output='logits'"
+            )
         active = self._active()
         zero = torch.zeros((), device=scores.device)
         if not active:
@@ -263,6 +264,15 @@ class CamRegularizer(CamObjective):
         return ForwardCams(
             self.grad_cam, forward, scores, labels, active.values(), take, shortcuts=create_graph
         )
+
+    def _single(self, of_layers: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        for layer, tensors in zip(self.grad_cam.layers, of_layers, strict=True):
+            if len(tensors) > 1:
+                raise ValueError(
+                    f"{type(layer).__name__}: expected a single tensor of activations, got {len(tensors)}; choose a layer with "
+                    f"one output"
+                )
+        return [tensors[0] for tensors in of_layers]
 
     def _check_second_order(
         self, gradients: Sequence[Tensor], selected: Tensor, activations: Sequence[Tensor]

@@ -232,7 +232,9 @@ class SplitRegularizer(CamObjective):
     def _take_weights(self) -> None:
         self._active_now = tuple(self._active())
         if not self.weights_now.is_meta:
-            self.weights_now.copy_(torch.tensor([float(weight) for weight in self.current_weights.values()]))
+            # A new tensor: a compiled step still needs that of its own for the backward.
+            numbers = [float(weight) for weight in self.current_weights.values()]
+            self.weights_now = torch.tensor(numbers, device=self.weights_now.device)
 
     def _run(self, images: Tensor, batch: Batch) -> tuple[SplitOutput, dict[str, Tensor]]:
         activations = self.trunk(images)
@@ -241,13 +243,17 @@ class SplitRegularizer(CamObjective):
             scores = self.head(activations)
             return SplitOutput(scores, torch.zeros((), device=scores.device)), {}
         self._check_labels(batch, activations)
+        scores_of = {name: loss.scores for name, loss in active.items()}  # held, see identity
         kinds: list[Score] = []
-        for loss in active.values():
-            kinds += [score for score in loss.scores if identity(score) not in map(identity, kinds)]
+        for of_loss in scores_of.values():
+            kinds += [score for score in of_loss if identity(score) not in map(identity, kinds)]
         (gradients, scores), update = several_head_gradients(self.head, activations, batch.labels, kinds)
         with self._outcomes_noted(active, scores.device):
             self._check_values(scores, active)
-            cams_of = self._cams_of(activations, dict(zip(map(identity, kinds), gradients, strict=True)))
+            by_kind = dict(zip(map(identity, kinds), gradients, strict=True))
+            cams_of = self._cams_of(
+                activations, by_kind, {active[name]: of for name, of in scores_of.items()}
+            )
             zero = torch.zeros((), device=scores.device)
             total, values = self._weighted(active, cams_of, batch, zero=zero)
         update()  # last: a loss may raise
@@ -272,17 +278,21 @@ class SplitRegularizer(CamObjective):
                 failed[position].logical_or_(~torch.stack(outcomes).all())
 
     def _weight_now(self, name: str, value: Tensor, norm: object) -> Tensor:
-        # A copy: step() may come before backward(), which needs the weight of this step.
-        return self.weights_now[list(self.terms).index(name)].to(value.device, copy=True)
+        return self.weights_now[list(self.terms).index(name)].to(value.device)
 
-    def _cams_of(self, activations: Tensor, gradients: dict[object, Tensor]) -> CamsOf:
+    def _cams_of(
+        self,
+        activations: Tensor,
+        gradients: dict[object, Tensor],
+        scores_of: dict[CamLoss, tuple[Score, ...]],
+    ) -> CamsOf:
         reshape = self.reshape or (lambda tensor: tensor)
         cams: dict[object, Tensor] = {}
 
         def cams_of(loss: CamLoss) -> list[Tensor]:
             method = loss.method or self.method
             of_scores = []
-            for score in loss.scores:
+            for score in scores_of[loss]:
                 key = (identity(method), identity(score))
                 if key not in cams:
                     cams[key] = apply_method(method, reshape(activations), reshape(gradients[key[1]]))

@@ -120,3 +120,19 @@ def test_a_cam_that_is_trained_has_the_values_and_the_derivatives_of_the_plain_o
     assert torch.autograd.gradcheck(lambda g: grad_cam(activations.detach(), g), (gradients,))
     last = activations.detach().movedim(1, -1).contiguous().movedim(-1, 1)
     assert_close(grad_cam(last, gradients), grad_cam(activations, gradients))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning"
+)  # torch's own jvp
+def test_a_trained_cam_goes_through_torch_func():
+    activations, gradients = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4, requires_grad=True)
+    expected = torch.autograd.grad(grad_cam(activations, gradients).square().sum(), gradients)[0]
+    function = torch.func.grad(lambda g: grad_cam(activations, g).square().sum())
+    assert_close(function(gradients.detach()), expected)
+    assert_close(function(gradients), expected)
+    direction = torch.randn_like(activations)
+    _, slope = torch.func.jvp(lambda g: grad_cam(activations, g), (gradients,), (direction,))
+    assert_close(slope, grad_cam(activations, direction))
+    each = torch.func.vmap(lambda a, g: grad_cam(a[None], g[None])[0])(activations, gradients)
+    assert_close(each, grad_cam(activations, gradients))

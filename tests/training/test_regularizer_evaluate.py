@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from batchcam_captum import (
     BatchCamLoss,
+    BatchGradCam,
+    CamRegularizer,
     ImageLoss,
     PrototypeLoss,
 )
 from tests.training.models import (
+    K,
     Net,
     batch,
     captured,
@@ -63,3 +67,43 @@ def test_evaluate_leaves_the_dead_fraction_of_the_last_step():
     loss.dead_fraction = kept = torch.tensor(0.75)
     regularizer.evaluate(images, labels)
     assert loss.dead_fraction is kept
+
+
+def test_evaluate_says_what_is_wrong_with_the_layer_and_the_labels():
+    model, (images, labels) = Net(), batch()
+    elsewhere = CamRegularizer(BatchGradCam(model, nn.Conv2d(1, 1, 1)), BatchCamLoss(prototypes()))
+    with pytest.raises(
+        RuntimeError, match="Conv2d: expected a layer that the forward runs through, got no run"
+    ):
+        elsewhere.evaluate(images, labels)
+    with pytest.raises(ValueError, match=r"labels: expected a tensor on cpu, .* got one on meta"):
+        regularizer_of(model).evaluate(images, labels.to("meta"))
+
+    class Two(nn.Module):
+        def forward(self, activations):
+            return activations, activations * 2
+
+    several = nn.Sequential(nn.Conv2d(1, 2, 3), Two(), Sum(), nn.Flatten(), nn.Linear(72, K))
+    regularizer = CamRegularizer(BatchGradCam(several, several[1]), BatchCamLoss(prototypes()))
+    with pytest.raises(ValueError, match="Two: expected a single tensor of activations, got 2"):
+        regularizer.evaluate(images, labels)
+
+
+class Sum(nn.Module):
+    def forward(self, pair):
+        return pair[0] + pair[1]
+
+
+def test_evaluate_keeps_no_graph_before_the_layer():
+    model, (images, labels) = Net().eval(), batch()
+    regularizer = regularizer_of(model)
+    saved = []
+
+    def note(tensor):
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        regularizer.evaluate(images, labels)
+    assert tuple(images.shape) not in saved, "the first convolution keeps its input only where it is recorded"
+    assert saved

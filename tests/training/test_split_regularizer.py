@@ -422,14 +422,18 @@ def test_it_is_no_part_of_the_model_and_keeps_its_weights_in_float32():
     assert_close(regularizer.weights_now, torch.tensor([1e-9]))
 
 
-def test_step_may_come_before_backward():
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_step_may_come_before_backward(compiled):
     model = parts()
     twin = copy.deepcopy(model)
     gradients_of = []
     for each, early in ((model, True), (twin, False)):
         regularizer = split_of(each, BatchCamLoss(MAPS), lambda step: 1.0 + step)
         torch.manual_seed(2)
-        loss = step_of(regularizer)(*batch())
+        objective = step_of(regularizer)
+        if compiled:
+            objective = torch.compile(objective, backend="aot_eager", fullgraph=True)
+        loss = objective(*batch())
         if early:
             regularizer.step()
         loss.backward()
