@@ -10,6 +10,7 @@ synchronised. The class means of BatchCamLoss are those of the batches of all pr
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,11 +94,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
     prototypes = ClassPrototypes.from_loader(everything, num_classes=10, progress=False, sync=False)
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * len(train))
+    # What prepare() returns steps with the optimizer, and so not in each micro-batch, and then once for each process.
+    processes = accelerator.num_processes
+    steps = args.epochs * math.ceil(len(train) // processes / args.accumulate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * processes)
     model, optimizer, train, test, scheduler = accelerator.prepare(network, optimizer, train, test, scheduler)
 
     inner = accelerator.unwrap_model(model)  # not DistributedDataParallel
-    warmup = LinearWarmup(args.weight, steps=-(-len(train) // args.accumulate))
+    warmup = LinearWarmup(args.weight, steps=math.ceil(len(train) / args.accumulate))
     regularizer = CamRegularizer(BatchGradCam(inner, "features"), BatchCamLoss(prototypes), weight=warmup)
     regularizer.to(accelerator.device)
     progress = Progress()
@@ -130,7 +134,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
             with torch.no_grad():
                 predicted, labels = accelerator.gather_for_metrics((model(images).argmax(1), labels))
             right.append(predicted == labels)
-        row = {"accuracy": torch.cat(right).float().mean().item()}
+        row = {
+            "accuracy": torch.cat(right).float().mean().item(),
+            "learning_rate": scheduler.get_last_lr()[0],
+        }
         for name in terms[0]:  # mean over batches and processes
             row[name] = accelerator.reduce(torch.stack([each[name] for each in terms]).mean(), "mean").item()
         history.append(row)

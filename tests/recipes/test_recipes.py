@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,20 @@ def test_timm_with_mixup_and_ema(recipe):
 
 
 def test_accelerate_on_one_process(recipe):
-    options = ("--cpu", "--epochs", 2)
+    options = ("--cpu", "--epochs", 4)  # the rate goes down to zero, and two epochs of that are too few
     without, history = (
         recipe("accelerate_training", *options, "--weight", NOTHING),
         recipe("accelerate_training", *options),
     )
     assert history[-1]["accuracy"] > 0.75
     assert history[-1]["batch_cam"] < 0.5 * without[-1]["batch_cam"]
+    # The cosine is through; 42 micro-batches an epoch are 21 steps.
+    assert [row["learning_rate"] for row in history[1::2]] == pytest.approx([1e-3, 0], abs=1e-9)
+
+
+def test_accelerate_counts_the_steps_of_an_epoch_that_micro_batches_do_not_divide(recipe):
+    history = recipe("accelerate_training", "--cpu", "--epochs", 2, "--accumulate", 4)
+    assert [row["learning_rate"] for row in history] == pytest.approx([1e-3, 0], abs=1e-9)
 
 
 def test_accelerate_resumes(recipe, tmp_path):
@@ -133,6 +141,7 @@ def test_accelerate_on_two_processes_trains_what_one_does_with_batches_twice_as_
     assert len(two) == len(one) == 2
     for ours, theirs in zip(two, one, strict=True):
         assert ours["batch_cam"] == pytest.approx(theirs["batch_cam"], abs=1e-4)
+        assert ours["learning_rate"] == theirs["learning_rate"]
         assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1.5 / 450)  # one image of rounding
 
 
@@ -162,3 +171,12 @@ def test_the_page_explains_each_recipe():
         assert f"]({path.name})" in page
     for name in re.findall(r"\]\((\w+\.py)\)", page):
         assert (RECIPES / name).exists()
+
+
+def test_the_extra_of_a_recipe_holds_what_it_imports():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = extras["optional-dependencies"]
+    # Lightning itself does not require what its TensorBoardLogger writes with.
+    assert any(each.startswith("tensorboard") for each in extras["lightning"])
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"lightning_logs/", "run.pt"} <= set(ignored)
