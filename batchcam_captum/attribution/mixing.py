@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .recorder import LayerRecorder
+from .recorder import LayerRecorder, attributing
 from .survey import mixes
 from .warn import warn_user
 
@@ -20,8 +20,8 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
     """Warn if a BatchNorm in train mode runs after one of the layers.
 
     Args:
-        forward_func: the model, for the names of its modules.
-        recorders: of the explained layers; a layer counts from its first run on.
+        forward_func: the model. Where it is a module, a BatchNorm of another model, as a teacher's, does not count.
+        recorders: of the explained layers; a layer counts from its first run on. Forwards that they ignore do not count.
 
     Warns:
         UserWarning: names the BatchNorm, and the layer to explain instead.
@@ -29,9 +29,11 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
     owner = get_ident()
     found: list[nn.Module] = []
     latest: list[nn.Module] = []
+    within_attribution = attributing()  # then this is the attribution's own forward
+    own = frozenset(forward_func.modules()) if isinstance(forward_func, nn.Module) else None
 
     def look(module: nn.Module, _: Any) -> None:
-        if get_ident() != owner:
+        if get_ident() != owner or attributing() != within_attribution or (own and module not in own):
             return
         latest[:] = [module]
         if mixes(module) and any(recorder.tensors for recorder in recorders):

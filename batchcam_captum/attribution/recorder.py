@@ -35,6 +35,22 @@ def attributing() -> bool:
     return get_ident() in _attributing
 
 
+def is_meant(module: nn.Module, owner: int) -> bool:
+    """Whether a run of the module is of the forward that somebody watches.
+
+    Args:
+        module: which runs now, in this thread.
+        owner: the thread of whoever watches. DataParallel runs replicas in threads of its own; every other thread is somebody
+            else.
+
+    Returns:
+        False in other threads, and in forwards of an attribution's own.
+    """
+    if get_ident() != owner and not getattr(module, "_is_replica", False):
+        return False
+    return owner not in _attributing
+
+
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -165,10 +181,9 @@ class LayerRecorder:
         if not self._handles:  # the hook of a copied model, which goes with the copy's first run
             _take_away(self, module)
             return False
-        # DataParallel runs replicas in threads of its own; every other thread is somebody else.
-        if get_ident() != self._owner and not getattr(module, "_is_replica", False):
-            return False
-        return self.inside_attribution or self._owner not in _attributing
+        if self.inside_attribution:  # the forward is an attribution's own itself
+            return get_ident() == self._owner or getattr(module, "_is_replica", False)
+        return is_meant(module, self._owner)
 
     def _record(self, module: nn.Module, _: Any) -> None:
         if self._listens(module):
@@ -291,15 +306,17 @@ def shape_of_input(received: Sequence[Any]) -> tuple[int, ...] | None:
 
 
 class InputShape:
-    """Notes the shape of what a model receives, while its hook is attached; see :func:`shape_of_input`."""
+    """Notes the shape of what a model receives, while its hook is attached; see :func:`shape_of_input` and :func:`is_meant`."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] | None = None
+        self._owner = 0
         self._handle: RemovableHandle | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Forget what was noted, and watch from now on."""
         self.shape = None
+        self._owner = get_ident()
         self._handle = model.register_forward_pre_hook(self._see)
 
     def detach(self) -> None:
@@ -311,7 +328,8 @@ class InputShape:
     def _see(self, module: nn.Module, received: tuple[Any, ...]) -> None:
         if self._handle is None:
             _take_away(self, module)
-        self.shape = shape_of_input(received)
+        elif is_meant(module, self._owner):
+            self.shape = shape_of_input(received)
 
     # The copy of a model that is watched watches nothing.
     def __deepcopy__(self, memo: dict[int, Any]) -> InputShape:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from threading import get_ident
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
+from weakref import ref
 
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ..attribution import BatchGradCam
 from ..attribution.graph import edge_of, node_of, walk
 from ..attribution.mixing import mixing_watched
-from ..attribution.recorder import InputShape, LayerRecorder
+from ..attribution.recorder import InputShape, LayerRecorder, is_meant
 from ..attribution.survey import survey
 from ..functional.math_attention import MathAttention
 
@@ -45,6 +47,8 @@ class ForwardWatch:
         self._recorders: list[LayerRecorder] | None = None
         self._aliases: dict[int, tuple[Tensor, Tensor]] = {}
         self._hooked = False
+        self._handed_on: list[ref[Tensor]] = []
+        self._owner = 0
         self._attention = MathAttention()
         self._input = InputShape()
         self._output: list[Any] = []
@@ -65,6 +69,7 @@ class ForwardWatch:
     def open(self) -> None:
         """Forget what was seen, and watch the next forward."""
         self.drop()
+        self._owner = get_ident()
         model = self._grad_cam.forward_func
         self._recorders = [
             LayerRecorder(layer, once=True, on_seen=self._attention.start, aliases=self._aliases)
@@ -90,6 +95,8 @@ class ForwardWatch:
         self._attention.stop()
         self._input.detach()
         self._hooked = any(tensor._backward_hooks for pair in self._aliases.values() for tensor in pair)
+        # Weak: the graph may need none of the clones, but a hook may still be put on one that the user holds.
+        self._handed_on = [ref(clone) for clone, _ in self._aliases.values()]
         self._aliases.clear()
         if self._handle is not None:
             self._handle.remove()
@@ -106,6 +113,7 @@ class ForwardWatch:
         """Forget what was seen, and undo the marks on it."""
         recorders, self._recorders = self._recorders, None
         self._output.clear()
+        self._handed_on.clear()
         for recorder in recorders or ():
             recorder.release()
 
@@ -122,11 +130,13 @@ class ForwardWatch:
             )
         for recorder in self._recorders:
             recorder.detach()  # a checkpointed layer runs once more for its gradients
+        activations = [self._activations(recorder) for recorder in self._recorders]
+        handed_on = [clone for clone in (each() for each in self._handed_on) if clone is not None]
         return WatchedForward(
-            [self._activations(recorder) for recorder in self._recorders],
+            activations,
             self._output[0] if self._output else None,
             self._input.shape,
-            self._hooked,
+            self._hooked or any(tensor._backward_hooks for tensor in activations + handed_on),
         )
 
     def _activations(self, recorder: LayerRecorder) -> Tensor:
@@ -159,8 +169,8 @@ class ForwardWatch:
             f"checkpointing may run the blocks of a Sequential one by one: choose its last block)"
         )
 
-    def _see_output(self, _: nn.Module, __: Any, output: Any) -> None:
-        if self.layer_has_run:
+    def _see_output(self, module: nn.Module, _: Any, output: Any) -> None:
+        if self.layer_has_run and is_meant(module, self._owner):
             self._output[:] = [output]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,6 +180,7 @@ class ForwardWatch:
             "_aliases": {},
             "_mixing": None,
             "_handle": None,
+            "_handed_on": [],
             "_output": [],
         }
         return {**self.__dict__, **nothing}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from batchcam_captum import BatchGradCam, LayerCapture
+from batchcam_captum.attribution.recorder import InputShape, own_forward
 from tests.attribution.test_capture import cams_from
 from tests.models import SmallCnn
 
@@ -105,3 +106,23 @@ def test_a_held_capture_can_be_copied_and_the_copy_is_empty(copied: Callable[[An
     assert len(capture.activations) == 2
     with pytest.raises(RuntimeError, match="got none"):
         _ = twin.activations
+
+
+def test_the_shape_of_the_input_is_that_of_the_forward_that_is_watched() -> None:
+    model, others = SmallCnn(), torch.randn(4, 3, 11, 7)
+    shape = InputShape()
+    shape.attach(model)
+    model(torch.randn(2, 3, 9, 9))
+    with own_forward():
+        model(others)
+    thread = threading.Thread(target=lambda: model(others))
+    thread.start()
+    thread.join()
+    assert shape.shape == (2, 3, 9, 9)
+    model._is_replica = True  # as above
+    thread = threading.Thread(target=lambda: model(others))
+    thread.start()
+    thread.join()
+    assert shape.shape == (4, 3, 11, 7)
+    shape.detach()
+    assert not model._forward_pre_hooks

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,3 +110,40 @@ def test_a_frozen_layer_before_a_head_that_trains_is_noticed() -> None:
     model[2].eval()
     with pytest.warns(UserWarning, match=TEXT):
         BatchGradCam(model, model[2]).attribute(IMAGES, target=LABELS)
+
+
+def in_another_thread(run: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+BESIDE: dict[str, Callable[[CamRegularizer, nn.Module], Any]] = {
+    "evaluate": lambda regularizer, _: regularizer.evaluate(IMAGES, LABELS),
+    "attribute": lambda regularizer, _: regularizer.grad_cam.attribute(IMAGES, target=LABELS),
+    "teacher": lambda _, model: copy.deepcopy(model)(IMAGES),
+    "thread": lambda _, model: in_another_thread(lambda: model(IMAGES)),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_forward_beside_the_training_forward_is_none_after_the_layer(beside: str) -> None:
+    model = network().train()
+    regularizer = CamRegularizer(BatchGradCam(model, model[6]), BatchCamLoss(torch.rand(5, 1, 8, 8)))
+    with regularizer:  # warnings are errors here
+        model(IMAGES)
+        BESIDE[beside](regularizer, model)
+
+
+@pytest.mark.parametrize("beside", ["teacher", "thread"])
+def test_a_forward_beside_the_training_forward_leaves_its_warning(beside: str) -> None:
+    model = network().train()
+    regularizer = CamRegularizer(BatchGradCam(model, model[2]), BatchCamLoss(torch.rand(5, 1, 8, 8)))
+
+    def train() -> None:
+        with regularizer:
+            model(IMAGES)
+            BESIDE[beside](regularizer, model)
+
+    with pytest.warns(UserWarning, match=TEXT):
+        train()

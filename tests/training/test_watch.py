@@ -1,0 +1,130 @@
+"""The training forward is told from what runs beside it inside of the block."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
+from batchcam_captum.losses import CamLoss
+from batchcam_captum.training import cams
+from tests.models import SmallCnn
+
+LABELS = torch.arange(10) % 5
+
+
+class Tokens(nn.Module):
+    """The layer returns (N, H·W, C): the grid is known from the image alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 1)
+        self.layer = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        return self.head(self.layer(tokens).relu().mean(1))
+
+
+class Shape(CamLoss):
+    """Notes the shape of the cams."""
+
+    shape: tuple[int, ...] = ()
+
+    def compute(self, cams: Tensor, *_: Any, **__: Any) -> Tensor:
+        self.shape = tuple(cams.shape)
+        return cams.square().mean()
+
+
+def in_another_thread(regularizer: CamRegularizer, images: Tensor) -> None:
+    thread = threading.Thread(target=lambda: regularizer.grad_cam.forward_func(images))
+    thread.start()
+    thread.join()
+
+
+BESIDE: dict[str, Callable[[CamRegularizer, Tensor], Any]] = {
+    "evaluate": lambda regularizer, images: regularizer.evaluate(images, LABELS[: len(images)]),
+    "attribute": lambda regularizer, images: regularizer.grad_cam.attribute(images, target=0),
+    "thread": in_another_thread,
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_the_grid_of_tokens_is_that_of_the_training_images(beside: str) -> None:
+    model, loss = Tokens(), Shape()
+    regularizer = CamRegularizer(BatchGradCam(model, model.layer, reshape="tokens"), loss)
+    with regularizer:
+        scores = model(torch.rand(10, 1, 4, 9))
+        BESIDE[beside](regularizer, torch.rand(10, 1, 6, 6))  # as many tokens
+    regularizer(scores, LABELS)
+    assert loss.shape == (10, 1, 4, 9)
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group(
+        "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=datetime.timedelta(seconds=30)
+    )
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("option", ["static_graph", "find_unused_parameters"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_the_scores_are_those_of_the_training_forward(option: str, beside: str) -> None:
+    torch.manual_seed(0)
+    model = SmallCnn()
+    wrapped = DistributedDataParallel(model, **{option: True})
+    regularizer = CamRegularizer(BatchGradCam(model, model.layer), BatchCamLoss(torch.rand(5, 1, 4, 4)))
+    images = torch.randn(10, 3, 9, 9)
+    with regularizer:
+        scores = wrapped(images)
+        BESIDE[beside](regularizer, images[:4])
+    value = regularizer(scores, LABELS)
+    (scores.square().mean() + value).backward()
+    with regularizer:
+        scores = model(images)
+    expected = regularizer(scores, LABELS)
+    assert_close(value, expected)
+    assert model.head.weight.grad is not None
+
+
+@pytest.mark.parametrize("position", ["before the layer's hook", "after it"])
+def test_a_hook_put_on_the_activations_after_the_block_is_not_passed_by(
+    position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind: list[bool] = []
+    original = cams._LayerGradients
+
+    def noting(tensor: Tensor, are_behind: bool) -> Any:
+        behind.append(are_behind)
+        return original(tensor, are_behind)
+
+    monkeypatch.setattr(cams, "_LayerGradients", noting)
+    layer, reader = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softplus()), nn.AdaptiveAvgPool2d(1)
+    model = nn.Sequential(layer, reader, nn.Flatten(), nn.Linear(8, 5))
+    held: list[Tensor] = []
+    if position == "after it":  # what the recorder hands on
+        reader.register_forward_pre_hook(lambda _, received: held.append(received[0]))
+    else:
+        layer.register_forward_hook(lambda _, __, output: held.append(output))
+    regularizer = CamRegularizer(BatchGradCam(model, layer), BatchCamLoss(torch.rand(5, 1, 7, 7)))
+    for hooked in (False, True):
+        held.clear()
+        with regularizer:
+            scores = model(torch.randn(10, 3, 9, 9))
+        if hooked:
+            held[0].register_hook(lambda gradient: -gradient)
+        regularizer(scores, LABELS)
+    assert behind == [True, False]
