@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any
+from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import CheckpointError
-from torch.utils.hooks import RemovableHandle
 
 from ..attribution.graph import node_of, walk
 from ..attribution.recorder import attributing
@@ -34,72 +34,79 @@ class Recomputation:
         model: the model, or a function around it, of which nothing is known: then nothing is looked after.
     """
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    def __init__(self, model: Callable[..., Any] | None) -> None:
         self._model = model if isinstance(model, nn.Module) else None
-        self._before: set[nn.Module] | None = None
+        # Whether a module ran before the layer, of those that ran in a forward; and what has run again for a cam's gradient.
+        self._before: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._again: WeakSet[nn.Module] = WeakSet()
         self._known: frozenset[nn.Module] = frozenset()
-        self._recomputed = False
-        self._handle: RemovableHandle | None = None
-        self._attention = MathAttention()
+        self._differentiated = False
+        self._forward: _WatchedOrder | None = None
 
     def watch_forward(self, layer_has_run: Callable[[], bool]) -> None:
-        """Note what runs before the layer; once, because a hook that sees every module slows all of them a little.
+        """Note what runs before the layer.
+
+        In every forward where blocks run again, as not all modules run in all of them (stochastic depth); otherwise only until
+        that is known, because a hook that sees every module slows all of them a little.
 
         Args:
             layer_has_run: asked before each module.
         """
-        self.stop()
-        if self._before is not None or self._model is None:
-            return
-        self._before = before = set()
-        owner = get_ident()
-
-        def look(module: nn.Module, _: Any) -> None:
-            if get_ident() == owner and not attributing() and not layer_has_run():
-                before.add(module)
-
-        self._handle = register_module_forward_pre_hook(look)
+        self.forward_is_over(raised=True)
+        if self._model is not None and (self._again or not self._differentiated):
+            self._forward = _WatchedOrder(layer_has_run)
 
     def forward_is_over(self, *, raised: bool) -> None:
-        """Watch it no longer; one that raised is not the one to learn from."""
-        if self._handle is not None and raised:
-            self._before = None
-        self.stop()
-
-    def stop(self) -> None:
-        """Watch no longer."""
-        self._attention.stop()
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.remove()
+        """Watch it no longer; one that raised, or missed the layer, is not the one to learn from."""
+        forward, self._forward = self._forward, None
+        if forward is not None:
+            forward.stop()
+            if not raised and forward.layer_has_run():
+                self._before.update(forward.before)
 
     @contextmanager
     def for_cams(self) -> Iterator[None]:
         """Around the gradients that cams are made of."""
+        self.forward_is_over(raised=False)
         buffers = BufferCopies()
-        self._look_after(buffers)
+        stop = self._look_after(buffers)
         try:
             yield
         finally:
-            self.stop()
+            stop()
             buffers.restore()
+            self._differentiated = True
 
     def for_backward(self, total: Tensor) -> None:
         """Look after the ``backward()`` that begins with this tensor, where blocks have run again for the cams already."""
-        if not self._recomputed or not total.requires_grad:
+        if not self._again or not total.requires_grad:
             return
 
         def begin(_: Tensor) -> None:
-            self._look_after(None)
-            torch.autograd.Variable._execution_engine.queue_callback(self.stop)
+            stop = self._look_after(None)
+
+            def over() -> None:
+                stop()
+
+            # A backward that raises calls nobody, but lets go of whom it would have called: nobody else may hold `over`.
+            finalize(over, stop)
+            torch.autograd.Variable._execution_engine.queue_callback(over)
 
         total.register_hook(begin)
 
-    def _look_after(self, buffers: BufferCopies | None) -> None:
-        self.stop()
+    def _look_after(self, buffers: BufferCopies | None) -> Callable[[], None]:
+        """Begin to.
+
+        Args:
+            buffers: those of what runs again are saved here, and the gradient is a cam's; None: it is the step's.
+
+        Returns:
+            What ends it; may be called twice.
+        """
         if self._model is None:
-            return
+            return lambda: None
         model = self._model
+        attention = MathAttention()
 
         def look(module: nn.Module, _: Any) -> None:
             # Not by the thread: on a GPU gradients are computed in threads of torch's own.
@@ -107,19 +114,46 @@ class Recomputation:
                 self._known = frozenset(model.modules())
                 if module not in self._known:
                     return
-            self._recomputed = True
-            if module in (self._before or ()):
-                self._attention.stop()
-            else:
-                self._attention.start()
             if buffers is not None:
+                self._again.add(module)
                 buffers.save(module)
+            # What no forward has shown is after the layer if a cam's gradient needs it.
+            if self._before.get(module, module not in self._again):
+                attention.stop()
+            else:
+                attention.start()
 
-        self._handle = register_module_forward_pre_hook(look)
+        handle = register_module_forward_pre_hook(look)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy watches nothing."""
-        return {**self.__dict__, "_handle": None}
+        def stop() -> None:
+            attention.stop()
+            handle.remove()
+
+        return stop
+
+    def __reduce__(self) -> tuple[type[Self], tuple[nn.Module | None]]:
+        """A copy watches nothing, and learns anew."""
+        return type(self), (self._model,)
+
+
+class _WatchedOrder:
+    """Notes which modules run before the layer in this thread, until :meth:`stop`.
+
+    Args:
+        layer_has_run: asked before each module.
+    """
+
+    def __init__(self, layer_has_run: Callable[[], bool]) -> None:
+        self.layer_has_run = layer_has_run
+        self.before: dict[nn.Module, bool] = {}
+        owner = get_ident()
+
+        def look(module: nn.Module, _: Any) -> None:
+            # The first of its runs counts.
+            if module not in self.before and get_ident() == owner and not attributing():
+                self.before[module] = not layer_has_run()
+
+        self.stop: Callable[[], None] = register_module_forward_pre_hook(look).remove
 
 
 def checkpointing_error(

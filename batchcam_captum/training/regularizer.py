@@ -24,7 +24,7 @@ from .norms import gradient_norm
 from .objective import Batch, CamObjective, CamsOf, GradientNorm
 from .recompute import Recomputation, checkpointing_error
 from .schedules import AutoWeight
-from .sharding import kept_unsharded
+from .sharding import gathered_again, kept_unsharded
 from .terms import GivenWeight, Term
 from .watch import ForwardWatch, WatchedForward, own_scores, unwrapped
 
@@ -216,6 +216,7 @@ class CamRegularizer(CamObjective):
         cams_of = self._cams_of(active, own, forward, batch.labels, create_graph=True)
         total, values = self._weighted(active, cams_of, batch, zero=zero, norm=norm)
         self._recomputation.for_backward(total)
+        gathered_again(total, self.grad_cam.forward_func)
         return total, values
 
     def _looked_after(self, norm: GradientNorm) -> GradientNorm:
