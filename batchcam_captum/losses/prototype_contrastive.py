@@ -20,8 +20,8 @@ class PrototypeContrastiveLoss(PrototypeCamLoss):
     Args:
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial).
         temperature: τ > 0; lower is sharper.
-        resolution: compare at the ``"prototype"``'s size or at the ``"map"``'s, which is far cheaper where large prototypes of many
-            classes (a thousand of 224 pixels) are compared with each cam.
+        resolution: compare at the ``"prototype"``'s size or at the ``"map"``'s, which is far cheaper where large prototypes of
+            many classes (a thousand of 224 pixels) are compared with each cam.
         reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
         ignore_index: labels of this value are left out.
         method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.

@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node 2 docs/recipes/fsdp2.py
 
-Only the lines about sharding differ from ``ddp.py``.
+Only the lines about sharding differ from ``ddp.py``. Best call ``backward()`` right after the regularizer: another forward in
+between frees the head's parameters, and the ``backward()`` has to gather them once more.
 """
 
 import os

@@ -179,6 +179,31 @@ def fsdp2_accumulation(rank, sends):
         assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-9, atol=1e-12)
 
 
+@CHECKS.each(net=[Net, PooledNet], between=["a forward", "an evaluation"])
+def fsdp2_another_forward(rank, net, between):
+    """What the cam's gradient has kept for the step's backward is freed by any other forward, and must be gathered again."""
+    model = net()
+    images, labels = batch(16)
+    quarters = list(zip(images.chunk(4), labels.chunk(4), strict=True))
+    sharded = copy.deepcopy(model)
+    mesh = dist.init_device_mesh("cpu", (WORLD,))
+    for part in (sharded.layer, sharded.head, sharded):
+        fully_shard(part, mesh=mesh)
+    regularizer = regularizer_of(sharded, sharded.layer)
+    total = objective(sharded, regularizer, *quarters[rank])
+    if between == "a forward":
+        total = total + objective(sharded, regularizer, *quarters[2 + rank])
+    else:
+        regularizer.evaluate(*quarters[2 + rank])
+    total.backward()
+    reference = regularizer_of(model, model.layer, sync=False)
+    halves = list(zip(images.chunk(2), labels.chunk(2), strict=True))
+    used = halves if between == "a forward" else halves[:1]
+    sum(objective(model, reference, *half) for half in used).backward()
+    for own, expected in zip(sharded.parameters(), model.parameters(), strict=True):
+        assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-9, atol=1e-12)
+
+
 @CHECKS.each(kind=["plain", "static_graph", "find_unused_parameters"], sizes=[(5, 3), (8, 0), (0, 8)])
 def ddp_uneven(rank, kind, sizes):
     """The cam term of an uneven batch; a rank without images calls the regularizer all the same."""

@@ -10,7 +10,6 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.backends.cuda import flash_sdp_enabled
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -171,82 +170,6 @@ def test_a_frozen_trunk_is_not_checkpointed_together_with_what_follows(where):
     for name, gradient in theirs.items():
         if gradient is not None:
             assert_close(ours[name], gradient, rtol=1e-12, atol=1e-14, msg=name)
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.project = nn.Linear(width, 3 * width)
-        self.backends: list[bool] = []
-
-    def forward(self, x):
-        self.backends.append(flash_sdp_enabled())
-        q, k, v = self.project(self.norm(x)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        return x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class Tokens(nn.Module):
-    """Attention before the layer, in the block of the layer before and after it, and behind it."""
-
-    def __init__(self, *, checkpointing: bool) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3)
-        self.first = Attention()
-        self.block = nn.Sequential(Attention(), nn.Tanh(), Attention())
-        self.last = Attention()
-        self.head = strong_heads(nn.Linear(8, K))
-        self.checkpointing = checkpointing
-
-    @property
-    def layer(self):
-        return self.block[1]
-
-    def forward(self, x):
-        x = self.stem(x).flatten(2).transpose(1, 2)
-        for part in (self.first, self.block, self.last):
-            x = checkpoint(part, x, use_reentrant=False) if self.checkpointing else part(x)
-        return self.head(x.mean(1))
-
-
-def test_attention_runs_again_on_the_backend_of_the_forward():
-    model = Tokens(checkpointing=True).double()
-    twin = copy.deepcopy(model)
-    twin.checkpointing = False
-    images, labels = batch()
-    maps = prototypes()
-    gradients = []
-    for each in (model, twin):
-        grad_cam = BatchGradCam(each, each.layer, reshape=lambda t: t.transpose(1, 2).unflatten(2, (6, 6)))
-        regularizer = CamRegularizer(grad_cam, PrototypeLoss(maps))
-        for _ in range(2):  # what was learnt of the first forward serves the second
-            each.zero_grad()
-            objective(regularizer, each, images, labels).backward()
-            assert flash_sdp_enabled()
-        gradients.append([parameter.grad for parameter in each.parameters()])
-    for ours, theirs in zip(*gradients, strict=True):
-        assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
-    # Twice the forward, the cam's gradient where the block is needed for it, backward().
-    assert model.first.backends == [True, True] * 2
-    assert model.block[0].backends == [True, True, True] * 2
-    assert model.block[2].backends == [False, False, False] * 2
-    assert model.last.backends == [False, False, False] * 2
-    assert twin.block[2].backends == [False] * 2
-
-
-def test_the_forward_to_learn_from_is_one_that_worked():
-    model = Tokens(checkpointing=True).double()
-    images, labels = batch()
-    grad_cam = BatchGradCam(model, model.layer, reshape=lambda t: t.transpose(1, 2).unflatten(2, (6, 6)))
-    regularizer = CamRegularizer(grad_cam, PrototypeLoss(prototypes()))
-    with pytest.raises(RuntimeError), regularizer:
-        model(images[:, :, :2])
-    regularizer.evaluate(images, labels)
-    with regularizer:
-        regularizer.evaluate(images, labels)  # of another forward, inside of the block
-        scores = model(images)
-    (F.cross_entropy(scores, labels) + regularizer(scores, labels)).backward()
-    assert flash_sdp_enabled()
 
 
 @pytest.mark.filterwarnings("ignore:.*all maps are dead")  # as those of three samples may well be
