@@ -156,12 +156,12 @@ class RunningPrototypes(StoredPrototypes):
             self.evidence.copy_(torch.maximum(self.evidence, mass.squeeze(1)))
             self.counts.add_(number.round().long())
 
+    @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.evidence
         super()._apply(fn, recurse)
-        self.evidence = before.to(
-            self.evidence.device
-        )  # as the means: the device may change, the precision may not
+        # As the means: the device may change, the precision may not.
+        self.evidence = before.to(self.evidence.device)
         return self
 
     @torch.no_grad()
