@@ -59,11 +59,11 @@ class Setup(NamedTuple):
 ON_CPU = (
     Setup("simple_cnn", 256, 28, "features"),
     Setup("resnet18", 32, 64, "layer4", "layer2"),
-    Setup("resnet50", 32, 64, "layer4"),
-    Setup("convnextv2_tiny", 32, 64, "stages.3"),
+    Setup("resnet50", 16, 64, "layer4"),
+    Setup("convnextv2_tiny", 8, 64, "stages.3"),
     Setup("resnet18", 8, 224, "layer4", "layer2"),
-    Setup("resnet50", 8, 224, "layer4"),
-    Setup("convnextv2_tiny", 8, 224, "stages.3"),
+    Setup("resnet50", 4, 224, "layer4"),
+    Setup("convnextv2_tiny", 4, 224, "stages.3"),
 )
 ON_GPU = (
     *(setup._replace(batch=batch) for setup in ON_CPU if setup.size == 224 for batch in (128, 256)),
@@ -253,7 +253,7 @@ def main() -> None:
         bench = Bench(setup, options)
         cases = {name: bench.step(objective) for name, objective in bench.objectives().items()}
         per_image = cases.pop(PER_IMAGE, None)
-        times = interleaved(cases, options, warm_up=3 if on_gpu or options.compiled else 2)
+        times = interleaved(cases, options, warm_up=3 if on_gpu or options.compiled else 1)
         slow = None
         if per_image is not None:  # a comparison of its own, of a few rounds
             few_rounds = argparse.Namespace(**vars(options) | {"rounds": 5})
