@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..functional import CamMethod, MaskResolution, Reduction, Score
+from ..functional import CamMethod, MaskResolution, Normalization, Reduction, Score
 from ..functional.class_means import check_labels
 from ..functional.losses.comparison import check_resolution
+from ..functional.maps import check_normalization
 from ..functional.reduce import check_reduction
 from .base import CamLoss
 
@@ -82,3 +83,49 @@ class MaskCamLoss(CamLoss):
             checks=self.checks,
             **self.options(),
         )
+
+
+class NormalizedMaskLoss(MaskCamLoss):
+    """A loss of the rectified and normalised cam against the mask.
+
+    Args:
+        normalization: of the rectified cams: ``"max"``, ``"minmax"`` or ``"none"``.
+        resolution: see :class:`MaskCamLoss`.
+        revive: see :class:`MaskCamLoss`.
+        reduction: see :class:`MaskCamLoss`.
+        ignore_index: see :class:`MaskCamLoss`.
+        method: see :class:`MaskCamLoss`.
+        score: see :class:`MaskCamLoss`.
+        validate: see :class:`MaskCamLoss`.
+
+    Raises:
+        ValueError: an unknown option.
+    """
+
+    def __init__(
+        self,
+        *,
+        normalization: Normalization = "max",
+        resolution: MaskResolution = "map",
+        revive: bool = True,
+        reduction: Reduction = "mean",
+        ignore_index: int = -100,
+        method: str | CamMethod | None = None,
+        score: Score | None = None,
+        validate: bool = False,
+    ) -> None:
+        super().__init__(
+            resolution=resolution,
+            revive=revive,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            method=method,
+            score=score,
+            validate=validate,
+        )
+        check_normalization(normalization)
+        self.normalization: Normalization = normalization
+
+    def options(self) -> dict[str, Any]:
+        """What the function takes beside cams, masks and who counts."""
+        return {"normalization": self.normalization, **super().options()}

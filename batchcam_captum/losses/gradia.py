@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..functional import CamMethod, MaskResolution, Normalization, Reduction, Score, gradia_loss
-from ..functional.maps import check_normalization
-from .against_masks import MaskCamLoss
+from ..functional import gradia_loss
+from .against_masks import NormalizedMaskLoss
 from .base import LOSSES
 
 
 @LOSSES.register("gradia")
-class GradiaLoss(MaskCamLoss):
+class GradiaLoss(NormalizedMaskLoss):
     """The mean absolute difference between cam and mask: :func:`~batchcam_captum.functional.gradia_loss` (Gao et al. 2022).
 
-    Args:
-        normalization: of the rectified cams: ``"max"``, ``"minmax"`` or ``"none"``.
-        resolution: compare at the ``"map"``'s size or at the ``"mask"``'s.
-        revive: give dead cams a way back; ``False`` is the strict definition.
-        reduction: over the samples: ``"none"``, ``"mean"`` or ``"sum"``.
-        ignore_index: labels of this value are left out.
-        method: the weighting that makes the cam; None: that of the regularizer's ``grad_cam``.
-        score: what the cam explains, see :func:`~batchcam_captum.functional.select_scores`. Default: ``"label"``.
-        validate: check values at once on every device.
-
-    Raises:
-        ValueError: an unknown option.
+    The options are those of :class:`~batchcam_captum.losses.against_masks.NormalizedMaskLoss`.
 
     Example:
         >>> import torch
@@ -37,31 +23,3 @@ class GradiaLoss(MaskCamLoss):
     """
 
     function = staticmethod(gradia_loss)
-
-    def __init__(
-        self,
-        *,
-        normalization: Normalization = "max",
-        resolution: MaskResolution = "map",
-        revive: bool = True,
-        reduction: Reduction = "mean",
-        ignore_index: int = -100,
-        method: str | CamMethod | None = None,
-        score: Score | None = None,
-        validate: bool = False,
-    ) -> None:
-        super().__init__(
-            resolution=resolution,
-            revive=revive,
-            reduction=reduction,
-            ignore_index=ignore_index,
-            method=method,
-            score=score,
-            validate=validate,
-        )
-        check_normalization(normalization)
-        self.normalization: Normalization = normalization
-
-    def options(self) -> dict[str, Any]:
-        """What the function takes beside cams, masks and who counts."""
-        return {"normalization": self.normalization, **super().options()}
