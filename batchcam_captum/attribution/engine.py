@@ -89,7 +89,6 @@ def own_run(
     *,
     recording: Recording,
     at_input: bool = False,
-    once: bool = False,
     second_order: bool = False,
     needs_graph: bool = False,
     keep_rng: bool = True,
@@ -106,7 +105,6 @@ def own_run(
         additional_forward_args: see :func:`run`.
         recording: from where on it is recorded.
         at_input: see :func:`run`.
-        once: raise when a layer runs a second time.
         second_order: see :func:`run`.
         needs_graph: see :class:`~batchcam_captum.attribution.recorder.LayerRecorder`.
         keep_rng: see :func:`~batchcam_captum.attribution.state.state_kept`.
@@ -124,7 +122,6 @@ def own_run(
             layer,
             at_input=at_input,
             inside_attribution=True,
-            once=once,
             records=True,
             needs_graph=needs_graph,
             aliases=aliases,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .maps import peak
 from .precision import full_precision
 from .registry import Registry
 from .ssim import ssim
@@ -73,8 +74,7 @@ class _Scaled(NamedTuple):
 def _scaled(maps: Tensor) -> _Scaled:
     rows = full_precision(maps).flatten(1)
     # No gradient through the scale, on which no result depends.
-    lowest, highest = torch.aminmax(rows.detach(), dim=1, keepdim=True)
-    largest = torch.maximum(highest, -lowest)
+    largest = peak(rows.detach())
     zero = largest < torch.finfo(rows.dtype).tiny
     return _Scaled(rows / largest.masked_fill(zero, 1), zero)
 

@@ -102,7 +102,7 @@ def _is_label(labels: Tensor, num_classes: int) -> Tensor:
 
 def activation_gradients(
     selected: Tensor,
-    activations: Sequence[Tensor],
+    activations: Sequence[Tensor | GradientEdge],
     *,
     create_graph: bool = False,
     retain_graph: bool | None = None,
@@ -115,7 +115,7 @@ def activation_gradients(
 
     Args:
         selected: (N,), one score a sample, see :func:`select_scores`; or (N, 1, …).
-        activations: tensors of the graph that ``selected`` came from.
+        activations: tensors of the graph that ``selected`` came from, or places in it.
         create_graph: record the computation, so that a loss on the result reaches the weights after the activations (the
             second-order term).
         retain_graph: keep the graph of ``selected`` for another backward. Default: as ``create_graph``.

@@ -17,7 +17,7 @@ from ..attribution.output import pick_output
 from ..attribution.recorder import shape_of_input
 from ..attribution.second_order import training_error, unsupported_operator
 from ..attribution.state import recordable
-from ..functional.gradients import take_gradients
+from ..functional import activation_gradients
 from ..losses import CamLoss
 from .cams import ForwardCams
 from .norms import gradient_norm
@@ -244,13 +244,9 @@ class CamRegularizer(CamObjective):
         def take(selected: Tensor, ends: Sequence[Tensor | GradientEdge]) -> tuple[Tensor, ...]:
             try:
                 with self._for_cams() if create_graph else nullcontext():
-                    gradients = take_gradients(
-                        selected,
-                        (selected,),
-                        ends,
-                        grad_outputs=(torch.ones_like(selected),),
-                        create_graph=create_graph,
-                        retain_graph=True,  # the task loss, or another term's score, still needs the graph
+                    # Kept: the task loss, or another term's score, still needs the graph.
+                    gradients = activation_gradients(
+                        selected, ends, create_graph=create_graph, retain_graph=True
                     )
             except RuntimeError as error:
                 because = checkpointing_error(error, selected, forward.activations)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 from weakref import ref
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +18,7 @@ from ..attribution.graph import edge_of, node_of, walk
 from ..attribution.mixing import mixing_watched
 from ..attribution.recorder import InputShape, LayerRecorder, is_meant
 from ..attribution.survey import survey
+from ..distributed import is_distributed
 from ..functional.math_attention import MathAttention
 
 #: What DistributedDataParallel puts after the model's own output. Under static_graph a gradient taken through it in the first
@@ -80,7 +81,7 @@ class ForwardWatch:
         if isinstance(model, nn.Module):
             if self._grad_cam.reshape is not None:
                 self._input.attach(model)  # the grid of a layer's tokens follows from the image's
-            if distributed.is_available() and distributed.is_initialized():
+            if is_distributed():
                 self._handle = unwrapped(model).register_forward_hook(self._see_output)  # see own_scores
         if not self._mixing_looked_for and survey(model).batch_norm_may_mix:
             # Once: the hook that sees every module slows all of them a little.
