@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-from ..functional import full_precision
 from .graph import walk
 
 _CLONE, _MEAN = "CloneBackward0", "MeanBackward1"
@@ -16,28 +13,42 @@ _CLONE, _MEAN = "CloneBackward0", "MeanBackward1"
 _SUM_KEEPING = ("MaxPool2DWithIndicesBackward0", "AdaptiveAvgPool2DBackward0")
 
 
-def sole_reader(scores: Tensor, activations: Tensor) -> Node | None:
-    """The only operator on the way to the scores that reads the activations, clones left out; None where several do.
+class Readers:
+    """Which operators on the way to the scores read what, from the activations on.
 
     Args:
         scores: of a graph with the activations in it.
         activations: as the layer returned them.
     """
-    layer = get_gradient_edge(activations)
-    readers: dict[tuple[Node, int], list[Node]] = {}
-    for node in walk([scores.grad_fn], stop=[layer.node]):
-        for following, position in node.next_functions:
-            if following is not None:
-                readers.setdefault((following, position), []).append(node)
-    edge = (layer.node, layer.output_nr)
-    while True:
-        nodes = readers.get(edge, [])
-        if len(nodes) != 1:
-            return None
-        (node,) = nodes
-        if node.name() != _CLONE:  # the hook hands a clone on
-            return node
-        edge = (node, 0)
+
+    def __init__(self, scores: Tensor, activations: Tensor) -> None:
+        self._layer = get_gradient_edge(activations)
+        self._of: dict[tuple[Node, int], list[Node]] = {}
+        for node in walk([scores.grad_fn], stop=[self._layer.node]):
+            for following, position in node.next_functions:
+                if following is not None:
+                    self._of.setdefault((following, position), []).append(node)
+
+    def sole(self, node: Node | None = None) -> Node | None:
+        """The only one that reads what an operator returns, clones left out; None where several do.
+
+        Args:
+            node: the operator; None: the layer.
+        """
+        edge = (self._layer.node, self._layer.output_nr) if node is None else (node, 0)
+        while True:
+            nodes = self._of.get(edge, [])
+            if len(nodes) != 1:
+                return None
+            (node,) = nodes
+            if node.name() != _CLONE:  # the hook hands a clone on
+                return node
+            edge = (node, 0)
+
+
+def sole_reader(scores: Tensor, activations: Tensor) -> Node | None:
+    """The only operator on the way to the scores that reads the activations, see :meth:`Readers.sole`."""
+    return Readers(scores, activations).sole()
 
 
 def averaged_axes(node: Node, dims: int) -> set[int] | None:
@@ -62,22 +73,6 @@ def keeps_sums(node: Node, dims: int) -> bool:
     # With three axes they would take the samples for the channels.
     pools_places = node.name() in _SUM_KEEPING and dims == 4
     return pools_places or averaged_axes(node, dims) == set(range(2, dims))
-
-
-def channel_weights_behind(gradients: Tensor, activations: Tensor) -> Tensor:
-    """α_k of Grad-CAM (Selvaraju et al. 2017, eq. 1) from the gradients behind a pooling that keeps their sums.
-
-    Args:
-        gradients: (N, C, *smaller), or (N, C).
-        activations: A, (N, C, *spatial).
-
-    Returns:
-        (N, C, 1, …), float32 (float64 stays).
-    """
-    gradients = full_precision(gradients)
-    sums = gradients.flatten(2).sum(2) if gradients.dim() > 2 else gradients
-    weights = sums / math.prod(activations.shape[2:])
-    return weights.reshape(*activations.shape[:2], *[1] * (activations.dim() - 2))
 
 
 def _axis(axis: int, dims: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from ..attribution import BatchGradCam
-from ..attribution.pooling import channel_weights_behind, keeps_sums, sole_reader
+from ..attribution.shortcut import Shortcut, find_shortcut
 from ..functional import CamMethod, Score, get_method, no_autocast, select_scores
 from ..functional.cam import grad_cam as grad_cam_method
 from ..functional.cam import weighted_channels
@@ -25,9 +25,9 @@ TakeGradients = Callable[[Tensor, Sequence[Tensor | GradientEdge]], Sequence[Ten
 class ForwardCams:
     """Makes the cams that a loss asks for: one gradient a score, whatever weightings it is used in.
 
-    Where Grad-CAM's channel weights are all that is asked for, and a pooling over the places is all that reads the layer, the
-    gradient is taken behind the pooling: its sums over the places are the same, and neither it nor what a loss sends back through
-    it is ever as large as the activations.
+    Where Grad-CAM's channel weights are all that is asked for, and a pooling over the places or a linear layer is all that reads
+    the layer, the gradient is taken behind that: its sums over the places follow from it, and neither it nor what a loss sends
+    back through it is ever as large as the activations.
 
     Args:
         grad_cam: the model and its layers.
@@ -36,7 +36,7 @@ class ForwardCams:
         labels: (N,) or (N, K).
         losses: all that will ask.
         take: takes gradients.
-        shortcuts: whether gradients may be taken behind a pooling.
+        shortcuts: whether gradients may be taken behind what reads the layer.
     """
 
     def __init__(
@@ -89,19 +89,20 @@ class ForwardCams:
     def _gradients_of(self, score: Score) -> list[_LayerGradients]:
         selected = select_scores(self._scores, self._labels, score)
         behind = self._shortcuts and self._weights_suffice[identity(score)]
-        ends: list[Tensor | GradientEdge] = []
-        for activations in self._forward.activations:
-            reader = sole_reader(selected, activations) if behind else None
-            shorter = reader is not None and keeps_sums(reader, activations.dim())
-            ends.append(GradientEdge(reader, 0) if reader is not None and shorter else activations)
-        taken = zip(self._take(selected, ends), ends, strict=True)
-        return [_LayerGradients(gradients, isinstance(end, GradientEdge)) for gradients, end in taken]
+        shortcuts = [find_shortcut(selected, a) if behind else None for a in self._forward.activations]
+        ends = [
+            activations if shortcut is None else shortcut.end
+            for activations, shortcut in zip(self._forward.activations, shortcuts, strict=True)
+        ]
+        taken = zip(self._take(selected, ends), shortcuts, strict=True)
+        return [_LayerGradients(gradients, shortcut) for gradients, shortcut in taken]
 
     def _cam(self, position: int, gradients: _LayerGradients, method: str | CamMethod) -> Tensor:
         activations = self._forward.activations[position]
-        if gradients.are_behind:
+        if gradients.shortcut is not None:
             with no_autocast(activations):
-                return weighted_channels(channel_weights_behind(gradients.tensor, activations), activations)
+                weights = gradients.shortcut.channel_weights(gradients.tensor, activations)
+                return weighted_channels(weights, activations)
         cam_of = self._grad_cam.cam_of(
             activations, position=position, method=method, input_shape=self._forward.input_shape
         )
@@ -110,4 +111,4 @@ class ForwardCams:
 
 class _LayerGradients(NamedTuple):
     tensor: Tensor
-    are_behind: bool  #: a pooling, and so of its output's size
+    shortcut: Shortcut | None  #: where they were taken; None: at the layer

@@ -107,9 +107,9 @@ def test_a_hook_put_on_the_activations_after_the_block_is_not_passed_by(
     behind: list[bool] = []
     original = cams._LayerGradients
 
-    def noting(tensor: Tensor, are_behind: bool) -> Any:
-        behind.append(are_behind)
-        return original(tensor, are_behind)
+    def noting(tensor: Tensor, shortcut: Any) -> Any:
+        behind.append(shortcut is not None)
+        return original(tensor, shortcut)
 
     monkeypatch.setattr(cams, "_LayerGradients", noting)
     layer, reader = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softplus()), nn.AdaptiveAvgPool2d(1)

@@ -1,4 +1,4 @@
-"""Gradients taken behind a pooling give the cams, and the training, that gradients at the layer give."""
+"""Gradients taken behind what reads the layer give the cams, and the training, that gradients at the layer give."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ READERS = {
     "adaptive average": nn.AdaptiveAvgPool2d(3),
     "average with padding": nn.AvgPool2d(3, stride=2, padding=1),
     "maximum and mean": nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)),
-    "none": nn.Identity(),
+    "linear layer alone": nn.Identity(),
+    "another nonlinearity": nn.Tanh(),
 }
-SHORTER = ("max pool", "overlapping max pool", "global average", "adaptive average", "maximum and mean")
+#: What gradients have the shape of: the linear layer's output, the pooling's, or the layer's.
+OF_LINEAR, OF_POOLED, OF_LAYER = (6, 6), (6, 4, 1, 1), (6, 4, 8, 8)
+ENDS = {"global average": OF_POOLED, "average with padding": OF_LAYER, "another nonlinearity": OF_LAYER} | {
+    "maximum and mean": (6, 4, 4, 4)
+}
 
 
 class Net(nn.Module):
@@ -46,9 +51,9 @@ def ends_of(monkeypatch):
     shapes = []
     original = cams._LayerGradients
 
-    def noting(tensor, are_behind):
-        shapes.append((tuple(tensor.shape), are_behind))
-        return original(tensor, are_behind)
+    def noting(tensor, shortcut):
+        shapes.append((tuple(tensor.shape), shortcut is not None))
+        return original(tensor, shortcut)
 
     monkeypatch.setattr(cams, "_LayerGradients", noting)
     return shapes
@@ -72,11 +77,11 @@ def test_training_is_that_of_gradients_at_the_layer(reader, monkeypatch):
     loss = BatchCamLoss(torch.rand(K, 1, 8, 8))
     shapes = ends_of(monkeypatch)
     total, gradients = gradients_of(model, loss)
-    ((_, are_behind),) = shapes
-    assert are_behind == (reader in SHORTER)
-    monkeypatch.setattr(cams, "keeps_sums", lambda *_: False)
+    ((shape, _),) = shapes
+    assert shape == ENDS.get(reader, OF_LINEAR)
+    monkeypatch.setattr(cams, "find_shortcut", lambda *_: None)
     expected_total, expected = gradients_of(model, loss)
-    assert shapes[-1] == ((6, 4, 8, 8), False)
+    assert shapes[-1] == (OF_LAYER, False)
     assert_close(total, expected_total, rtol=1e-12, atol=0)
     assert_close(gradients, expected, rtol=1e-9, atol=1e-13)
     assert gradients[-2].abs().max() > 0
@@ -123,3 +128,98 @@ def test_pooling_over_samples_and_channels_is_none():
     activations = torch.rand(2, 4, 8, 8, requires_grad=True)
     assert not keeps_sums(sole_reader(activations.mean((1, 2, 3)), activations), 4)
     assert keeps_sums(sole_reader(activations.mean((-1, -2)), activations), 4)
+
+
+class Frozen(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.weight.requires_grad_(False)
+
+
+class Transposed(nn.Linear):
+    """The features are the second factor of its product."""
+
+    def forward(self, features):
+        return (self.weight @ features.T).T
+
+
+class Scaled(nn.Linear):
+    def forward(self, features):
+        return torch.addmm(self.bias, features, self.weight.T, alpha=0.5)
+
+
+class TwoReaders(nn.Module):
+    def __init__(self, *sizes):
+        super().__init__()
+        self.one, self.other = nn.Linear(*sizes), nn.Linear(*sizes)
+
+    def forward(self, features):
+        return self.one(features) + self.other(features)
+
+
+class Elsewhere(nn.Linear):
+    """Its weight has another use, too."""
+
+    def forward(self, features):
+        return super().forward(features) + self.weight.square().sum()
+
+
+HEADS = {  # name -> a module for flattened places, and whether its output is where the gradient is taken
+    "linear": (nn.Linear, True),
+    "no bias": (lambda *sizes: nn.Linear(*sizes, bias=False), True),
+    "weight used twice": (Elsewhere, True),
+    "frozen weight": (Frozen, False),
+    "weight norm": (lambda *sizes: nn.utils.parametrizations.weight_norm(nn.Linear(*sizes)), False),
+    "dropout first": (lambda *sizes: nn.Sequential(nn.Dropout(0.5), nn.Linear(*sizes)), False),
+    "transposed": (Transposed, False),
+    "scaled": (Scaled, False),
+    "two readers": (TwoReaders, False),
+}
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("head", HEADS)
+def test_behind_a_linear_layer_over_places_and_channels(head, dims, monkeypatch):
+    make, shorter = HEADS[head]
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    side = (5,) * dims
+    model = nn.Sequential(
+        conv(1, 3, 3, padding=1), nn.Flatten(), make(3 * 5**dims, 6), nn.Softplus(), nn.Linear(6, K)
+    ).double()
+    images = torch.rand(4, 1, *side, dtype=torch.float64)
+    if dims == 2:  # flattened by way of a copy
+        images = images.contiguous(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+    labels = torch.arange(4) % K
+    regularizer = CamRegularizer(
+        BatchGradCam(model, "0"), PrototypeLoss(torch.rand(K, 1, *side), distance="l2")
+    )
+    shapes = ends_of(monkeypatch)
+
+    def step():
+        torch.manual_seed(0)
+        model.zero_grad()
+        with regularizer:
+            scores = model(images)
+        value = regularizer(scores, labels)
+        value.backward()
+        return value.detach(), [p.grad if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    value, gradients = step()
+    assert shapes == [((4, 6), True) if shorter else ((4, 3, *side), False)]
+    monkeypatch.setattr(cams, "find_shortcut", lambda *_: None)
+    expected_value, expected = step()
+    assert_close(value, expected_value, rtol=1e-12, atol=0)
+    assert_close(gradients, expected, rtol=1e-9, atol=1e-13)
+    assert expected[-2].abs().max() > 0
+
+
+def test_places_that_are_flattened_in_another_order_are_not_taken_for_channels(monkeypatch):
+    class Permuted(nn.Module):
+        def forward(self, maps):
+            return maps.permute(0, 2, 3, 1).flatten(1)
+
+    shapes = ends_of(monkeypatch)
+    gradients_of(Net(Permuted()), BatchCamLoss(torch.rand(K, 1, 8, 8)))
+    gradients_of(Net(nn.Sequential(nn.MaxPool2d(2), Permuted())), BatchCamLoss(torch.rand(K, 1, 8, 8)))
+    assert [shape for shape, _ in shapes] == [OF_LAYER, (6, 4, 4, 4)]
