@@ -1,0 +1,66 @@
+"""Showing a library without a reshape a layer's output as maps, while the model goes on with what the layer returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def as_maps(layer: nn.Module, reshape: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Within this context, hooks that are set on the layer see what ``reshape`` makes of its output.
+
+    The first hook rearranges, one that is set when the layer is called, so that it comes last, puts the places back where they
+    were; what the rearrangement left out, such as a class token, comes past it. The graph goes through both.
+
+    Args:
+        layer: returns one tensor.
+        reshape: selects and rearranges, and nothing else; None: nothing is done.
+
+    Raises:
+        ValueError: when the layer is called with a reshape that does more than select and rearrange.
+    """
+    if reshape is None:
+        yield
+        return
+    with ExitStack() as stack:
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def forwards(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            maps = reshape(output)
+            kept.append((output, _origins(reshape, output, maps)))
+            return maps
+
+        def backwards(module: nn.Module, inputs: Any, maps: Tensor) -> Tensor:
+            last.pop().remove()
+            output, origins = kept.pop()
+            return output.flatten().index_put((origins,), maps.flatten()).reshape(output.shape)
+
+        def add_last(module: nn.Module, inputs: Any) -> None:
+            last.append(module.register_forward_hook(backwards))
+
+        last: list[Any] = []
+        stack.callback(lambda: [handle.remove() for handle in last])
+        stack.callback(layer.register_forward_pre_hook(add_last).remove)
+        stack.callback(layer.register_forward_hook(forwards).remove)
+        yield
+
+
+def _origins(reshape: Callable[[Tensor], Tensor], output: Tensor, maps: Tensor) -> Tensor:
+    """Where in the flattened output each entry of the flattened maps comes from."""
+    numbers = torch.arange(output.numel(), device=output.device).reshape(output.shape)
+    try:
+        origins = reshape(numbers).flatten()
+    except RuntimeError as error:
+        raise ValueError(f"reshape: expected one that only selects and rearranges: {error}") from error
+    if origins.dtype != numbers.dtype or len(origins.unique()) != maps.numel():
+        raise ValueError("reshape: expected one that only selects and rearranges, got one that computes")
+    if not torch.equal(output.detach().flatten()[origins], maps.detach().flatten()):
+        raise ValueError(
+            "reshape: expected one that only selects and rearranges, got one that changes values"
+        )
+    return origins
