@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from batchcam_captum.demo.report import environment
+from batchcam_captum.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 #: See "The measuring contract" in README.md: blocks are neither given back to the kernel nor faulted in again.
@@ -247,9 +247,19 @@ def peak_in_child(options: argparse.Namespace, case: Mapping[str, Any]) -> int:
         options: of this process.
         case: what the script needs to know.
     """
+    return peaks_in_child(options, case)[-1]
+
+
+def peaks_in_child(options: argparse.Namespace, case: Mapping[str, Any]) -> list[int]:
+    """Like :func:`peak_in_child`, of a child that prints several numbers, one a line.
+
+    Args:
+        options: of this process.
+        case: what the script needs to know.
+    """
     command = [sys.executable, sys.argv[0], "--peak", json.dumps(case), "--threads", str(options.threads)]
     done = subprocess.run(command, env=os.environ | UNPINNED, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    return [int(word) for word in done.stdout.split()]
 
 
 def _resident(name: str) -> int:
@@ -307,7 +317,8 @@ class Report:
         )
         verdict = "" if reach is None else f"  ≤ {reach:g}: {'reached' if reached else 'MISSED'}"
         print(
-            f"    {figure:<44} {value.median:8.3f} [{value.q1:.3f}, {value.q3:.3f}]{verdict}", file=sys.stderr
+            f"    {figure:<44} {_shown(value.median):>8} [{_shown(value.q1)}, {_shown(value.q3)}]{verdict}",
+            file=sys.stderr,
         )
 
     def finish(self) -> None:
@@ -361,6 +372,11 @@ class Report:
         found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         found["commit"] = _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
         return found
+
+
+def _shown(value: float) -> str:
+    """Three digits after the point; of less than that, two that mean something."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
 
 
 def _version(name: str) -> str | None:

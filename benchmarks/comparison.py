@@ -1,0 +1,245 @@
+"""Do the maps agree? Every method of every library, on more than twenty architectures, in several precisions and layouts.
+
+Each peer's maps are compared with this library's raw maps, made with the peer's epsilons and brought by its preset to the size
+and scale in which it returns its own. Random weights and one random batch an architecture; the targets are classes whose map has
+a positive part, as a map without one is zero in all libraries.
+
+What is asserted, see REACH: the largest difference on maps in [0, 1] with float64 and with float32 models; for Captum, whose maps
+are raw, relative to the map's maximum. What goes beyond is published, and stands next to what rounding alone does: the difference
+of each library's float32 maps from its own float64 maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from common import Report, Spread, parser, start
+from comparison_architectures import ARCHITECTURES, built, converted, images_for
+from comparison_methods import set_tf32
+from torch import Tensor, nn
+
+from batchcam_captum import BatchGradCam
+from batchcam_captum.interop import PEERS, Peer, PeerError
+from batchcam_captum.interop.comparison import agreement
+
+METHODS = ("grad_cam", "grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A precision and layout."""
+
+    dtype: torch.dtype = torch.float32
+    tf32: bool = False
+    channels_last: bool = False
+    reach: float | None = None  #: largest difference on maps in [0, 1]; None: for information
+
+
+VARIANTS = {
+    "float64": Variant(torch.float64, reach=5e-7),
+    "float32": Variant(reach=1e-4),
+    "float32, channels-last": Variant(channels_last=True, reach=1e-4),
+    "TF32": Variant(tf32=True),
+    "bfloat16": Variant(torch.bfloat16),
+}
+#: Of the largest value of a raw map, in float32 and better.
+REACH_OF_RAW = 1e-5
+#: Where the rounding of both sides is known, a float32 map may be compared with its own float64 twin.
+EXACT = "float64"
+
+#: The name that stands for this library on the CPU, beside the peers.
+ON_CPU = "batchcam_captum on the CPU"
+
+Key = tuple[str, str]  # peer and method
+
+
+def main() -> None:
+    made = parser(__doc__.partition("\n")[0], rounds=1)
+    made.add_argument("--architectures", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    made.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), help="default: all that the device has"
+    )
+    made.add_argument("--batch", type=int, default=4)
+    options = start(made)
+    on_gpu = torch.device(options.device).type == "cuda"
+    options.variants = options.variants or [name for name in VARIANTS if on_gpu or name != "TF32"]
+    if options.quick:
+        options.architectures = ["ResNet-18", "ViT-Ti"]
+    report = Report(
+        "comparison",
+        options,
+        "Random weights, strong heads, BatchNorm with the statistics of a batch; eval mode; small images. The targets are "
+        "classes whose Grad-CAM has a positive part.",
+        "Differences of pytorch-grad-cam and TorchCAM are absolute, on maps in [0, 1]; those of Captum are relative to the "
+        "largest absolute value of the map.",
+    )
+    for name in options.architectures:
+        begin = time.perf_counter()
+        _study(report, name, options)
+        print(f"    {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+    _summarise(report)
+    report.finish()
+
+
+def _study(report: Report, name: str, options: argparse.Namespace) -> None:
+    """One architecture in every variant."""
+    original, images = built(name), images_for(name, options.batch)
+    targets = _targets(original, name, images)
+    exact: dict[Key, tuple[Tensor, Tensor]] = {}
+    # float64 first: the others are held against it.
+    for variant in sorted(options.variants, key=lambda variant: variant != EXACT):
+        how = VARIANTS[variant]
+        set_tf32(how.tf32)
+        model = converted(original, how.dtype, options.device, channels_last=how.channels_last)
+        batch = images.to(options.device, how.dtype)
+        if how.channels_last:
+            batch = batch.to(memory_format=torch.channels_last)
+        found: dict[str, dict[str, Any]] = {}
+        for peer, method in _pairs():
+            maps = found.setdefault(peer.name, {})
+            try:
+                theirs = _theirs(peer, model, name, method, batch, targets)
+            except PeerError as error:
+                maps[method] = {"failed": str(error).partition("\n")[0]}
+                continue
+            ours = _ours(peer, model, name, method, batch, targets)
+            maps[method] = _numbers(ours, theirs, peer)
+            if variant == EXACT:
+                exact[peer.name, method] = ours, theirs
+            elif (peer.name, method) in exact:
+                maps[method]["from_float64"] = {
+                    side: _numbers(low, high, peer)["max"]
+                    for side, low, high in zip(
+                        ("ours", "theirs"), (ours, theirs), exact[peer.name, method], strict=True
+                    )
+                }
+        if torch.device(options.device).type == "cuda":
+            found[ON_CPU] = _across_devices(name, how, original, images, targets, options)
+        _note(report, name, variant, found, targets)
+
+
+def _note(
+    report: Report, name: str, variant: str, found: dict[str, dict[str, Any]], targets: list[int]
+) -> None:
+    """A case for the architecture in this variant, and a figure for each peer: the largest difference of any method."""
+    entry, case = ARCHITECTURES[name], f"{name}, {variant}"
+    made = {"model": entry.model, "source": entry.source, "layer": entry.layer, "size": entry.size}
+    report.add_case(case, architecture=name, variant=variant, **made, targets=targets, maps=found)
+    for peer, maps in found.items():
+        worst = [numbers["max"] for numbers in maps.values() if "max" in numbers]
+        if worst:
+            reach = VARIANTS[variant].reach
+            if reach is not None and peer == "Captum":
+                reach = REACH_OF_RAW
+            report.add_figure(case, f"{peer}, largest difference", Spread.exact(max(worst)), reach=reach)
+
+
+def _numbers(ours: Tensor, theirs: Tensor, peer: Peer) -> dict[str, Any]:
+    """What agreement() says, the worst of the batch's maps."""
+    pairs = agreement(ours.double(), theirs.double(), scale=peer.scale)
+    summary = pairs.summary()
+    strange = any(not pair.finite and not pair.identical for pair in pairs.maps)
+    kept = {
+        "max": "max_difference", "mean": "mean_difference", "ssim": "ssim_min", "pearson": "pearson_min",
+        "spearman": "spearman_min", "top20": "top_overlap_min",
+    }  # fmt: skip
+    numbers: dict[str, Any] = {
+        short: None if (value := summary[long]) is None else float(f"{value:.6g}")
+        for short, long in kept.items()
+    }
+    if strange or numbers["max"] is None:
+        numbers["max"] = float("inf")
+    counts = ("maps", "identical", "zero_in_both", "zero_in_one", "not_finite")
+    return numbers | {count: value for count in counts if (value := summary[count])}
+
+
+def _across_devices(
+    name: str,
+    how: Variant,
+    original: nn.Module,
+    images: Tensor,
+    targets: list[int],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """This library on the GPU, held against itself on the CPU: in float64 where that is the variant, else in float32."""
+    on_cpu = torch.float64 if how.dtype == torch.float64 else torch.float32
+    peer, found = PEERS["pytorch-grad-cam"], {}
+    sides = [
+        (converted(original, on_cpu, "cpu"), images.to(on_cpu)),
+        (
+            converted(original, how.dtype, options.device, channels_last=how.channels_last),
+            images.to(options.device, how.dtype),
+        ),
+    ]
+    for method in METHODS:
+        on_each = [_ours(peer, model, name, method, batch, targets) for model, batch in sides]
+        found[method] = _numbers(*on_each, peer)
+    return found
+
+
+def _pairs() -> Iterator[tuple[Peer, str]]:
+    for peer in PEERS.values():
+        if peer.version() is None:
+            print(f"{peer.name} is not installed, and left out", file=sys.stderr)
+            continue
+        yield from ((peer, method) for method in METHODS if method in peer.methods)
+
+
+def _targets(model: nn.Module, name: str, images: Tensor) -> list[int]:
+    """For each image the class whose Grad-CAM has the largest positive part, compared with its largest magnitude."""
+    entry = ARCHITECTURES[name]
+    cams = BatchGradCam(model, entry.layer, reshape=entry.reshape).attribute_classes(images)
+    positive, magnitude = cams.amax((2, 3)), cams.abs().amax((2, 3))
+    # Of classes that are alike, another one for each image.
+    share = (positive / magnitude).nan_to_num(-1.0).mul(100).round()
+    order = torch.arange(share.shape[1])
+    return [int(order.roll(-row)[shares.roll(-row).argmax()]) for row, shares in enumerate(share)]
+
+
+def _theirs(
+    peer: Peer, model: nn.Module, name: str, method: str, images: Tensor, targets: list[int]
+) -> Tensor:
+    entry = ARCHITECTURES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with peer.opened(model, entry.layer, method, reshape=entry.reshape) as call:
+            return call(images, targets).cpu()
+
+
+def _ours(peer: Peer, model: nn.Module, name: str, method: str, images: Tensor, targets: list[int]) -> Tensor:
+    """This library's maps as the peer would have returned them."""
+    entry = ARCHITECTURES[name]
+    grad_cam = BatchGradCam(model, entry.layer, method=peer.cam_method(method), reshape=entry.reshape)
+    return peer.preset(grad_cam.attribute(images, target=targets), images.shape[2:]).cpu()
+
+
+def _summarise(report: Report) -> None:
+    """Say of each miss whether rounding alone explains it."""
+    reaches = {(figure["case"], figure["figure"].rpartition(",")[0]): figure for figure in report.figures}
+    for case in report.cases:
+        for peer, maps in case["maps"].items():
+            figure = reaches.get((case["case"], peer))
+            if figure is None or figure["reached"] is not False:
+                continue
+            for method, numbers in maps.items():
+                if numbers.get("max", 0) > figure["reach"]:
+                    own = numbers.get("from_float64")
+                    report.notes.append(
+                        f"Missed: {case['case']}, {peer}, {method}: {numbers['max']:.1e}."
+                        + (
+                            f" Its maps are {own['theirs']:.1e} from its own float64 maps, ours {own['ours']:.1e} from ours."
+                            if own
+                            else ""
+                        )
+                    )
+
+
+if __name__ == "__main__":
+    main()

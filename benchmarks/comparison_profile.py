@@ -1,0 +1,175 @@
+"""Why do hooks cost what they cost? What each library makes the machine do in one call, counted rather than timed.
+
+Arithmetic (multiply-adds, by torch's FLOP counter), operators, nodes of the autograd graph that run, and the bytes that a forward
+keeps for a backward; on a GPU also kernels, copies between it and the host, and the times that the host waits for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from common import Case, Report, Spread, Within, parser, start, synchronize
+from comparison_cost import failure
+from comparison_methods import AGAIN, BARE, LAYERS, OURS, PEERS, compared, set_tf32, suffix
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+QUICK, BATCHES = ("resnet18",), (1, 16)
+#: In the order of the page's table.
+COUNTS = {
+    "flops": "arithmetic",
+    "autograd_nodes": "autograd nodes run",
+    "saved_bytes": "bytes kept for a backward",
+    "operators": "operators",
+    "forwards": "forwards",
+    "kernels": "kernels",
+    "copies_to_host": "copies to the host",
+    "bytes_to_host": "bytes to the host",
+    "synchronisations": "waits for the GPU",
+}
+
+
+def main() -> None:
+    made = parser(__doc__, rounds=1)
+    made.add_argument("--models", nargs="+", default=list(LAYERS), choices=list(LAYERS))
+    made.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    made.add_argument("--size", type=int, default=224, help="of the images, in pixels")
+    made.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    made.add_argument("--tf32", action="store_true", help="let the GPU round float32 to TF32")
+    made.add_argument("--channels-last", action="store_true", help="the images and the model in that layout")
+    made.add_argument("--compiled", action="store_true", help="the compiled route as well")
+    options = start(made)
+    set_tf32(options.tf32)
+    if options.quick:
+        options.models, options.batches = QUICK, [2]
+    report = Report(
+        f"comparison_profile{suffix(options)}",
+        options,
+        "Counts of one call after another that warmed up. Arithmetic is that of convolutions, matrix products and attention; "
+        "bytes kept for a backward are those of the tensors that autograd saves, each storage once, the model's own tensors left "
+        "out; operators are the calls of aten that no other operator makes.",
+    )
+    for name in options.models:
+        for batch in options.batches:
+            _count(report, name, batch, options)
+            if torch.device(options.device).type == "cuda":
+                torch.cuda.empty_cache()
+    report.finish()
+
+
+def _count(report: Report, name: str, batch: int, options: argparse.Namespace) -> None:
+    torch.compiler.reset()
+    net = compared(name, batch, options, size=options.size)
+    cases = {key: case for key, case in net.cases(compiled=options.compiled).items() if key != AGAIN}
+    failed = {method: why for method, case in cases.items() if (why := failure(case, options.device))}
+    counts = {
+        method: counted(case, net.model, options.device)
+        for method, case in cases.items()
+        if method not in failed
+    }
+    case = f"{name}, batch {batch}"
+    report.add_case(case, model=name, batch=batch, failed=failed, counts=counts)
+    for method in (OURS, *PEERS):
+        if method in counts and counts[BARE]["flops"]:
+            ratio = Spread.exact(counts[method]["flops"] / counts[BARE]["flops"])
+            report.add_figure(case, f"arithmetic, {method} ÷ {BARE}", ratio, reach=None)
+
+
+def counted(case: Case, model: nn.Module, device: str) -> dict[str, int]:
+    """Everything in :data:`COUNTS` that the device knows, of one call each.
+
+    Args:
+        case: a call that has been run before.
+        model: whose forwards are counted, and whose own tensors do not count as kept.
+        device: where it runs.
+    """
+    with case.enter() if isinstance(case, Within) else nullcontext(case) as call:
+        forwards: list[None] = []
+        handle = model.register_forward_hook(lambda *_: forwards.append(None))
+        try:
+            with FlopCounterMode(display=False) as flops:
+                call()
+        finally:
+            handle.remove()
+        kept = _Kept(model)
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+            call()
+        activities = [ProfilerActivity.CPU]
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            activities.append(ProfilerActivity.CUDA)
+        synchronize(device)
+        with profile(activities=activities) as profiler:
+            call()
+        # After the profiler, whose end waits for the GPU as well.
+        events = list(profiler.events())
+    found = {
+        "flops": flops.get_total_flops(),
+        "forwards": len(forwards),
+        "saved_bytes": sum(kept.storages.values()),
+    }
+    return found | from_events(events, on_gpu=on_gpu)
+
+
+def from_events(events: list[Any], *, on_gpu: bool) -> dict[str, int]:
+    """What the profiler's events say.
+
+    Args:
+        events: of ``torch.profiler``: ``name``, ``cpu_parent``, ``device_type``.
+        on_gpu: whether there was one.
+    """
+    names = [event.name for event in events]
+    found = {
+        "operators": sum(event.name.startswith("aten::") and not _within_operator(event) for event in events),
+        "autograd_nodes": sum(name.startswith("autograd::engine::evaluate_function") for name in names),
+    }
+    if on_gpu:
+        found |= {
+            "kernels": sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel")) for name in names),
+            "copies_to_host": sum(name.startswith("Memcpy DtoH") for name in names),
+            "copies_to_device": sum(name.startswith("Memcpy HtoD") for name in names),
+            "synchronisations": sum(
+                name.startswith(("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize"))
+                for name in names
+            ),
+        }
+    return found
+
+
+def _within_operator(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith("aten::"):
+            return True
+        parent = parent.cpu_parent
+    return False
+
+
+class _Kept:
+    """The storages of the tensors that autograd saves."""
+
+    def __init__(self, model: nn.Module) -> None:
+        own = [*model.parameters(), *model.buffers()]
+        self.own = {tensor.untyped_storage().data_ptr() for tensor in own}
+        self.storages: Mapping[int, int] = {}
+        self._alive: list[Tensor] = []  # or an address could be given to another one
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.storages = {**self.storages, storage.data_ptr(): storage.nbytes()}
+            self._alive.append(tensor.detach())
+        return tensor
+
+    @staticmethod
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+
+if __name__ == "__main__":
+    main()
