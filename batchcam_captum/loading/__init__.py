@@ -1,0 +1,25 @@
+"""From what a user names to what a command works with: models, checkpoints, layers, images, devices.
+
+Libraries that only some of it needs (timm, torchvision, Pillow, safetensors) are imported where they are used.
+"""
+
+from .checkpoints import load_checkpoint
+from .devices import check_device, check_dtype
+from .images import LoadedImages, load_images, load_packaged_images
+from .layers import FoundLayer, find_layer
+from .models import load_model
+from .preprocessing import Preprocessing, preprocessing
+
+__all__ = [
+    "FoundLayer",
+    "LoadedImages",
+    "Preprocessing",
+    "check_device",
+    "check_dtype",
+    "find_layer",
+    "load_checkpoint",
+    "load_images",
+    "load_model",
+    "load_packaged_images",
+    "preprocessing",
+]

@@ -1,0 +1,79 @@
+"""The layer to explain, devices and dtypes by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from batchcam_captum import suggest_layers
+from batchcam_captum.loading import check_device, check_dtype, find_layer
+from tests.models import SmallCnn
+
+
+def test_layer_by_its_name():
+    model = SmallCnn()
+    assert find_layer(model, "stem.0") == ("stem.0", model.stem[0], None)
+
+
+def test_layer_that_is_suggested():
+    model, example = SmallCnn().eval(), torch.rand(2, 3, 24, 24)
+    found = find_layer(model, example=example)
+    assert found.name == suggest_layers(model, example).recommended.name
+    assert found.module is model.get_submodule(found.name)
+
+
+def test_tokens_are_reshaped_where_the_layer_is_suggested():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    assert find_layer(model, example=torch.rand(1, 3, 160, 160)).reshape == "auto"
+
+
+def test_layer_that_is_not_there():
+    model = SmallCnn()
+    with pytest.raises(ValueError, match=r"got 'layr'; it has .*layer"):
+        find_layer(model, "layr")
+    with pytest.raises(ValueError, match="got an empty one"):
+        find_layer(model, "")
+    with pytest.raises(ValueError, match="expected inputs to find a layer with"):
+        find_layer(model)
+    with pytest.raises(ValueError, match="no layer with places"):
+        find_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), example=torch.rand(1, 3, 2, 2))
+
+
+def test_device():
+    assert check_device("cpu") == torch.device("cpu")
+    with pytest.raises(
+        ValueError, match=r"device: expected cpu, cuda, .* got 'cuda:99' .*PyTorch .* sees .*; pass cpu"
+    ):
+        check_device("cuda:99")
+    with pytest.raises(ValueError, match="got 'gpu'"):
+        check_device("gpu")
+    with pytest.raises(ValueError, match="meta is none of cpu, cuda, mps"):
+        check_device("meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_where_one_is_asked_for():
+    with pytest.raises(ValueError, match=r"got 'cuda' .*sees no GPU\); pass cpu"):
+        check_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("float32", torch.float32),
+        ("fp64", torch.float64),
+        ("half", torch.float16),
+        ("float", torch.float32),
+        ("bf16", torch.bfloat16),
+        ("torch.float64", torch.float64),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_dtype(name, dtype):
+    assert check_dtype(name) == dtype
+
+
+@pytest.mark.parametrize("name", ["int8", "f32", "", torch.int64])
+def test_dtype_that_no_model_runs_in(name):
+    with pytest.raises(ValueError, match="dtype: expected one of float32, float64, float16, bfloat16, got"):
+        check_dtype(name)
