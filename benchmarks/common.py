@@ -13,25 +13,50 @@ A benchmark is a script of this shape::
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from batchcam_captum.environment import environment
+from batchcam_captum.environment import environment, first_line_of, version_of
+from batchcam_captum.interop.comparison import measure
+from batchcam_captum.interop.comparison.measure import (
+    GIVES_BACK,
+    Call,
+    Case,
+    Spread,
+    Times,
+    Within,
+    peak_memory,
+    synchronize,
+)
+
+#: What the scripts import from here; how to time and to count memory stands in the package, as ``batchcam compare`` does it too.
+__all__ = [
+    "PEERS",
+    "PINNED",
+    "RESULTS",
+    "Call",
+    "Case",
+    "Report",
+    "Spread",
+    "Times",
+    "Within",
+    "interleaved",
+    "parser",
+    "peak_in_child",
+    "peak_memory",
+    "peaks_in_child",
+    "start",
+    "synchronize",
+]
 
 RESULTS = Path(__file__).parent / "results"
 #: See "The measuring contract" in README.md: blocks are neither given back to the kernel nor faulted in again.
@@ -40,24 +65,7 @@ PINNED = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
-#: The opposite, for measuring memory: what is freed goes back at once, so that the resident set is what is in use.
-UNPINNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
 PEERS = ("grad-cam", "torchcam", "timm", "torchvision")
-
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Within:
-    """A case whose hooks must not be there while others run: each round enters it, times the call, and leaves it again.
-
-    Entering and leaving is not timed.
-    """
-
-    enter: Callable[[], AbstractContextManager[Call]]
-
-
-Case = Call | Within
 
 
 def parser(question: str, *, rounds: int, seconds: float = 60.0) -> argparse.ArgumentParser:
@@ -109,133 +117,16 @@ def start(made: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def synchronize(device: str | torch.device) -> None:
-    """Wait for a GPU; nothing on the CPU."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A median with its quartiles."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        """Of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        q1, middle, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(middle, q1, q3)
-
-    @classmethod
-    def exact(cls, value: float) -> Spread:
-        """Of what has no spread, such as bytes."""
-        return cls(value, value, value)
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds of each case, one entry a round."""
-
-    seconds: dict[str, list[float]]
-
-    @property
-    def rounds(self) -> int:
-        """How often each case was timed."""
-        return len(next(iter(self.seconds.values())))
-
-    def ratio(self, case: str, reference: str, *, factor: float = 1.0) -> Spread:
-        """A case ÷ factor · reference: one ratio a round, of runs that stood side by side, and then their median.
-
-        Args:
-            case: name of the numerator.
-            reference: name of the denominator.
-            factor: of the denominator, such as the number of classes.
-        """
-        pairs = zip(self.seconds[case], self.seconds[reference], strict=True)
-        return Spread.of([mine / (factor * other) for mine, other in pairs])
-
-
 def interleaved(cases: Mapping[str, Case], options: argparse.Namespace, *, warm_up: int = 1) -> Times:
-    """Time several cases side by side: each once a round, in an order that rotates, and runs backwards every other round.
-
-    So none always comes first, nor always after the same one.
-
-    The number of rounds follows from the duration of the last warm-up round, before anything is measured. Python's garbage
-    collector runs between the calls and not within them, as in :mod:`timeit`.
+    """Time several cases side by side, see :func:`batchcam_captum.interop.comparison.measure.interleaved`.
 
     Args:
         cases: name -> case.
         options: of :func:`parser`.
         warm_up: rounds that are not counted.
     """
-    names = list(cases)
-    took = 0.0
-    for _ in range(max(warm_up, 1)):
-        took = sum(_timed(case, options.device) for case in cases.values())
-    rounds = options.rounds
-    if not options.quick:
-        rounds = max(min(rounds, int(options.seconds / took)), 5)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    gc.collect()
-    gc.freeze()  # or every collection would walk through all that the libraries have loaded
-    try:
-        for turn in range(rounds):
-            shift = turn % len(names)
-            order = names[shift:] + names[:shift]
-            for name in order if turn % 2 == 0 else reversed(order):
-                seconds[name].append(_timed(cases[name], options.device))
-    finally:
-        gc.unfreeze()
-    return Times(seconds)
-
-
-def _timed(case: Case, device: str) -> float:
-    with case.enter() if isinstance(case, Within) else nullcontext(case) as call:
-        gc.collect()
-        gc.disable()
-        try:
-            synchronize(device)
-            begin = time.perf_counter()
-            call()
-            synchronize(device)
-            return time.perf_counter() - begin
-        finally:
-            gc.enable()
-
-
-def peak_memory(case: Case, device: str, *, repeats: int = 3) -> int:
-    """Bytes that a case needs at most beyond what was there before it (model, inputs): median of some calls.
-
-    On the CPU it is the resident set's maximum, which counts everything, whoever allocated it; right to about 0.2 MB if the
-    process was started by :func:`peak_in_child` and a small call has gone before.
-
-    Args:
-        case: what is measured.
-        device: where it runs.
-        repeats: calls.
-    """
-    with case.enter() if isinstance(case, Within) else nullcontext(case) as call:
-        return int(statistics.median(_peak(call, device) for _ in range(repeats)))
-
-
-def _peak(call: Call, device: str) -> int:
-    gc.collect()
-    synchronize(device)
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # the maximum starts anew; Linux
-    before = _resident("VmRSS")
-    call()
-    return _resident("VmHWM") - before
+    seconds = None if options.quick else options.seconds
+    return measure.interleaved(cases, options.device, rounds=options.rounds, seconds=seconds, warm_up=warm_up)
 
 
 def peak_in_child(options: argparse.Namespace, case: Mapping[str, Any]) -> int:
@@ -258,15 +149,8 @@ def peaks_in_child(options: argparse.Namespace, case: Mapping[str, Any]) -> list
         case: what the script needs to know.
     """
     command = [sys.executable, sys.argv[0], "--peak", json.dumps(case), "--threads", str(options.threads)]
-    done = subprocess.run(command, env=os.environ | UNPINNED, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=os.environ | GIVES_BACK, stdout=subprocess.PIPE, text=True, check=True)
     return [int(word) for word in done.stdout.split()]
-
-
-def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status: expected a line {name}, got none; memory is measured on Linux only")
 
 
 class Report:
@@ -353,43 +237,16 @@ class Report:
         return partial.replace(path) if complete else partial
 
     def _environment(self) -> dict[str, Any]:
-        device = torch.device(self.options.device)
-        found = environment(device)
-        if device.type == "cuda":
-            capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-            found |= {
-                "cuda": torch.version.cuda,
-                "cudnn": torch.backends.cudnn.version(),
-                "capability": capability,
-            }
-            found["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-            found["tf32"] = {
-                "convolutions": torch.backends.cudnn.allow_tf32,
-                "products": torch.backends.cuda.matmul.allow_tf32,
-            }
+        found = environment(torch.device(self.options.device))
         found["libc"] = " ".join(platform.libc_ver())
-        found["peers"] = {name: _version(name) for name in PEERS}
+        found["peers"] = {name: version_of(name) for name in PEERS}
         found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-        found["commit"] = _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+        found["commit"] = first_line_of(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
+        )
         return found
 
 
 def _shown(value: float) -> str:
     """Three digits after the point; of less than that, two that mean something."""
     return f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _output(*command: str) -> str | None:
-    """The first line that a command prints; None where it cannot be run."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.partition("\n")[0].strip() or None

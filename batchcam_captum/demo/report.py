@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..attribution import BatchGradCam
 from ..evaluation.figures import map_grid, message_figure
 from ..functional import prepare, resize
@@ -32,33 +27,6 @@ _ROWS = (
     ("dead_fraction", "dead cams, %", 100, 2),
     ("seconds_per_step", "milliseconds a step, median", 1000, 2),
 )
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions that a number belongs to."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "captum": version("captum"),
-        "batchcam_captum": __version__,
-        "allocator": {key: value for key, value in sorted(os.environ.items()) if key.startswith("MALLOC_")},
-    }
-
-
-def _processor() -> str:
-    """The processor's model name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def table(runs: Sequence[dict[str, Any]], heading: str) -> str:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..attribution import BatchGradCam
+from ..environment import environment
 from ..evaluation import evaluate_cams
 from ..files import folders_taken_back, refuse_folders, written_together
 from ..functional import get_distance
+from ..loading.devices import check_device
 from ..losses import LOSSES, CamLoss
 from ..prototypes import ClassPrototypes
 from ..training import CamRegularizer
@@ -86,7 +88,7 @@ class DemoSettings:
             raise ValueError(
                 f"learning_rate: expected a finite number above 0, got {self.learning_rate}; 0.001 is the default"
             )
-        _check_device(self.device)
+        check_device(self.device)
 
     def file_name(self, name: str, seed: int) -> str:
         """The name that a seed's file gets: ``maps.png``, or ``maps-seed0.png`` where there are several seeds."""
@@ -156,7 +158,7 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
                 "learning_rate": settings.learning_rate,
                 "seeds": list(settings.seeds),
             },
-            "environment": report.environment(device),
+            "environment": environment(device),
             "runs": runs,
             "table": report.table(runs, heading),
         }
@@ -241,20 +243,6 @@ def _checkpoint(arm: Arm, data: DemoData, seed: int) -> dict[str, Any]:
         "std": data.std,
         "seed": seed,
     }
-
-
-def _check_device(name: str) -> None:
-    """Try the device: whether it is there, and which index it may have, only PyTorch knows."""
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(f"{device.type} is none of cpu, cuda, mps")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without this kind
-        reason = str(error).splitlines()[0].partition(". ")[0]  # some go on for a page
-        raise ValueError(
-            f"device: expected cpu, cuda, cuda:1, … or mps, and that this machine has it, got {name!r} ({reason}); pass cpu"
-        ) from error
 
 
 def _write(write: Callable[[Path], None], temporary: Path, path: Path) -> None:
