@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from common import Report, Spread, parser, start
@@ -110,12 +110,12 @@ def _study(report: Report, name: str, options: argparse.Namespace) -> None:
                 maps[method] = {"failed": str(error).partition("\n")[0]}
                 continue
             ours = _ours(peer, model, name, method, batch, targets)
-            maps[method] = _numbers(ours, theirs, peer)
+            maps[method] = numbers(ours, theirs, peer.scale)
             if variant == EXACT:
                 exact[peer.name, method] = ours, theirs
             elif (peer.name, method) in exact:
                 maps[method]["from_float64"] = {
-                    side: _numbers(low, high, peer)["max"]
+                    side: numbers(low, high, peer.scale)["max"]
                     for side, low, high in zip(
                         ("ours", "theirs"), (ours, theirs), exact[peer.name, method], strict=True
                     )
@@ -133,7 +133,7 @@ def _note(
     made = {"model": entry.model, "source": entry.source, "layer": entry.layer, "size": entry.size}
     report.add_case(case, architecture=name, variant=variant, **made, targets=targets, maps=found)
     for peer, maps in found.items():
-        worst = [numbers["max"] for numbers in maps.values() if "max" in numbers]
+        worst = [entry["max"] for entry in maps.values() if "max" in entry]
         if worst:
             reach = VARIANTS[variant].reach
             if reach is not None and peer == "Captum":
@@ -141,23 +141,29 @@ def _note(
             report.add_figure(case, f"{peer}, largest difference", Spread.exact(max(worst)), reach=reach)
 
 
-def _numbers(ours: Tensor, theirs: Tensor, peer: Peer) -> dict[str, Any]:
-    """What agreement() says, the worst of the batch's maps."""
-    pairs = agreement(ours.double(), theirs.double(), scale=peer.scale)
+def numbers(ours: Tensor, theirs: Tensor, scale: Literal["unit", "raw"]) -> dict[str, Any]:
+    """What agreement() says, the worst of the batch's maps; a map with NaN that the other has not counts as infinitely far.
+
+    Args:
+        ours: (N, 1, *spatial).
+        theirs: the same.
+        scale: see :func:`batchcam_captum.interop.comparison.agreement`.
+    """
+    pairs = agreement(ours, theirs, scale=scale)
     summary = pairs.summary()
     strange = any(not pair.finite and not pair.identical for pair in pairs.maps)
     kept = {
         "max": "max_difference", "mean": "mean_difference", "ssim": "ssim_min", "pearson": "pearson_min",
         "spearman": "spearman_min", "top20": "top_overlap_min",
     }  # fmt: skip
-    numbers: dict[str, Any] = {
+    found: dict[str, Any] = {
         short: None if (value := summary[long]) is None else float(f"{value:.6g}")
         for short, long in kept.items()
     }
-    if strange or numbers["max"] is None:
-        numbers["max"] = float("inf")
+    if strange or found["max"] is None:
+        found["max"] = float("inf")
     counts = ("maps", "identical", "zero_in_both", "zero_in_one", "not_finite")
-    return numbers | {count: value for count in counts if (value := summary[count])}
+    return found | {count: value for count in counts if (value := summary[count])}
 
 
 def _across_devices(
@@ -180,7 +186,7 @@ def _across_devices(
     ]
     for method in METHODS:
         on_each = [_ours(peer, model, name, method, batch, targets) for model, batch in sides]
-        found[method] = _numbers(*on_each, peer)
+        found[method] = numbers(*on_each, peer.scale)
     return found
 
 
@@ -228,11 +234,11 @@ def _summarise(report: Report) -> None:
             figure = reaches.get((case["case"], peer))
             if figure is None or figure["reached"] is not False:
                 continue
-            for method, numbers in maps.items():
-                if numbers.get("max", 0) > figure["reach"]:
-                    own = numbers.get("from_float64")
+            for method, entry in maps.items():
+                if entry.get("max", 0) > figure["reach"]:
+                    own = entry.get("from_float64")
                     report.notes.append(
-                        f"Missed: {case['case']}, {peer}, {method}: {numbers['max']:.1e}."
+                        f"Missed: {case['case']}, {peer}, {method}: {entry['max']:.1e}."
                         + (
                             f" Its maps are {own['theirs']:.1e} from its own float64 maps, ours {own['ours']:.1e} from ours."
                             if own

