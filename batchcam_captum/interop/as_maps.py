@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -27,24 +28,31 @@ def as_maps(layer: nn.Module, reshape: Callable[[Tensor], Tensor] | None) -> Ite
     if reshape is None:
         yield
         return
+    kept: list[tuple[Tensor, Tensor]] = []
+    last: list[RemovableHandle] = []
+    origins_by_shape: dict[torch.Size, Tensor] = {}
+
+    def forwards(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        maps = reshape(output)
+        if output.shape not in origins_by_shape:
+            origins_by_shape[output.shape] = _origins(reshape, output, maps)
+        kept.append((output, origins_by_shape[output.shape]))
+        return maps
+
+    def backwards(module: nn.Module, inputs: Any, maps: Tensor) -> Tensor:
+        last.pop().remove()
+        output, origins = kept.pop()
+        return output.flatten().index_put((origins,), maps.flatten()).reshape(output.shape)
+
+    def add_last(module: nn.Module, inputs: Any) -> None:
+        last.append(module.register_forward_hook(backwards))
+
+    def remove_last() -> None:
+        for handle in last:
+            handle.remove()
+
     with ExitStack() as stack:
-        kept: list[tuple[Tensor, Tensor]] = []
-
-        def forwards(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            maps = reshape(output)
-            kept.append((output, _origins(reshape, output, maps)))
-            return maps
-
-        def backwards(module: nn.Module, inputs: Any, maps: Tensor) -> Tensor:
-            last.pop().remove()
-            output, origins = kept.pop()
-            return output.flatten().index_put((origins,), maps.flatten()).reshape(output.shape)
-
-        def add_last(module: nn.Module, inputs: Any) -> None:
-            last.append(module.register_forward_hook(backwards))
-
-        last: list[Any] = []
-        stack.callback(lambda: [handle.remove() for handle in last])
+        stack.callback(remove_last)
         stack.callback(layer.register_forward_pre_hook(add_last).remove)
         stack.callback(layer.register_forward_hook(forwards).remove)
         yield

@@ -112,7 +112,7 @@ class Peer:
                     raise PeerError(
                         f"{self.name}: expected one target for each of {len(images)} images, got {len(targets)}"
                     )
-                # What it is given, it may change.
+                # A tensor of its own: the library may ask it for its gradient.
                 with torch.inference_mode(False), torch.enable_grad(), self._blamed():
                     images = recordable(images).detach()
                     if frozen:

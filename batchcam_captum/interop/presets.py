@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import full_precision, rectify
+from ..functional import full_precision, rectify, resize
 from .optional import load
 
 if TYPE_CHECKING:
@@ -86,6 +86,38 @@ def to_torchcam(cams: Tensor | Sequence[Tensor], normalized: bool = True) -> lis
     """
     rectified = [rectify(layer) for layer in _checked("to_torchcam", cams)]
     return [(_min_max(layer, _TORCHCAM_EPS) if normalized else layer).squeeze(1) for layer in rectified]
+
+
+@torch.no_grad()
+def fuse_as_torchcam(
+    maps: Sequence[Tensor], size: Sequence[int] | None = None, *, method: str = "grad_cam"
+) -> Tensor:
+    """What ``fuse_cams`` of TorchCAM 0.5's extractors makes of the maps of several layers: the largest value at each place.
+
+    Args:
+        maps: of :func:`to_torchcam`, one entry a layer, (N, h, w) or (N, d, h, w). A single one comes back as it is, whatever the
+            size.
+        size: to which all are resized, bilinearly or trilinearly; by default the largest of each dimension.
+        method: the weighting they were made with. For ``"layer_cam"`` tanh(2 · map) goes into the maximum (Jiang et al. 2021,
+            eq. 9).
+
+    Returns:
+        (N, *size).
+
+    Raises:
+        ValueError: maps that have another number of dimensions, or none.
+    """
+    dims = {layer.dim() - 1 for layer in maps}
+    if len(maps) == 1:
+        return maps[0]
+    if dims not in ({2}, {3}):
+        raise ValueError(
+            f"fuse_as_torchcam: expected maps (N, h, w) or (N, d, h, w), got {_shapes(maps)}; TorchCAM fuses no others"
+        )
+    to = tuple(size or map(max, zip(*(layer.shape[1:] for layer in maps), strict=True)))
+    scaled = [(2 * layer).tanh() if method == "layer_cam" else layer for layer in maps]
+    resized = [resize(layer.unsqueeze(1), to, "linear").squeeze(1) for layer in scaled]
+    return torch.stack(resized).amax(0)
 
 
 @torch.no_grad()

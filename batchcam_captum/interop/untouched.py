@@ -101,11 +101,13 @@ def _other_random_states_kept() -> Iterator[None]:
 
 def _refill(container: Any, before: Any) -> None:
     """In place: handles of hooks, and whoever holds the container, refer to this very object."""
-    if isinstance(container, dict):
-        if list(container.items()) != list(before.items()):
-            container.clear()
-            container.update(before)
-    elif container != before:
+    if isinstance(container, list):
+        container[:] = before
+    elif isinstance(container, set):
+        container.clear()
+        container.update(before)
+    elif list(container) != list(before) or any(container[key] is not before[key] for key in before):
+        # By identity: tensors have no truth value.
         container.clear()
         container.update(before)
 
@@ -121,7 +123,7 @@ class _Module:
         self.containers = [
             (value, value.copy())
             for value in (self.attributes or {}).values()
-            if isinstance(value, dict | set)
+            if isinstance(value, dict | list | set)
         ]
 
     def tensors(self) -> Iterator[Tensor]:
