@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.functional import normalize, rectify
-from batchcam_captum.interop import PEERS
+from batchcam_captum.interop import OURS, PEERS
 
 PICTURES = ("chelsea", "coffee", "rocket", "stereo_motorcycle", "astronaut")
 LAYER, EARLIER = "_blocks.15", "_blocks.10"
 SIZE = 224
+PEER = "pytorch-grad-cam"  # its maps have the pictures' size, and so have ours beside them
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "comparison-maps.png"
 
 
 def main() -> None:
     made = parser(__doc__.partition("\n")[0], rounds=1)
-    made.add_argument("--picture", type=Path, default=PICTURE, help="where the grid of maps goes")
     options = start(made)
     set_tf32(False)
     model, images, shown = pretrained(), *pictures()
@@ -59,8 +59,8 @@ def main() -> None:
         found = numbers(step.other, step.usual, "unit")
         report.add_case(step.name, remedy=step.remedy, step=found)
         report.add_figure(step.name, "largest difference", Spread.exact(found["max"]), reach=None)
-    if not options.quick:
-        save_grid(shown, [names[target] for target in targets], grid, options.picture)
+    if options.device == "cpu" and not options.quick and PEER in grid:
+        save_grid(shown, [names[target] for target in targets], grid, PICTURE)
     report.finish()
 
 
@@ -95,7 +95,7 @@ def pictures() -> tuple[Tensor, Tensor]:
         top, left = ((side - SIZE) // 2 for side in sides)
         found.append(pixels[:, :, top : top + SIZE, left : left + SIZE])
     batch = torch.cat(found)
-    return (batch - 127) / 128, batch.movedim(1, -1) / 255
+    return (batch - 127) / 128, (batch.movedim(1, -1) / 255).clamp(0, 1)
 
 
 def categories() -> list[str]:
@@ -128,8 +128,8 @@ def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[
                 found[method] = numbers(ours, theirs, peer.scale)
                 if variant == "float32" and method == "grad_cam":
                     grid[peer.name] = theirs
-                    if peer.name == "pytorch-grad-cam":
-                        grid["batchcam_captum"] = ours
+                    if peer.name == PEER:
+                        grid[OURS.name] = ours
             case = f"{variant}, {peer.name}"
             report.add_case(case, variant=variant, peer=peer.name, maps=found)
             reach = REACH_OF_RAW if peer.scale == "raw" else how.reach
@@ -139,40 +139,38 @@ def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[
 
 
 def save_grid(shown: Tensor, titles: list[str], maps: dict[str, Tensor], path: Path) -> None:
-    """One row a picture: the picture, and each library's map over it, brought to its size and to [0, 1]; 64 colours or so.
+    """One row a picture: the picture, each library's map over it, and where pytorch-grad-cam's map and ours differ.
 
     Args:
         shown: (N, H, W, 3) in [0, 1].
         titles: of the rows.
-        maps: name of a library -> what it returned, (N, 1, …).
-        path: of the PNG.
+        maps: name of a library -> what it returned, (N, 1, …); brought to the pictures' size and to [0, 1] here.
+        path: of the PNG, of 256 colours.
     """
-    import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
 
-    size = shown.shape[1:3]
-    figure = Figure(figsize=(1.5 * (1 + len(maps)), 1.55 * len(shown)), dpi=90, layout="constrained")
-    axes = figure.subplots(len(shown), 1 + len(maps))
-    for row, (picture, title) in enumerate(zip(shown.numpy(), titles, strict=True)):
-        for column, (name, theirs) in enumerate([("", None), *maps.items()]):
-            axis = axes[row, column]
+    columns = ["", *maps, f"|difference| to {PEER}\n\N{MULTIPLICATION SIGN} 100,000"]
+    figure = Figure(figsize=(1.4 * len(columns), 1.45 * len(shown) + 0.2), dpi=90, layout="constrained")
+    axes = figure.subplots(len(shown), len(columns))
+    for column, name in enumerate(columns):
+        axes[0, column].set_title(name, fontsize=7)
+    for row, picture in enumerate(shown.numpy()):
+        axes[row, 0].set_ylabel(titles[row], fontsize=8)
+        axes[row, 0].imshow(picture)
+        for axis, theirs in zip(axes[row, 1:], maps.values(), strict=False):
+            one = F.interpolate(theirs[row : row + 1].float(), shown.shape[1:3], mode="bilinear")
             axis.imshow(picture)
-            if theirs is not None:
-                one = F.interpolate(theirs[row : row + 1].float(), size, mode="bilinear")
-                axis.imshow(normalize(rectify(one), "minmax")[0, 0].numpy(), cmap="turbo", alpha=0.5)
-            if row == 0:
-                axis.set_title(name, fontsize=8)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if column == 0:
-                axis.set_ylabel(title, fontsize=8)
+            axis.imshow(normalize(rectify(one), "minmax")[0, 0].numpy(), cmap="turbo", alpha=0.5)
+        difference = (maps[OURS.name] - maps[PEER])[row, 0].abs() * 1e5
+        axes[row, -1].imshow(difference.numpy(), cmap="gray", vmin=0, vmax=1)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    colours = Image.fromarray(np.asarray(Image.open(buffer).convert("RGB"))).quantize(
-        128, dither=Image.Dither.NONE
-    )
+    colours = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     colours.save(path, optimize=True)
 
 
