@@ -2,97 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...attribution.reshape import Reshape
-from .agreement import Agreement
+from ...attribution import BatchGradCam
+from ...attribution.layers import find_layer
+from ...attribution.reshape import Reshape, check_reshape, find_reshape
+from ...environment import environment
+from ...functional import CamMethod
+from ...loading import LoadedImages, check_device
+from ..peers import OURS, PEERS, Peer
+from ..untouched import untouched
+from .agreement import agreement
+from .cases import Work, library_named, reason_of
+from .cost import Costs, measured
+from .measure import free
+from .result import Comparison, Pair, Skipped
 
-#: What this library is called beside its peers.
-OURS = "batchcam_captum"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Maps of one method by one peer, and ours as that peer would have returned them."""
-
-    method: str
-    library: str
-    ours: Tensor  #: (N, 1, *spatial), on the CPU
-    theirs: Tensor  #: the same shape, on the CPU
-    agreement: Agreement
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """What could not be compared or measured, and why."""
-
-    method: str
-    library: str
-    reason: str
-    batch_size: int | None = None  #: None: the maps
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one call takes."""
-
-    method: str
-    library: str
-    batch_size: int
-    seconds: Any  #: median and quartiles, a Spread; None where it was not measured
-    ratio_to_ours: Any  #: a Spread of the ratios of a round
-    rounds: int
-    peak_bytes: int | None  #: beyond model and images; None where it was not measured
-
-
-@dataclass
-class Comparison:
-    """Everything that :func:`compare` found; :meth:`write` puts it into files."""
-
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    versions: dict[str, str | None]  #: library -> version; None: not installed
-    left_out: list[str]  #: libraries that were asked for and are not installed
-    images: Tensor = field(repr=False)  #: (N, C, *spatial), on the CPU
-    paths: list[str]
-    targets: list[int]
-    failed: dict[str, str]  #: images that could not be read -> why
-    raw: dict[str, Tensor] = field(repr=False)  #: method -> our raw maps, on the CPU
-    pairs: list[Pair]
-    skipped: list[Skipped]
-    costs: list[Cost]
-    notes: list[str]
-
-    def write(self, folder: str | os.PathLike[str]) -> None:
-        """Write comparison.json, comparison.md and comparison.png (and comparison-2.png, … for further methods).
-
-        Args:
-            folder: is made where it is not there.
-
-        Raises:
-            OSError: the folder cannot be written to.
-        """
-        raise NotImplementedError
-
-    def markdown(self) -> str:
-        """The tables: agreement, time and memory, and what was left out."""
-        raise NotImplementedError
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the maps as plain values, ready for JSON."""
-        raise NotImplementedError
+#: So many images go through the model at a time for the maps.
+_TOGETHER = 16
 
 
 def compare(
     model: nn.Module,
     layer: nn.Module | str,
-    images: Tensor,
+    images: Tensor | LoadedImages,
     *,
     methods: Sequence[str] = ("grad_cam",),
     targets: Sequence[int] | Tensor | None = None,
@@ -102,11 +42,13 @@ def compare(
     dtype: torch.dtype | None = None,
     reshape: Reshape = None,
     repeats: int = 20,
-    progress: bool = False,
+    seconds: float = 30.0,
     memory: bool = True,
+    progress: bool = False,
     name: str | None = None,
     paths: Sequence[str | os.PathLike[str]] | None = None,
     failed: Mapping[str, str] | None = None,
+    pictures: Tensor | None = None,
 ) -> Comparison:
     """Compare the maps of this library with those of its peers, and measure what they cost.
 
@@ -116,31 +58,284 @@ def compare(
     Args:
         model: returns scores (N, K).
         layer: a module of it, or its dotted name.
-        images: (N, C, *spatial), as the model expects them (standardised).
+        images: (N, C, *spatial), as the model expects them (standardised); or what
+            :func:`batchcam_captum.loading.load_images` returns, which brings ``paths``, ``failed`` and ``pictures`` along.
         methods: names of ways to make a map: ``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"``, ``"hires_cam"``,
-            ``"layer_cam"``.
+            ``"layer_cam"``, ``"grad_cam_elementwise"``.
         targets: the class that each image's map is for, N of them. Default: the predicted ones.
-        libraries: names of peers, see :data:`batchcam_captum.interop.PEERS`. Default: all.
+        libraries: names of peers, see :data:`batchcam_captum.interop.PEERS`. Default: all. Those that are not installed are
+            named in the result and left out.
         batch_sizes: for each of them time and peak memory are measured, on the images repeated as needed. Default: neither.
         device: where to compare. Default: where the model is. Elsewhere a copy of the model is compared.
         dtype: of the model and the images. Default: the model's. Another one is tried on a copy of the model.
         reshape: for layers that do not return (N, C, *spatial), see :class:`batchcam_captum.BatchGradCam`.
         repeats: rounds of the timing at most; each library runs once a round.
+        seconds: about how long the timing of one method and batch size may take; large batches get fewer rounds, but five.
+        memory: measure the peak memory as well, beside the time.
         progress: show a progress bar.
-        memory: measure the peak memory as well.
         name: what the report calls the model. Default: its class.
         paths: of the images, for the report. Default: image 0, image 1, …
         failed: images that could not be read -> why, for the report.
+        pictures: (N, H, W, 3) in [0, 1], what the figure shows. Default: the images, each from its smallest to its largest value.
 
     Returns:
         The comparison; ``comparison.write(folder)`` writes the report.
 
     Raises:
-        ValueError: no images, targets or names that do not fit, an unknown layer, method or library, or a device that is not
-            there.
-        TypeError: images that are no tensor.
+        ValueError: no images, targets or names that do not fit, an unknown layer, method or library, a device that is not there,
+            or a model that does not return scores (N, K).
+        TypeError: images that are no tensor, or a reshape of another kind.
     """
-    raise NotImplementedError
+    if isinstance(images, LoadedImages):
+        paths, failed, pictures = images.paths, images.failed, images.pictures
+        images = images.tensor
+    _check_images(images)
+    names = [f"image {index}" for index in range(len(images))] if paths is None else list(map(str, paths))
+    for what, count in (("paths", len(names)), ("pictures", len(images if pictures is None else pictures))):
+        if count != len(images):
+            raise ValueError(f"{what}: expected one for each of {len(images)} images, got {count}")
+    methods = _checked_names("methods", methods, OURS.methods)
+    libraries = _checked_names("libraries", list(PEERS) if libraries is None else libraries, tuple(PEERS))
+    sizes = _checked_sizes(batch_sizes)
+    if repeats < 1:
+        raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    check_reshape(reshape)
+    layer_name = _name_of(model, layer)
+
+    versions = {library: PEERS[library].version() for library in libraries}
+    present = [library for library in libraries if versions[library] is not None]
+    with untouched(model):
+        compared = _placed(model, device, dtype).eval()
+        anchor = _anchor(compared)
+        images = images.detach().to(anchor.device, anchor.dtype)
+        chosen, grid = _forward(compared, layer_name, images, targets, reshape)
+        work = Work(compared, layer_name, images, chosen, grid)
+        steps = len(methods) * (1 + len(present) + len(sizes)) + (1 + len(present) if sizes and memory else 0)
+        with _bar(steps, progress) as tick:
+            raw, pairs, skipped = _maps(work, methods, present, tick)
+            costs = Costs([], [])
+            if sizes:
+                able = {
+                    method: [OURS.name] * (method in raw)
+                    + [pair.library for pair in pairs if pair.method == method]
+                    for method in methods
+                }
+                costs = measured(work, able, sizes, repeats, seconds, memory, tick)
+        found_environment = environment(anchor.device)
+    settings = {
+        "model": name or type(model).__name__,
+        "layer": layer_name,
+        "methods": methods,
+        "targets": "predicted" if targets is None else "given",
+        "image_shape": list(images.shape[1:]),
+        "device": str(anchor.device),
+        "dtype": str(anchor.dtype).removeprefix("torch."),
+        "mode": "eval",
+        "reshape": reshape if reshape is None or isinstance(reshape, str) else "a function",
+        "batch_sizes": sizes,
+        "repeats": repeats,
+        "seconds": seconds,
+        "images_together": min(_TOGETHER, len(images)),
+    }
+    return Comparison(
+        settings=settings,
+        environment=found_environment,
+        versions=versions,
+        left_out=[library for library in libraries if versions[library] is None],
+        images=images.cpu(),
+        pictures=None if pictures is None else pictures.detach().cpu().float(),
+        paths=names,
+        targets=chosen,
+        failed=dict(failed or {}),
+        raw=raw,
+        pairs=pairs,
+        skipped=[*skipped, *costs.skipped],
+        costs=costs.costs,
+    )
 
 
-Progress = Callable[[str], None]
+def _maps(
+    work: Work, methods: Sequence[str], libraries: Sequence[str], tick: Callable[[str], None]
+) -> tuple[dict[str, Tensor], list[Pair], list[Skipped]]:
+    """Our raw maps of each method, and each library's next to ours in its manner."""
+    raw: dict[str, Tensor] = {}
+    pairs: list[Pair] = []
+    skipped: list[Skipped] = []
+    size = work.images.shape[2:]
+    for method in methods:
+        tick(f"{method}, {OURS.name}")
+        try:
+            raw[method] = _ours(work, OURS.cam_method(method))
+        except Exception as error:
+            skipped.append(Skipped(method, OURS.name, reason_of(error)))
+        for library in libraries:
+            tick(f"{method}, {library}")
+            peer = library_named(library)
+            if method not in peer.methods:
+                skipped.append(Skipped(method, library, f"{library} does not offer it"))
+                continue
+            try:
+                theirs = _theirs(work, peer, method)
+                ours = peer.preset(_ours(work, peer.cam_method(method)), size).cpu()
+                pairs.append(Pair(method, library, ours, theirs, agreement(ours, theirs, scale=peer.scale)))
+            except Exception as error:
+                skipped.append(Skipped(method, library, reason_of(error)))
+            free(work.images.device)
+    return raw, pairs, skipped
+
+
+def _ours(work: Work, method: CamMethod) -> Tensor:
+    """Our raw maps of all images, on the CPU."""
+    with untouched(work.model):
+        torch.manual_seed(0)  # for models that draw numbers even in eval mode: the same for every library
+        grad_cam = BatchGradCam(work.model, work.layer, method=method, reshape=work.reshape)
+        return torch.cat(
+            [grad_cam.attribute(images, target=targets).cpu() for images, targets in _pieces(work)]
+        )
+
+
+def _theirs(work: Work, peer: Peer, method: str) -> Tensor:
+    with peer.opened(work.model, work.layer, method, reshape=work.reshape) as call:
+        torch.manual_seed(0)
+        return torch.cat([call(images, targets).cpu() for images, targets in _pieces(work)])
+
+
+def _pieces(work: Work) -> Iterator[tuple[Tensor, list[int]]]:
+    for start in range(0, len(work.images), _TOGETHER):
+        yield work.images[start : start + _TOGETHER], work.targets[start : start + _TOGETHER]
+
+
+def _forward(
+    model: nn.Module,
+    layer: str,
+    images: Tensor,
+    targets: Sequence[int] | Tensor | None,
+    reshape: Reshape,
+) -> tuple[list[int], Callable[[Tensor], Tensor] | None]:
+    """The targets, and the reshape as a function that the peers take, too."""
+    outputs: list[Tensor] = []
+    scores: list[Tensor] = []
+    module = model.get_submodule(layer)
+    with untouched(model), torch.no_grad():
+        torch.manual_seed(0)
+        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        for piece in images.split(_TOGETHER):
+            outputs.clear()  # of the last piece is kept what the reshape is read from
+            found = model(piece)
+            if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(piece):
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    f"model: expected scores ({len(piece)}, K) for {len(piece)} images, got {shape}; wrap the model in one that "
+                    "returns them"
+                )
+            scores.append(found)
+    classes = scores[0].shape[1]
+    if targets is None:
+        chosen = [int(index) for index in torch.cat(scores).argmax(1)]
+    else:
+        chosen = _checked_targets(targets, len(images), classes)
+    if reshape is None or callable(reshape):
+        return chosen, reshape
+    if not outputs or not isinstance(outputs[-1], Tensor):
+        raise ValueError(f"reshape: expected {layer!r} to return one tensor, got none; choose another layer")
+    grid = find_reshape(
+        reshape,
+        outputs[-1],
+        forward_func=model,
+        layer=module,
+        input_size=tuple(images.shape[2:]),
+        samples=len(outputs[-1]),
+    )
+    changes = grid(outputs[-1]) is not outputs[-1]
+    return chosen, grid if changes else None
+
+
+def _placed(model: nn.Module, device: str | torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+    """The model, or a copy of it where it is to be on another device or of another dtype."""
+    anchor = _anchor(model)
+    wanted = anchor.device if device is None else check_device(device)
+    if wanted.type == "cuda" and wanted.index is None:
+        wanted = torch.device("cuda", torch.cuda.current_device())
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating one, got {dtype}")
+    if wanted == anchor.device and dtype in (None, anchor.dtype):
+        return model
+    try:
+        return copy.deepcopy(model).to(wanted, dtype or anchor.dtype)
+    except Exception as error:
+        raise ValueError(
+            f"model: expected one that can be copied to {wanted}, {dtype or anchor.dtype}, got: {error}; bring it there before, "
+            "and leave device and dtype out"
+        ) from error
+
+
+def _anchor(model: nn.Module) -> Tensor:
+    """A floating parameter or buffer of the model, for device and dtype."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            return tensor
+    return torch.empty(0)
+
+
+def _name_of(model: nn.Module, layer: nn.Module | str) -> str:
+    module = find_layer(model, layer)
+    found: str = next((name for name, known in model.named_modules() if known is module), "")
+    if found:
+        return found
+    raise ValueError(
+        f"layer: expected a module inside {type(model).__name__}, got {type(module).__name__}, which is not; pass its dotted name"
+    )
+
+
+def _check_images(images: Any) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor (N, C, *spatial), got {type(images).__name__}")
+    if images.dim() < 3 or not len(images) or not images.is_floating_point():
+        raise ValueError(
+            f"images: expected at least one, floating, (N, C, *spatial), got {tuple(images.shape)} {images.dtype}"
+        )
+
+
+def _checked_names(what: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
+    if isinstance(names, str):
+        names = [names]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(
+            f"{what}: expected some of {', '.join(map(repr, known))}, got {', '.join(map(repr, unknown)) or 'none'}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def _checked_sizes(sizes: Sequence[int]) -> list[int]:
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"batch_sizes: expected integers of at least 1, got {list(sizes)}")
+    return sorted(set(sizes))
+
+
+def _checked_targets(targets: Sequence[int] | Tensor, samples: int, classes: int) -> list[int]:
+    found: Any = targets.tolist() if isinstance(targets, Tensor) else list(targets)
+    if (
+        not isinstance(found, list)
+        or len(found) != samples
+        or not all(isinstance(target, int) and 0 <= target < classes for target in found)
+    ):
+        raise ValueError(
+            f"targets: expected {samples} classes from 0 to {classes - 1}, one for each image, got {found}"
+        )
+    return found
+
+
+@contextmanager
+def _bar(steps: int, shown: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar; what it gives is called with what comes next."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps, desc="compare", disable=not shown, leave=False) as bar:
+
+        def tick(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        yield tick

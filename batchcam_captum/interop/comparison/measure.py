@@ -66,6 +66,11 @@ class Times:
         """How often each case was timed."""
         return len(next(iter(self.seconds.values()), []))
 
+    def spread(self, case: str) -> Spread | None:
+        """Of a case's seconds; None where it was not timed."""
+        values = self.seconds.get(case)
+        return Spread.of(values) if values else None
+
     def ratio(self, case: str, reference: str, *, factor: float = 1.0) -> Spread:
         """A case ÷ factor · reference: one ratio a round, of runs that stood side by side, and then their median.
 
@@ -109,12 +114,15 @@ def interleaved(
             anything is measured.
         least: so many rounds whatever they take.
         warm_up: rounds that are not counted, at least one.
-        failed: is told of a case that raises, which is then left out, and the others go on. By default the error is raised.
+        failed: is told of a case that raises, which is then left out, and the others go on; it must not keep the error. By
+            default the error is raised.
 
     Returns:
         The times of the cases that never raised.
     """
     names = list(cases)
+    if not names:
+        return Times({})
     times: dict[str, list[float]] = {name: [] for name in names}
 
     def run(name: str) -> float:
@@ -126,8 +134,8 @@ def interleaved(
         except Exception as error:
             if failed is None:
                 raise
-            # Without its traceback, whose frames hold all that the case had in memory.
-            failed(name, error.with_traceback(None))
+            failed(name, error)
+        # Here the error is gone, and its frames with all that the case had in memory.
         del times[name]
         free(device)
         return 0.0

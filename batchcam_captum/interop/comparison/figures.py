@@ -1,0 +1,150 @@
+"""Pictures of a comparison: the image, our map, each library's map, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...functional import prepare
+from ...functional.overlay import grey_or_colour
+from ..optional import load
+from ..peers import OURS
+from .result import Comparison, Pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: So many images are drawn, the first ones.
+ROWS = 8
+_MAP_COLOURS, _SIGNED_COLOURS, _DIFFERENCE_COLOURS = "viridis", "PuOr_r", "magma"
+_CELL = 1.45  # inches
+_LONGEST = 22  # letters of a file's name
+
+
+def figures(comparison: Comparison) -> list[tuple[str, Figure]]:
+    """Draw one figure a method, without touching pyplot.
+
+    A row an image, the first eight at most. Columns: the image; our map, rectified and divided by its maximum; for each library
+    its map as it returned it (in [0, 1], or signed, with its largest absolute value written above); and the absolute difference
+    to ours in its manner, on a scale of its own from 0 to the maximum that is written above it.
+
+    Args:
+        comparison: what :func:`compare` found.
+
+    Returns:
+        For each method a description in words, and the figure. None where the maps or the images are not two-dimensional, or
+        there are none.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    load("matplotlib", purpose="drawing a comparison")
+    if comparison.images.dim() != 4:
+        return []
+    drawn = []
+    for method in comparison.settings["methods"]:
+        pairs = [pair for pair in comparison.pairs if pair.method == method and pair.theirs.dim() == 4]
+        raw = comparison.raw.get(method)
+        if raw is not None and raw.dim() == 4:
+            drawn.append((_description(comparison, method, pairs), _figure(comparison, method, raw, pairs)))
+    return drawn
+
+
+def shortened(path: str, longest: int = _LONGEST) -> str:
+    """A file's name without its folder, and no longer than that: its beginning and its end."""
+    name = PurePath(path).name or path
+    if len(name) <= longest:
+        return name
+    end = longest // 2
+    return f"{name[: longest - end - 1]}…{name[-end:]}"
+
+
+def _description(comparison: Comparison, method: str, pairs: Sequence[Pair]) -> str:
+    shown = min(len(comparison.paths), ROWS)
+    found = []
+    for pair in pairs:
+        largest = pair.agreement.max_difference
+        relative = " of the largest value" if pair.agreement.scale == "raw" else ""
+        found.append(f"{pair.library} {'none' if largest is None else f'{largest:.1e}{relative}'}")
+    return (
+        f"{method} of {comparison.settings['model']} at {comparison.settings['layer']}: {shown} of {len(comparison.paths)} "
+        f"images, one a row, with the map of {OURS.name} and of each library, and their difference. Largest difference over all "
+        "images: "
+        f"{'; '.join(found) or 'nothing to compare with'}."
+    )
+
+
+def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pair]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows, columns = min(len(comparison.paths), ROWS), 2 + 2 * len(pairs)
+    tall = min(max(comparison.images.shape[2] / comparison.images.shape[3], 0.5), 2.0)
+    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    size = _CELL * columns + 1.6, (_CELL * tall + 0.22) * rows + 1.15
+    figure = Figure(figsize=size, layout=engine)
+    of_all = f" (the first {rows} of {len(comparison.paths)} images)" if rows < len(comparison.paths) else ""
+    figure.suptitle(
+        _verbatim(f"{comparison.settings['model']}, {comparison.settings['layer']}, {method}{of_all}")
+        + "\ndifferences: dark is 0, bright the maximum that is written above",
+        fontsize=9,
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    pictures = comparison.pictures
+    if pictures is None:
+        pictures = grey_or_colour(comparison.images[:rows]).movedim(1, -1)
+    ours = prepare(raw[:rows].float()).maps[:, 0]
+    for row in range(rows):
+        cells = axes[row]
+        label = f"{shortened(comparison.paths[row])}\nclass {comparison.targets[row]}"
+        cells[0].set_ylabel(_verbatim(label), fontsize=7, rotation=0, ha="right", va="center", labelpad=4)
+        _draw(cells[0], pictures[row].clamp(0, 1), "")
+        _draw(cells[1], ours[row], "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
+        for index, pair in enumerate(pairs):
+            _draw_pair(cells[2 + 2 * index], cells[3 + 2 * index], pair, row)
+    heads = ["image", OURS.name]
+    for pair in pairs:
+        scale = "0 to 1" if pair.agreement.scale == "unit" else "signed"
+        heads += [f"{pair.library}\n{scale}", "difference\nto ours"]
+    for axis in axes.flat:  # maps of any size fill cells of the images' shape
+        axis.set_box_aspect(tall)
+    for axis, head in zip(axes[0], heads, strict=True):
+        title = axis.get_title()
+        axis.set_title(f"{_verbatim(head)}\n{title}" if title else _verbatim(head), fontsize=7)
+    return figure
+
+
+def _draw_pair(left: Any, right: Any, pair: Pair, row: int) -> None:
+    """A library's map, and where ours differs from it."""
+    ours, theirs = pair.ours[row, 0].double(), pair.theirs[row, 0].double()
+    if pair.agreement.scale == "unit":
+        _draw(left, theirs, "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
+    else:
+        peak = float(theirs.abs().nan_to_num(0, 0, 0).max())
+        _draw(left, theirs, f"± {peak:.1e}", cmap=_SIGNED_COLOURS, vmin=-peak or -1, vmax=peak or 1)
+    numbers = pair.agreement.maps[row]
+    difference = (ours - theirs).abs()
+    if numbers.identical:
+        title = "identical"
+    elif not numbers.finite:
+        title = "not finite"
+    else:
+        title = f"max {float(difference.max()):.1e}"
+    largest = float(difference.nan_to_num(0, 0, 0).max())
+    _draw(right, difference, title, cmap=_DIFFERENCE_COLOURS, vmin=0, vmax=largest or 1)
+
+
+def _draw(axis: Any, picture: Tensor, title: str, **scale: Any) -> None:
+    axis.imshow(torch.as_tensor(picture).numpy(), interpolation="nearest", aspect="auto", **scale)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=7, pad=2)
+
+
+def _verbatim(text: str) -> str:
+    """Matplotlib would read what stands between dollar signs as a formula."""
+    return text.replace("$", r"\$")

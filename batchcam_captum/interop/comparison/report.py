@@ -1,0 +1,217 @@
+"""A comparison as JSON, as Markdown, and as a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...files import folders_taken_back, written_together
+from ..peers import OURS
+from .measure import Spread
+from .result import Comparison, Cost
+
+_NAME = "comparison"
+_NONE, _TIMES = "-", "\N{MULTIPLICATION SIGN}"
+
+#: (key of the summary, heading)
+_AGREEMENT = (
+    ("max_difference", "max difference"),
+    ("mean_difference", "mean difference"),
+    ("ssim_min", "SSIM, min"),
+    ("pearson_min", "Pearson, min"),
+    ("spearman_min", "Spearman, min"),
+    ("top_overlap_min", "top 20 %, min"),
+)
+
+_HOW_AGREEMENT = (
+    "Ours is what this library gives through that library's preset, its own epsilons included. Differences: of maps in "
+    "[0, 1] (unit), or relative to the pair's largest absolute value (raw). SSIM: Gaussian window of at most 11 with sigma 1.5. "
+    "Top 20 %: intersection over union of the highest places, ties shared. Min: of the worst image; a correlation is undefined "
+    "where a map is constant. Identical: to the last bit."
+)
+_HOW_TIME = (
+    "Medians (quartiles), every library once a round, in rotating order, after a warm-up. Each library returns what it "
+    "returns by itself: pytorch-grad-cam NumPy maps of the images' size, TorchCAM scaled maps of the layer's size, Captum and "
+    "this library raw maps of the layer's size. Ratios are taken within a round; below 1 is faster than this library."
+)
+_HOW_MEMORY = {
+    "cpu": "Beyond model and images: the resident memory's maximum in a process of its own for each library, whose allocator "
+    "gives back at once what is freed; median of three calls.",
+    "cuda": "Beyond model and images: PyTorch's own count of what is allocated; median of three calls.",
+}
+
+
+def write(comparison: Comparison, folder: str | os.PathLike[str]) -> list[str]:
+    """See :meth:`Comparison.write`."""
+    from .figures import figures
+
+    folder = Path(folder)
+    drawn = figures(comparison)
+    pictures = [f"{_NAME}{'' if page == 0 else f'-{page + 1}'}.png" for page in range(len(drawn))]
+    text = markdown(comparison)
+    for name, (description, _) in zip(pictures, drawn, strict=True):
+        text += f"\n![{escaped(description)}]({name})\n"
+    # Standard JSON: NaN and infinity have no place in it.
+    record = json.dumps(_plain(comparison.as_dict()), indent=1, ensure_ascii=False, allow_nan=False)
+    with folders_taken_back(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_together(folder) as new:
+            (new / f"{_NAME}.json").write_text(record + "\n", encoding="utf-8")
+            (new / f"{_NAME}.md").write_text(text, encoding="utf-8")
+            for name, (description, figure) in zip(pictures, drawn, strict=True):
+                figure.savefig(
+                    new / name, dpi=120, metadata={"Title": "Comparison of maps", "Description": description}
+                )
+    return [f"{_NAME}.json", f"{_NAME}.md", *pictures]
+
+
+def markdown(comparison: Comparison) -> str:
+    """See :meth:`Comparison.markdown`."""
+    settings, machine = comparison.settings, comparison.environment
+    versions = ", ".join(
+        f"{escaped(library)} {escaped(version)}"
+        for library, version in comparison.versions.items()
+        if version
+    )
+    lines = [
+        f"# {escaped(settings['model'])}, layer {escaped(settings['layer'])}",
+        "",
+        f"{_count(len(comparison.paths), 'image')}, {_TIMES.join(map(str, settings['image_shape']))}, targets "
+        f"{settings['targets']}; {settings['dtype']} on {escaped(machine['device'])} ({escaped(machine['device_name'])}, "
+        f"{_count(machine['threads'], 'thread')}); {settings['mode']} mode. {OURS.name} {machine['batchcam_captum']}, torch "
+        f"{machine['torch']}, Python {machine['python']}; {versions or 'no other library'}.",
+        "",
+        "## Agreement",
+        "",
+    ]
+    if comparison.pairs:
+        heads = ("method", "library", "scale", *(head for _, head in _AGREEMENT), "identical", "notes")
+        lines += [*_table(heads, map(_agreement_row, comparison.pairs)), "", _HOW_AGREEMENT, ""]
+    else:
+        lines += ["Nothing could be compared.", ""]
+    for method in dict.fromkeys(cost.method for cost in comparison.costs):
+        costs = [cost for cost in comparison.costs if cost.method == method]
+        lines += _cost_tables(method, costs, torch_device=machine["device"])
+    lines += _not_done(comparison)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _agreement_row(pair: Any) -> list[str]:
+    summary = pair.agreement.summary()
+    notes = [
+        f"{summary[key]} {text}"
+        for key, text in (
+            ("constant", "without correlation"),
+            ("zero_in_both", "zero in both"),
+            ("zero_in_one", "zero in one"),
+            ("not_finite", "not finite"),
+        )
+        if summary[key]
+    ]
+    return [
+        escaped(pair.method),
+        escaped(pair.library),
+        pair.agreement.scale,
+        *(_number(summary[key], exact=not key.endswith("difference")) for key, _ in _AGREEMENT),
+        f"{summary['identical']} of {summary['maps']}",
+        ", ".join(notes) or _NONE,
+    ]
+
+
+def _cost_tables(method: str, costs: Sequence[Cost], *, torch_device: str) -> list[str]:
+    sizes = list(dict.fromkeys(cost.batch_size for cost in costs))
+    libraries = list(dict.fromkeys(cost.library for cost in costs))
+    found = {(cost.library, cost.batch_size): cost for cost in costs}
+    ours = {size: found.get((OURS.name, size)) for size in sizes}
+
+    def time(cost: Cost | None) -> str:
+        if cost is None or cost.seconds is None:
+            return _NONE
+        ratio = cost.ratio_to_ours
+        shown = "" if ratio is None or cost.library == OURS.name else f", {_spread(ratio, 1, _TIMES)}"
+        return _spread(cost.seconds, 1000, " ms") + shown
+
+    def memory(cost: Cost | None) -> str:
+        if cost is None or cost.peak_bytes is None:
+            return _NONE
+        mine = ours[cost.batch_size]
+        shown = ""
+        if cost.library != OURS.name and mine is not None and mine.peak_bytes:
+            shown = f", {cost.peak_bytes / mine.peak_bytes:.2f}{_TIMES}"
+        return f"{cost.peak_bytes / 2**20:.1f} MiB{shown}"
+
+    heads = ("library", *(f"batch {size}" for size in sizes))
+    lines = [f"## Time of {escaped(method)}", ""]
+    lines += _table(
+        heads, ([escaped(lib), *(time(found.get((lib, size))) for size in sizes)] for lib in libraries)
+    )
+    lines += ["", _HOW_TIME, ""]
+    if any(cost.peak_bytes is not None for cost in costs):
+        lines += [f"## Peak memory of {escaped(method)}", ""]
+        lines += _table(
+            heads, ([escaped(lib), *(memory(found.get((lib, size))) for size in sizes)] for lib in libraries)
+        )
+        lines += ["", _HOW_MEMORY[torch_device.partition(":")[0]], ""]
+    return lines
+
+
+def _not_done(comparison: Comparison) -> list[str]:
+    lines = [f"- {escaped(library)} is not installed." for library in comparison.left_out]
+    grouped: dict[tuple[str, str, str], list[int | None]] = {}
+    for entry in comparison.skipped:
+        grouped.setdefault((entry.library, entry.method, entry.reason), []).append(entry.batch_size)
+    for (library, method, reason), sizes in grouped.items():
+        batches = ", ".join(str(size) for size in sizes if size is not None)
+        where = f", batch {batches}" if batches else ""
+        lines.append(f"- {escaped(library)}, {escaped(method)}{where}: {escaped(reason)}")
+    lines += [
+        f"- {escaped(path)} could not be read: {escaped(reason)}"
+        for path, reason in comparison.failed.items()
+    ]
+    return ["## Left out", "", *lines, ""] if lines else []
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
+
+
+def _number(value: float | None, *, exact: bool) -> str:
+    if value is None:
+        return _NONE
+    if not exact:
+        return "0" if value == 0 else f"{value:.1e}"
+    # Not rounded up to what it has not reached.
+    return "1" if value == 1 else f"{math.floor(value * 1e6) / 1e6:.6f}"
+
+
+def _spread(spread: Spread, factor: float, unit: str) -> str:
+    median, q1, q3 = (factor * value for value in (spread.median, spread.q1, spread.q3))
+    return f"{median:.3g}{unit} ({q1:.3g} to {q3:.3g})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def escaped(text: object) -> str:
+    """Text that Markdown shows as it is, on one line, also in a table: names of models, layers and files may hold anything."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>()#!|~$&" else sign for sign in line)
+
+
+def _plain(value: Any) -> Any:
+    """None for numbers that JSON does not have, and text for what is no plain value."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    # A file's name may hold bytes that no encoding has.
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return value if value is None or isinstance(value, int | bool) else str(value)
