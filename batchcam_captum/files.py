@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -126,3 +126,29 @@ def folders_taken_back(*folders: Path) -> Iterator[None]:
             with suppress(OSError):  # never made, or not empty
                 path.rmdir()
         raise
+
+
+@contextmanager
+def output_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[None]:
+    """Make a command's ``--output`` and see that it can be written to, before anything takes time.
+
+    If the body raises, folders that were made are removed, as far as they are empty.
+
+    Args:
+        folder: where the results go.
+        names: of the files that are going to be written there.
+
+    Raises:
+        OSError: the folder cannot be written to, or a folder stands where a file is to be written.
+    """
+    with folders_taken_back(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(
+                f"--output: expected a folder that can be written to, got {folder} ({error.strerror}); choose another"
+            ) from error
+        refuse_folders(*(folder / name for name in names))
+        yield

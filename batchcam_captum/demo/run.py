@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor
 from ..attribution import BatchGradCam
 from ..environment import environment
 from ..evaluation import evaluate_cams
-from ..files import folders_taken_back, refuse_folders, written_together
+from ..files import output_folder, written_together
 from ..functional import get_distance
 from ..loading.devices import check_device
 from ..losses import LOSSES, CamLoss
@@ -122,7 +120,8 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
             stay as they were.
         ValueError: settings that do not fit.
     """
-    with _output_folder(settings) as folder:
+    folder = settings.output
+    with output_folder(folder, settings.file_names):
         device = torch.device(settings.device)
         data = load_data(settings.data, settings.data_root, download=settings.download)
         epochs, batch_size = settings.recipe
@@ -258,20 +257,3 @@ def _write(write: Callable[[Path], None], temporary: Path, path: Path) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _output_folder(settings: DemoSettings) -> Iterator[Path]:
-    """Make the folder and see that it can be written to, before anything takes time; leave nothing if the body raises."""
-    folder = settings.output
-    with folders_taken_back(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise OSError(
-                f"--output: expected a folder that can be written to, got {folder} ({error.strerror}); choose another"
-            ) from error
-        refuse_folders(*(folder / name for name in settings.file_names))
-        yield folder

@@ -21,10 +21,13 @@ def test_layer_that_is_suggested():
     assert found.module is model.get_submodule(found.name)
 
 
-def test_tokens_are_reshaped_where_the_layer_is_suggested():
+def test_tokens_are_reshaped():
     timm = pytest.importorskip("timm")
-    model = timm.create_model("test_vit", num_classes=3).eval()
-    assert find_layer(model, example=torch.rand(1, 3, 160, 160)).reshape == "auto"
+    model, example = timm.create_model("test_vit", num_classes=3).eval(), torch.rand(1, 3, 160, 160)
+    assert find_layer(model, example=example).reshape == "auto"
+    assert find_layer(model, "blocks.0", example).reshape == "auto"
+    assert find_layer(model, "patch_embed.proj", example).reshape is None
+    assert find_layer(model, "head", example).reshape is None
 
 
 def test_layer_that_is_not_there():
