@@ -1,50 +1,18 @@
-"""The command line: ``batchcam``, also ``python -m batchcam_captum``."""
+"""``batchcam demo``."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from . import __version__
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+def add(commands: Any) -> None:
+    """Describe the command.
 
     Args:
-        arguments: default: those of the process.
-
-    Returns:
-        The exit status: 0; 1 for an error that the message explains; 130 when interrupted. Arguments that are not understood
-        end the process with 2.
+        commands: what ``add_subparsers`` returned.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        _demo(options)
-    except KeyboardInterrupt:
-        print("batchcam: interrupted", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("batchcam_captum"):
-            raise
-        print(
-            f"batchcam: {error.name} is not installed; pip install 'batchcam-captum[demo]'", file=sys.stderr
-        )
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"batchcam: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="batchcam", description="Differentiable, batched Grad-CAM, and training with it."
-    )
-    parser.add_argument("--version", action="version", version=f"batchcam-captum {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -52,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train the same small network from the same seed with cross-entropy alone and with a Batch-CAM loss; print "
         "a table, and write pictures, results.json and both checkpoints.",
     )
+    demo.set_defaults(run=run, extra="demo")
     demo.add_argument(
         "--output", type=Path, default=Path("demo-output"), metavar="DIR", help="folder for the results"
     )
@@ -74,11 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run each")
     demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser
 
 
-def _demo(options: argparse.Namespace) -> None:
-    from .demo import DemoSettings, run_demo
+def run(options: argparse.Namespace) -> None:
+    """Train, measure, and write the results."""
+    from ..demo import DemoSettings, run_demo
 
     settings = DemoSettings(
         output=options.output,
