@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.jit import ScriptModule
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
@@ -80,6 +81,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         # Innermost last: what one of them raises keeps none of the others from running.
+        # The values are the same again, so a graph that the caller still holds may go backward.
+        counted = tuple(tensor for tensor in found.values() if not tensor.is_inference())
+        stack.enter_context(_unsafe_preserve_version_counter(counted))
         stack.enter_context(rng_kept(list(found.values())))
         stack.enter_context(_other_random_states_kept())
         stack.callback(put_back)
@@ -170,7 +174,9 @@ class _Tensor:
         self.values.put_back()
         for (name, hooks), before in zip(self.hooks, self.hooks_before, strict=True):
             if hooks is None:
-                if getattr(tensor, name, None) is not None:
+                present = getattr(tensor, name, None)
+                if present is not None:
+                    present.clear()  # autograd holds on to it, also when the attribute is None again
                     setattr(tensor, name, None)
             else:
                 _refill(hooks, before)
@@ -194,7 +200,6 @@ class _Values:
     def put_back(self) -> None:
         if not _same_memory(self.tensor.data, self.memory):
             self.tensor.data = self.memory
-        # Through `.data`: a graph that the caller still holds would refuse its backward if the version had moved.
         if not _equal(self.memory, self.before):
             self.tensor.data.copy_(self.before)
 
