@@ -175,7 +175,7 @@ def _pair(ours: Tensor, theirs: Tensor, scale: Scale) -> MapAgreement:
 
 def _correlation(first: Tensor, second: Tensor) -> float | None:
     """Pearson's; None where one of the two is constant."""
-    centred = []
+    centred: list[Tensor] = []
     for values in (first.flatten(), second.flatten()):
         lowest, highest = torch.aminmax(values)
         if lowest == highest:
@@ -184,6 +184,8 @@ def _correlation(first: Tensor, second: Tensor) -> float | None:
         values = (values - lowest) / (highest - lowest)
         values = values - values.mean()
         centred.append(values / values.norm())
+    if torch.equal(*centred):
+        return 1.0  # whatever the rounding of the norm
     return min(max(float(centred[0] @ centred[1]), -1.0), 1.0)
 
 

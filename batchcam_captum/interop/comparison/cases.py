@@ -28,7 +28,12 @@ class Work:
     def batch(self, size: int) -> tuple[Tensor, list[int]]:
         """So many images and their targets: the first ones, or all of them again and again."""
         rows = torch.arange(size) % len(self.images)
-        return self.images[rows.to(self.images.device)], [self.targets[row] for row in rows.tolist()]
+        images = self.images[rows.to(self.images.device)]
+        if (
+            images.dim() == 4 and not self.images.is_contiguous()
+        ):  # channels_last, which indexing does not keep
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, [self.targets[row] for row in rows.tolist()]
 
     def case(self, library: str, method: str, size: int) -> Within:
         """One call on a batch, to be measured. The library's hooks are on the model while it is, and only then."""

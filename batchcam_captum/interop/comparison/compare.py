@@ -213,7 +213,7 @@ def _forward(
     reshape: Reshape,
 ) -> tuple[list[int], Callable[[Tensor], Tensor] | None]:
     """The targets, and the reshape as a function that the peers take, too."""
-    outputs: list[Tensor] = []
+    outputs: list[Any] = []
     scores: list[Tensor] = []
     module = model.get_submodule(layer)
     with untouched(model), torch.no_grad():
@@ -253,9 +253,8 @@ def _forward(
 def _placed(model: nn.Module, device: str | torch.device | None, dtype: torch.dtype | None) -> nn.Module:
     """The model, or a copy of it where it is to be on another device or of another dtype."""
     anchor = _anchor(model)
-    wanted = anchor.device if device is None else check_device(device)
-    if wanted.type == "cuda" and wanted.index is None:
-        wanted = torch.device("cuda", torch.cuda.current_device())
+    # A tensor knows its index, which "cuda" leaves open.
+    wanted = anchor.device if device is None else torch.empty(0, device=check_device(device)).device
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating one, got {dtype}")
     if wanted == anchor.device and dtype in (None, anchor.dtype):

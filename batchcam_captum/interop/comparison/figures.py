@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: So many images are drawn, the first ones.
 ROWS = 8
 _MAP_COLOURS, _SIGNED_COLOURS, _DIFFERENCE_COLOURS = "viridis", "PuOr_r", "magma"
-_CELL = 1.45  # inches
+_CELL, _MARGIN = 1.45, 0.08  # inches
 _LONGEST = 22  # letters of a file's name
 
 
@@ -84,15 +84,18 @@ def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pa
 
     rows, columns = min(len(comparison.paths), ROWS), 2 + 2 * len(pairs)
     tall = min(max(comparison.images.shape[2] / comparison.images.shape[3], 0.5), 2.0)
-    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    size = _CELL * columns + 1.6, (_CELL * tall + 0.22) * rows + 1.15
-    figure = Figure(figsize=size, layout=engine)
+    width, height = _CELL * columns + 1.7, (_CELL * tall + 0.22) * rows + 1.3
+    # The engine puts the outermost labels right at the edge of what it is given.
+    inside = (_MARGIN / width, _MARGIN / height, 1 - 2 * _MARGIN / width, 1 - 2 * _MARGIN / height)
+    engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02, rect=inside)
+    figure = Figure(figsize=(width, height), layout=engine)
     of_all = f" (the first {rows} of {len(comparison.paths)} images)" if rows < len(comparison.paths) else ""
-    figure.suptitle(
-        _verbatim(f"{comparison.settings['model']}, {comparison.settings['layer']}, {method}{of_all}")
-        + "\ndifferences: dark is 0, bright the maximum that is written above",
-        fontsize=9,
-    )
+    lines = [_verbatim(f"{comparison.settings['model']}, {comparison.settings['layer']}, {method}{of_all}")]
+    if pairs:
+        lines.append("differences: black is 0, the brightest the maximum above")
+    if any(pair.agreement.scale == "raw" for pair in pairs):
+        lines.append("signed: purple is negative, orange positive, up to the number above")
+    figure.suptitle("\n".join(lines), fontsize=8, wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False)
     pictures = comparison.pictures
     if pictures is None:
@@ -106,7 +109,7 @@ def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pa
         _draw(cells[1], ours[row], "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
         for index, pair in enumerate(pairs):
             _draw_pair(cells[2 + 2 * index], cells[3 + 2 * index], pair, row)
-    heads = ["image", OURS.name]
+    heads = ["image", f"{OURS.name}\npositive, 0 to 1"]
     for pair in pairs:
         scale = "0 to 1" if pair.agreement.scale == "unit" else "signed"
         heads += [f"{pair.library}\n{scale}", "difference\nto ours"]
@@ -133,7 +136,8 @@ def _draw_pair(left: Any, right: Any, pair: Pair, row: int) -> None:
     elif not numbers.finite:
         title = "not finite"
     else:
-        title = f"max {float(difference.max()):.1e}"
+        of = " of peak" if pair.agreement.scale == "raw" else ""
+        title = f"max {numbers.max_difference:.1e}{of}"
     largest = float(difference.nan_to_num(0, 0, 0).max())
     _draw(right, difference, title, cmap=_DIFFERENCE_COLOURS, vmin=0, vmax=largest or 1)
 

@@ -27,6 +27,9 @@ _AGREEMENT = (
     ("top_overlap_min", "top 20 %, min"),
 )
 
+#: Bytes of memory that the tables tell apart, and make a ratio of; the count is right to about half of that.
+_SMALLEST = 2**19
+
 _HOW_AGREEMENT = (
     "Ours is what this library gives through that library's preset, its own epsilons included. Differences: of maps in "
     "[0, 1] (unit), or relative to the pair's largest absolute value (raw). SSIM: Gaussian window of at most 11 with sigma 1.5. "
@@ -34,14 +37,14 @@ _HOW_AGREEMENT = (
     "where a map is constant. Identical: to the last bit."
 )
 _HOW_TIME = (
-    "Medians (quartiles), every library once a round, in rotating order, after a warm-up. Each library returns what it "
+    "Time: medians (quartiles), every library once a round, in rotating order, after a warm-up. Each library returns what it "
     "returns by itself: pytorch-grad-cam NumPy maps of the images' size, TorchCAM scaled maps of the layer's size, Captum and "
-    "this library raw maps of the layer's size. Ratios are taken within a round; below 1 is faster than this library."
+    "this library raw maps of the layer's size. Ratios are to this library, taken within a round; below 1 is faster."
 )
 _HOW_MEMORY = {
-    "cpu": "Beyond model and images: the resident memory's maximum in a process of its own for each library, whose allocator "
-    "gives back at once what is freed; median of three calls.",
-    "cuda": "Beyond model and images: PyTorch's own count of what is allocated; median of three calls.",
+    "cpu": "Memory: what a call needs beyond model and images, by the resident memory's maximum in a process of its own for each "
+    "library, whose allocator gives back at once what is freed; median of three calls.",
+    "cuda": "Memory: what a call needs beyond model and images, by PyTorch's own count of what is allocated; median of three calls.",
 }
 
 
@@ -94,8 +97,13 @@ def markdown(comparison: Comparison) -> str:
     else:
         lines += ["Nothing could be compared.", ""]
     for method in dict.fromkeys(cost.method for cost in comparison.costs):
-        costs = [cost for cost in comparison.costs if cost.method == method]
-        lines += _cost_tables(method, costs, torch_device=machine["device"])
+        lines += _cost_tables(method, [cost for cost in comparison.costs if cost.method == method])
+    if comparison.costs:
+        how = [
+            _HOW_TIME,
+            *([_HOW_MEMORY[kind]] if (kind := machine["device"].partition(":")[0]) in _HOW_MEMORY else []),
+        ]
+        lines += ["## How it was measured", "", *(line for text in how for line in (text, ""))]
     lines += _not_done(comparison)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -122,7 +130,7 @@ def _agreement_row(pair: Any) -> list[str]:
     ]
 
 
-def _cost_tables(method: str, costs: Sequence[Cost], *, torch_device: str) -> list[str]:
+def _cost_tables(method: str, costs: Sequence[Cost]) -> list[str]:
     sizes = list(dict.fromkeys(cost.batch_size for cost in costs))
     libraries = list(dict.fromkeys(cost.library for cost in costs))
     found = {(cost.library, cost.batch_size): cost for cost in costs}
@@ -138,9 +146,11 @@ def _cost_tables(method: str, costs: Sequence[Cost], *, torch_device: str) -> li
     def memory(cost: Cost | None) -> str:
         if cost is None or cost.peak_bytes is None:
             return _NONE
+        if cost.peak_bytes < _SMALLEST:
+            return f"below {_SMALLEST / 2**20:g} MiB"
         mine = ours[cost.batch_size]
         shown = ""
-        if cost.library != OURS.name and mine is not None and mine.peak_bytes:
+        if cost.library != OURS.name and mine and mine.peak_bytes and mine.peak_bytes >= _SMALLEST:
             shown = f", {cost.peak_bytes / mine.peak_bytes:.2f}{_TIMES}"
         return f"{cost.peak_bytes / 2**20:.1f} MiB{shown}"
 
@@ -149,13 +159,13 @@ def _cost_tables(method: str, costs: Sequence[Cost], *, torch_device: str) -> li
     lines += _table(
         heads, ([escaped(lib), *(time(found.get((lib, size))) for size in sizes)] for lib in libraries)
     )
-    lines += ["", _HOW_TIME, ""]
+    lines.append("")
     if any(cost.peak_bytes is not None for cost in costs):
         lines += [f"## Peak memory of {escaped(method)}", ""]
         lines += _table(
             heads, ([escaped(lib), *(memory(found.get((lib, size))) for size in sizes)] for lib in libraries)
         )
-        lines += ["", _HOW_MEMORY[torch_device.partition(":")[0]], ""]
+        lines.append("")
     return lines
 
 
