@@ -58,6 +58,22 @@ def vgg() -> nn.Module:
     )
 
 
+class DeadChannels(nn.Module):
+    """A third of the layer's channels is zero everywhere, and its gradient is not the same at every place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU())
+        with torch.no_grad():
+            self.layer[0].bias[::3] = -9
+        self.mix = nn.Conv2d(12, 12, 3, padding=1)
+        self.head = nn.Linear(12 * 144, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return self.head((x + self.mix(x).tanh() * x.sigmoid()).flatten(1))
+
+
 def residual() -> nn.Module:
     return timm.create_model("resnet18", channels=(8, 16, 24, 150), num_classes=5)
 
@@ -86,6 +102,7 @@ def of_swin(maps: Tensor) -> Tensor:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[str], tuple[int, ...], Any]] = {
     "plain": (lambda: SmallCnn(norm=True), ["layer"], (16, 14), None),
     "vgg": (vgg, ["0.4"], (26, 26), None),
+    "dead_channels": (DeadChannels, ["layer"], (14, 14), None),
     "residual": (residual, ["layer3", "layer4"], (64, 96), None),
     "vit": (vit, ["blocks.0.norm1", "blocks.1.norm1"], (64, 96), of_vit),
     "swin": (swin, ["layers.1.blocks.0"], (64, 96), of_swin),

@@ -67,7 +67,7 @@ def test_aug_smooth_with_eigen_smooth_and_the_highest_category(residual: Network
 
 def test_transforms_of_ttach(residual: Network) -> None:
     tta = pytest.importorskip("ttach")
-    transforms = tta.Compose([tta.VerticalFlip(), tta.Rotate90([0, 180]), tta.Multiply([1, 1.5])])
+    transforms = tta.Compose([tta.VerticalFlip(), tta.Multiply([1, 1.5])])
     maps, expected = both("GradCAM", residual, classes(4, 1, 0), tta_transforms=transforms, aug_smooth=True)
     assert_same_maps(maps, expected)
     default, _ = both("GradCAM", residual, classes(4, 1, 0), aug_smooth=True)
