@@ -189,9 +189,14 @@ def _ours(work: Work, method: CamMethod) -> Tensor:
     with untouched(work.model):
         torch.manual_seed(0)  # for models that draw numbers even in eval mode: the same for every library
         grad_cam = BatchGradCam(work.model, work.layer, method=method, reshape=work.reshape)
-        return torch.cat(
+        maps = torch.cat(
             [grad_cam.attribute(images, target=targets).cpu() for images, targets in _pieces(work)]
         )
+    if maps.dim() < 3:
+        raise ValueError(
+            f"layer: expected one with places, (N, C, *spatial), got maps {tuple(maps.shape)} of {work.layer!r}; choose an earlier one"
+        )
+    return maps
 
 
 def _theirs(work: Work, peer: Peer, method: str) -> Tensor:

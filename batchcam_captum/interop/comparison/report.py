@@ -42,9 +42,10 @@ _HOW_TIME = (
     "this library raw maps of the layer's size. Ratios are to this library, taken within a round; below 1 is faster."
 )
 _HOW_MEMORY = {
-    "cpu": "Memory: what a call needs beyond model and images, by the resident memory's maximum in a process of its own for "
-    "each library, whose allocator gives back at once what is freed; median of three calls.",
-    "cuda": "Memory: what a call needs beyond model and images, by PyTorch's own count of what is allocated; median of three calls.",
+    "cpu": "Memory: what a call needs beyond model and images, by the resident memory's maximum in a process of its own "
+    "for each library, whose allocator gives back at once what is freed; median of three calls.",
+    "cuda": "Memory: what a call needs beyond model and images, by PyTorch's own count of what is allocated; median of three "
+    "calls.",
 }
 
 
