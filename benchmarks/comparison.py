@@ -54,6 +54,8 @@ REACH_OF_RAW = 1e-5
 #: Where the rounding of both sides is known, a float32 map may be compared with its own float64 twin.
 EXACT = "float64"
 
+#: Worth a word: what is left has fewer than three digits in float32.
+CANCELLED = 1e-4
 #: The name that stands for this library on the CPU, beside the peers.
 ON_CPU = "batchcam_captum on the CPU"
 
@@ -93,6 +95,7 @@ def _study(report: Report, name: str, options: argparse.Namespace) -> None:
     original, images = built(name), images_for(name, options.batch)
     targets = _targets(original, name, images)
     exact: dict[Key, tuple[Tensor, Tensor]] = {}
+    conditions: dict[Key, dict[str, float]] = {}
     # float64 first: the others are held against it.
     for variant in sorted(options.variants, key=lambda variant: variant != EXACT):
         how = VARIANTS[variant]
@@ -113,7 +116,9 @@ def _study(report: Report, name: str, options: argparse.Namespace) -> None:
             maps[method] = numbers(ours, theirs, peer.scale)
             if variant == EXACT:
                 exact[peer.name, method] = ours, theirs
-            elif (peer.name, method) in exact:
+                conditions[peer.name, method] = _condition(peer, model, name, method, batch, targets, ours)
+            maps[method] |= conditions.get((peer.name, method), {})
+            if variant != EXACT and (peer.name, method) in exact:
                 maps[method]["from_float64"] = {
                     side: numbers(low, high, peer.scale)["max"]
                     for side, low, high in zip(
@@ -139,6 +144,36 @@ def _note(
             if reach is not None and peer == "Captum":
                 reach = REACH_OF_RAW
             report.add_figure(case, f"{peer}, largest difference", Spread.exact(max(worst)), reach=reach)
+
+
+def _condition(
+    peer: Peer,
+    model: nn.Module,
+    name: str,
+    method: str,
+    images: Tensor,
+    targets: list[int],
+    ours: Tensor,
+) -> dict[str, float]:
+    """How well a map is determined, whoever computes it; of a float64 model.
+
+    Returns:
+        ``left``: the largest magnitude of the map, compared with the largest sum of its channels' magnitudes: what cancelling
+        leaves, the least of the batch. ``rounded``: how far the map moves, in the peer's scale, when activations and gradients
+        are rounded to float32 and all else is computed in float64.
+    """
+    weighting, left = peer.cam_method(method), []
+
+    def probe(activations: Tensor, gradients: Tensor) -> Tensor:
+        shares = weighting(activations, gradients, channel_sum=False).flatten(2)  # type: ignore[call-arg]
+        sums = shares.sum(1).abs().amax(1), shares.abs().sum(1).amax(1)
+        left.append((sums[0] / sums[1]).nan_to_num(0.0).min().item())
+        return weighting(*(tensor.float().double() for tensor in (activations, gradients)))
+
+    entry = ARCHITECTURES[name]
+    grad_cam = BatchGradCam(model, entry.layer, method=probe, reshape=entry.reshape)
+    moved = peer.preset(grad_cam.attribute(images, target=targets), images.shape[2:]).cpu()
+    return {"left": float(f"{min(left):.3g}"), "rounded": numbers(moved, ours, peer.scale)["max"]}
 
 
 def numbers(ours: Tensor, theirs: Tensor, scale: Literal["unit", "raw"]) -> dict[str, Any]:
@@ -228,23 +263,28 @@ def _ours(peer: Peer, model: nn.Module, name: str, method: str, images: Tensor, 
 
 def _summarise(report: Report) -> None:
     """Say of each miss whether rounding alone explains it."""
-    reaches = {(figure["case"], figure["figure"].rpartition(",")[0]): figure for figure in report.figures}
+    figures = {(figure["case"], figure["figure"].rpartition(",")[0]): figure for figure in report.figures}
     for case in report.cases:
         for peer, maps in case["maps"].items():
-            figure = reaches.get((case["case"], peer))
+            figure = figures.get((case["case"], peer))
             if figure is None or figure["reached"] is not False:
                 continue
             for method, entry in maps.items():
                 if entry.get("max", 0) > figure["reach"]:
                     own = entry.get("from_float64")
-                    report.notes.append(
-                        f"Missed: {case['case']}, {peer}, {method}: {entry['max']:.1e}."
-                        + (
-                            f" Its maps are {own['theirs']:.1e} from its own float64 maps, ours {own['ours']:.1e} from ours."
-                            if own
-                            else ""
+                    note = f"Missed: {case['case']}, {peer}, `{method}`: {entry['max']:.1e}."
+                    if own:
+                        note += (
+                            f" Its float32 maps are {own['theirs']:.1e} from its own float64 maps, ours {own['ours']:.1e} from "
+                            f"ours; rounding activations and gradients to float32, and computing the rest in float64, moves the "
+                            f"map by {entry['rounded']:.1e}."
                         )
-                    )
+                        if entry["left"] < CANCELLED:
+                            note += (
+                                f" The channels cancel: {entry['left']:.1e} of their magnitudes is left, in the place of the "
+                                f"largest value."
+                            )
+                    report.notes.append(note)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,10 @@ ARCHITECTURES = {
     "MNASNet": _torchvision("mnasnet0_5", "layers.12", 128),
     "RegNet-X": _torchvision("regnet_x_400mf", "trunk_output.block3"),
     "RegNet-Y": _timm("regnety_002", "s3"),
-    "ConvNeXt": _timm("convnext_atto", "stages.2", kwargs={"ls_init_value": 1.0}),
-    "ConvNeXt-V2": _timm("convnextv2_atto", "stages.2"),
+    "ConvNeXt": _timm("convnext_atto", "stages.2.blocks.4", kwargs={"ls_init_value": 1.0}),
+    # On purpose: a LayerNorm over the channels follows, ignores the scale of its input, and leaves HiResCAM next to nothing.
+    "ConvNeXt, before a LayerNorm": _timm("convnext_atto", "stages.2", kwargs={"ls_init_value": 1.0}),
+    "ConvNeXt-V2": _timm("convnextv2_atto", "stages.2.blocks.4"),
     "Inception-v3": _timm("inception_v3", "Mixed_6e", 107),
     "GoogLeNet": _torchvision(
         "googlenet", "inception4e", kwargs={"aux_logits": False, "init_weights": False}
@@ -99,7 +101,7 @@ ARCHITECTURES = {
     "PVT-v2-B0": _timm("pvt_v2_b0", "stages.2"),
     "CoAtNet": _timm("test_coatnet", "stages.2", kwargs=SMALL),
     "MaxViT": _timm("test_maxvit", "stages.2", kwargs=SMALL),
-    "PoolFormer-v2": _timm("poolformerv2_s12", "stages.2"),
+    "PoolFormer-v2": _timm("poolformerv2_s12", "stages.2.blocks.4"),
     "MobileViT": _timm("mobilevit_xxs", "stages.3"),
 }
 
@@ -107,7 +109,7 @@ ARCHITECTURES = {
 def built(name: str) -> nn.Module:
     """A network of :data:`ARCHITECTURES` in float32 and eval mode, with strong heads and living BatchNorms."""
     entry = ARCHITECTURES[name]
-    torch.manual_seed(SEED)
+    torch.manual_seed(SEED + list(ARCHITECTURES).index(name))  # a ViT and a DeiT are one network otherwise
     if entry.source == "timm":
         model = timm.create_model(entry.model, num_classes=CLASSES, **entry.kwargs).eval()
     else:
@@ -131,12 +133,16 @@ def converted(model: nn.Module, dtype: torch.dtype, device: str, *, channels_las
 
 @torch.no_grad()
 def _enliven(model: nn.Module, images: Tensor) -> None:
-    """Large weights in the head, and BatchNorms with the statistics of some images.
+    """Large weights in the head, no factors of zero, and BatchNorms with the statistics of some images.
 
-    With those they start with, 0 and 1, the activations of deep networks vanish or explode.
+    With those they start with, 0 and 1, the activations of deep networks vanish or explode. Some residual branches and response
+    norms begin at zero, and would not be there.
     """
     for head in _heads(model):
         nn.init.normal_(head.weight, std=1.0)
+    for key, parameter in model.named_parameters():
+        if key.endswith("weight") and not parameter.any():
+            nn.init.uniform_(parameter, 0.5, 1.5)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

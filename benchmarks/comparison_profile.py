@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-QUICK, BATCHES = ("resnet18",), (1, 16)
+QUICK, BATCHES = ("resnet18",), (1, 8)
 #: In the order of the page's table.
 COUNTS = {
     "flops": "arithmetic",
