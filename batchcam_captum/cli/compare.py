@@ -30,7 +30,8 @@ def add(commands: Any) -> None:
         help="the maps of this library next to those of pytorch-grad-cam, Captum and TorchCAM, and what they cost",
         description="Compare the maps of this library with those of the others that are installed: differences, structural "
         "similarity, correlations, overlap, and with --batch-sizes time and peak memory. Prints the tables, and writes "
-        "comparison.json, comparison.md and pictures. What takes several values takes them with spaces or commas between.",
+        "comparison.json, comparison.md and pictures. What takes several values takes them with spaces or commas between; "
+        "images stand before such an option, or after --.",
     )
     compare.set_defaults(run=run, extra="compare")
     compare.add_argument(
@@ -185,7 +186,7 @@ def _compared(
             failed=images.failed,
             pictures=images.pictures,
         )
-    except RuntimeError as error:  # of memory, above all
+    except (RuntimeError, TypeError) as error:  # of memory, above all; mps has no float64
         raise ValueError(
             f"compare: expected {options.model} to run on {options.device}, got {type(error).__name__}: {error}"
         ) from error

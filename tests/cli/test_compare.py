@@ -141,6 +141,12 @@ def test_batch_sizes_are_measured(folder, asked):
     assert not (folder / "compare-output").exists()
 
 
+def test_images_may_stand_after_two_hyphens(folder, asked):
+    assert compare("--target", "1", "--", "images/b.png", "images/a.png") == 130
+    assert asked[0]["paths"] == ("images/b.png", "images/a.png")
+    assert asked[0]["targets"] == [1, 1]
+
+
 def test_seed_decides_about_random_weights_and_the_process_keeps_its_own(folder, asked):
     state = torch.get_rng_state()
     for seed in ("3", "3", "4"):
