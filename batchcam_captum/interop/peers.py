@@ -76,7 +76,8 @@ class Peer:
         """Prepare the library for a layer. Its hooks stay on the model until the context ends, as they do for its users.
 
         When the context ends the model is put back as it was, see :func:`untouched`. Until then it is as the library leaves it:
-        pytorch-grad-cam puts it in eval mode, whatever it was in.
+        pytorch-grad-cam puts it in eval mode, whatever it was in. So is the memory: between two calls TorchCAM keeps the layer's
+        activations and gradients, pytorch-grad-cam also the graph of the whole model.
 
         Args:
             model: in any mode, frozen or not. Where a parameter is frozen, the images are asked for their gradient, as users of
@@ -193,7 +194,6 @@ class _TorchCam(Peer):
             def call(images: Tensor, targets: list[int]) -> Tensor:
                 scores = model(images)
                 maps: Tensor = extractor(targets, scores)[0]
-                extractor.reset_hooks()  # what it still holds would count as the next call's memory
                 return maps.unsqueeze(1)
 
             yield call

@@ -206,6 +206,17 @@ def test_several_calls_with_batches_of_different_sizes(peer: Peer) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("peer", [*installed.values(), OURS], ids=[*installed, "ours"])
+def test_several_calls_with_a_reshape(peer: Peer) -> None:
+    known = network("vit")
+    with peer.opened(known.model, known.layer, "grad_cam", reshape=known.reshape) as call:
+        together, again = call(known.images, CLASSES), call(known.images, CLASSES)
+        alone = call(known.images[1:], CLASSES[1:])
+    assert torch.equal(together, again)
+    torch.testing.assert_close(alone, together[1:], rtol=1e-4, atol=1e-6)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in known.model.modules())
+
+
 def test_ours_is_the_attribution_itself() -> None:
     known = network("vit")
     for method in OURS.methods:
@@ -286,7 +297,12 @@ def test_torchcam_counts_no_class_from_the_end() -> None:
 
 def test_captum_is_shown_no_reshape_that_computes() -> None:
     known = network("vit")
-    for computes in (lambda t: 2 * known.reshape(t), lambda t: known.reshape(t).mean(2)):
+    for computes in (
+        lambda t: 2 * known.reshape(t),
+        lambda t: known.reshape(t).mean(2),
+        lambda t: known.reshape(t).relu(),  # of counts the same
+        lambda t: known.reshape(t)[:, :1].expand(-1, 2, -1, -1),
+    ):
         with (
             pytest.raises(
                 PeerError, match=r"^Captum cannot do this.*reshape: expected one that only selects"

@@ -23,6 +23,7 @@ MAPS = {
     "large": lambda size: 1e6 * torch.randn(2, 1, *size),
     # The peers' epsilons are absolute: such maps stay faint.
     "vanishing": lambda size: 1e-7 * torch.randn(2, 1, *size),
+    "all_but_gone": lambda size: 1e-13 * torch.randn(2, 1, *size),
     "not_a_number": lambda size: torch.randn(2, 1, *size).index_fill(0, torch.tensor(1), torch.nan),
 }
 SIZES = {
