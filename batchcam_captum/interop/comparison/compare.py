@@ -180,7 +180,8 @@ def _maps(
                 pairs.append(Pair(method, library, ours, theirs, agreement(ours, theirs, scale=peer.scale)))
             except Exception as error:
                 skipped.append(Skipped(method, library, reason_of(error)))
-            free(work.images.device)
+            if work.images.device.type == "cuda":
+                free(work.images.device)
     return raw, pairs, skipped
 
 
@@ -194,7 +195,7 @@ def _ours(work: Work, method: CamMethod) -> Tensor:
         )
     if maps.dim() < 3:
         raise ValueError(
-            f"layer: expected one with places, (N, C, *spatial), got maps {tuple(maps.shape)} of {work.layer!r}; choose an earlier one"
+            f"layer: expected one with places, (N, C, *spatial), got maps {tuple(maps.shape)}; choose an earlier one"
         )
     return maps
 

@@ -13,7 +13,7 @@ from ...functional import prepare
 from ...functional.overlay import grey_or_colour
 from ..optional import load
 from ..peers import OURS
-from .result import Comparison, Pair
+from .result import Comparison, Pair, encodable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -150,5 +150,5 @@ def _draw(axis: Any, picture: Tensor, title: str, **scale: Any) -> None:
 
 
 def _verbatim(text: str) -> str:
-    """Matplotlib would read what stands between dollar signs as a formula."""
-    return text.replace("$", r"\$")
+    """Matplotlib would read what stands between dollar signs as a formula, and takes no name that no encoding has."""
+    return encodable(text).replace("$", r"\$")

@@ -140,14 +140,17 @@ def interleaved(
         free(device)
         return 0.0
 
-    took = 0.0
-    for _ in range(max(warm_up, 1)):
-        took = sum(run(name) for name in names)
-    if seconds is not None and took > 0:
-        rounds = max(min(rounds, int(seconds / took)), least)
+    # What is there already is kept out of the collections, which would otherwise walk through all that the libraries have loaded.
     gc.collect()
-    gc.freeze()  # or every collection would walk through all that the libraries have loaded
+    gc.freeze()
     try:
+        took = 0.0
+        for _ in range(max(warm_up, 1)):
+            took = sum(run(name) for name in names)
+        if seconds is not None and took > 0:
+            rounds = max(min(rounds, int(seconds / took)), least)
+        gc.collect()
+        gc.freeze()
         for turn in range(rounds):
             shift = turn % len(names)
             order = names[shift:] + names[:shift]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ...files import folders_taken_back, written_together
 from ..peers import OURS
 from .measure import Spread
-from .result import Comparison, Cost
+from .result import Comparison, Cost, encodable
 
 _NAME = "comparison"
 _NONE, _TIMES = "-", "\N{MULTIPLICATION SIGN}"
@@ -66,10 +67,12 @@ def write(comparison: Comparison, folder: str | os.PathLike[str]) -> list[str]:
         with written_together(folder) as new:
             (new / f"{_NAME}.json").write_text(record + "\n", encoding="utf-8")
             (new / f"{_NAME}.md").write_text(text, encoding="utf-8")
-            for name, (description, figure) in zip(pictures, drawn, strict=True):
-                figure.savefig(
-                    new / name, dpi=120, metadata={"Title": "Comparison of maps", "Description": description}
-                )
+            with warnings.catch_warnings():
+                # Of the names of files: an empty box stands for what the font lacks.
+                warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+                for name, (description, figure) in zip(pictures, drawn, strict=True):
+                    metadata = {"Title": "Comparison of maps", "Description": encodable(description)}
+                    figure.savefig(new / name, dpi=120, metadata=metadata)
     return [f"{_NAME}.json", f"{_NAME}.md", *pictures]
 
 
@@ -210,7 +213,7 @@ def _count(number: int, noun: str) -> str:
 
 def escaped(text: object) -> str:
     """Text that Markdown shows as it is, on one line, also in a table: names of models, layers and files may hold anything."""
-    line = " ".join(str(text).split())
+    line = " ".join(encodable(str(text)).split())
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>()#!|~$&" else sign for sign in line)
 
 
@@ -222,7 +225,6 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    # A file's name may hold bytes that no encoding has.
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return encodable(value)
     return value if value is None or isinstance(value, int | bool) else str(value)

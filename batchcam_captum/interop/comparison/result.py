@@ -109,3 +109,8 @@ class Comparison:
         from .report import write
 
         return write(self, folder)
+
+
+def encodable(text: str) -> str:
+    """A text that can be written: the names of files may hold bytes that no encoding has."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
