@@ -184,7 +184,7 @@ def _min_max(maps: Tensor, eps: float) -> Tensor:
 
 
 def _bilinear(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, 1, h, w) float32 -> (N, 1, *size), as OpenCV 5 does it: along the rows, then along the columns.
+    """(N, 1, h, w) float32 -> (N, 1, *size), as OpenCV 4.14 and 5.0 do it: along the rows, then along the columns.
 
     Not torch's own, which rounds the places between the pixels to float32: where the ratio of the sizes is no power of two, that
     moves the values of large maps by more than 1e-6.
