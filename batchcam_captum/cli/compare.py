@@ -190,10 +190,6 @@ def _compared(
         raise ValueError(
             f"compare: expected {options.model} to run on {options.device}, got {type(error).__name__}: {error}"
         ) from error
-    if any(maps.dim() < 3 for maps in comparison.raw.values()):
-        raise ValueError(
-            f"--layer: expected a layer with places, got {layer.name!r}, which has none; leave it out"
-        )
     if not comparison.pairs and comparison.skipped:
         first = comparison.skipped[0]
         raise ValueError(

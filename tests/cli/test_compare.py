@@ -223,7 +223,7 @@ def test_library_that_is_not_installed_is_named_and_left_out(folder, capsys, mon
         ),
         (
             ["net.py:make", "images", "--layer", "6", "--libraries", "captum"],
-            "--layer: expected a layer with places, got '6', which has none",
+            "compare: no map of layer '6' could be compared: .*expected one with places",
         ),
         (
             ["net.py:make", "images", "--size", "2"],
