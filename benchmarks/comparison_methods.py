@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from common import Call, Case, Within
@@ -85,22 +86,27 @@ class Compared(Network):
         with GradCAM(self.model, self.layer, reshape_transform=self.reshape) as extractor:
             yield lambda: extractor(classes, self.model(self.images))
 
-    def compiled(self) -> dict[str, Case]:
-        """The forward and the cams, each compiled whole; the layer is where ``split_model`` splits."""
+    @cached_property
+    def compiled_cams(self) -> Callable[[], Tensor]:
+        """The compiled route, one graph from images to cams; the layer is where ``split_model`` splits."""
         trunk, head = split_model(self.model)
 
+        @torch.compile(fullgraph=True, dynamic=False)
         def cams(images: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
                 return head_cams(head, trunk(images), labels, reshape=self.reshape).cams
 
+        return lambda: cams(self.images, self.labels)
+
+    def compiled(self) -> dict[str, Case]:
+        """The forward and the cams, each compiled whole."""
         forward = torch.compile(self.model, fullgraph=True, dynamic=False)
-        made = torch.compile(cams, fullgraph=True, dynamic=False)
 
         def bare() -> None:
             with torch.no_grad():
                 forward(self.images)
 
-        return {COMPILED_BARE: bare, COMPILED: lambda: made(self.images, self.labels)}
+        return {COMPILED_BARE: bare, COMPILED: self.compiled_cams}
 
     def cases(self, *, compiled: bool = False) -> dict[str, Case]:
         """Name -> case, the bare forward twice."""

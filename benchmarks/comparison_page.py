@@ -215,7 +215,7 @@ def steps(record: Record) -> str:
     rows = [
         [
             case["case"], small(case["step"]["max"]), small(case["step"]["mean"]),
-            f"{case['step']['top20']:.2f}", case["remedy"],
+            f"{case['step'].get('top20', 1.0):.2f}", case["remedy"],
         ]
         for case in record["cases"]
         if "step" in case
@@ -288,7 +288,7 @@ def profile(record: Record) -> str:
         names = [name for name in COLUMNS if any(name in entry for entry in counts.values())]
         bare = counts[BARE]["flops"]
         rows = [
-            [method, *(COLUMNS[name][1](entry.get(name, 0), bare) for name in names)]
+            [method, *(COLUMNS[name][1](entry[name], bare) if name in entry else "" for name in names)]
             for method, entry in counts.items()
         ]
         parts.append(markdown([f"**{case['case']}**", *(COLUMNS[name][0] for name in names)], rows))

@@ -43,6 +43,7 @@ def main() -> None:
         "comparison_pictures",
         options,
         "EfficientNet-Lite0 with its ImageNet weights, scikit-image's pictures, 224 px, the last block, the predicted class.",
+        "SSIM, correlations and overlap are left out where they are 1.",
     )
     names = categories()
     for row, name in enumerate(PICTURES):

@@ -11,26 +11,25 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from common import Case, Report, Spread, Within, parser, start, synchronize
+from common import Call, Case, Report, Spread, Within, parser, start, synchronize
 from comparison_cost import failure
-from comparison_methods import AGAIN, BARE, LAYERS, OURS, PEERS, compared, set_tf32, suffix
+from comparison_methods import (
+    AGAIN,
+    BARE,
+    COMPILED,
+    COMPILED_BARE,
+    LAYERS,
+    OURS,
+    PEERS,
+    compared,
+    set_tf32,
+    suffix,
+)
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-QUICK, BATCHES = ("resnet18",), (1, 8)
-#: In the order of the page's table.
-COUNTS = {
-    "flops": "arithmetic",
-    "autograd_nodes": "autograd nodes run",
-    "saved_bytes": "bytes kept for a backward",
-    "operators": "operators",
-    "forwards": "forwards",
-    "kernels": "kernels",
-    "copies_to_host": "copies to the host",
-    "bytes_to_host": "bytes to the host",
-    "synchronisations": "waits for the GPU",
-}
+QUICK, BATCHES = ("resnet18",), (8,)
 
 
 def main() -> None:
@@ -67,41 +66,29 @@ def _count(report: Report, name: str, batch: int, options: argparse.Namespace) -
     cases = {key: case for key, case in net.cases(compiled=options.compiled).items() if key != AGAIN}
     failed = {method: why for method, case in cases.items() if (why := failure(case, options.device))}
     counts = {
-        method: counted(case, net.model, options.device)
+        method: counted(case, net.model, options.device, compiled=method in (COMPILED, COMPILED_BARE))
         for method, case in cases.items()
         if method not in failed
     }
     case = f"{name}, batch {batch}"
     report.add_case(case, model=name, batch=batch, failed=failed, counts=counts)
     for method in (OURS, *PEERS):
-        if method in counts and counts[BARE]["flops"]:
+        if method in counts and BARE in counts:
             ratio = Spread.exact(counts[method]["flops"] / counts[BARE]["flops"])
             report.add_figure(case, f"arithmetic, {method} ÷ {BARE}", ratio, reach=None)
 
 
-def counted(case: Case, model: nn.Module, device: str) -> dict[str, int]:
-    """Everything in :data:`COUNTS` that the device knows, of one call each.
+def counted(case: Case, model: nn.Module, device: str, *, compiled: bool = False) -> dict[str, int]:
+    """Everything in the page's table that the device knows, of one call each.
 
     Args:
         case: a call that has been run before.
         model: whose forwards are counted, and whose own tensors do not count as kept.
         device: where it runs.
+        compiled: whether it is compiled, where arithmetic and the graph cannot be seen from outside.
     """
     with case.enter() if isinstance(case, Within) else nullcontext(case) as call:
-        forwards: list[None] = []
-        handle = model.register_forward_hook(lambda *_: forwards.append(None))
-        try:
-            with FlopCounterMode(display=False) as flops:
-                call()
-        finally:
-            handle.remove()
-        kept = _Kept(model)
-        handle = model.register_forward_pre_hook(kept.begin)
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-                call()
-        finally:
-            handle.remove()
+        found = {} if compiled else _arithmetic(call, model) | _kept(call, model)
         activities = [ProfilerActivity.CPU]
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
@@ -109,14 +96,29 @@ def counted(case: Case, model: nn.Module, device: str) -> dict[str, int]:
         synchronize(device)
         with profile(activities=activities) as profiler:
             call()
-        # After the profiler, whose end waits for the GPU as well.
-        events = list(profiler.events())
-    found = {
-        "flops": flops.get_total_flops(),
-        "forwards": len(forwards),
-        "saved_bytes": kept.most,
-    }
-    return found | from_events(events, on_gpu=on_gpu)
+        return found | from_events(list(profiler.events()), on_gpu=on_gpu)
+
+
+def _arithmetic(call: Call, model: nn.Module) -> dict[str, int]:
+    forwards: list[None] = []
+    handle = model.register_forward_hook(lambda *_: forwards.append(None))
+    try:
+        with FlopCounterMode(display=False) as flops:
+            call()
+    finally:
+        handle.remove()
+    return {"flops": flops.get_total_flops(), "forwards": len(forwards)}
+
+
+def _kept(call: Call, model: nn.Module) -> dict[str, int]:
+    kept = _Kept(model)
+    handle = model.register_forward_pre_hook(kept.begin)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+            call()
+    finally:
+        handle.remove()
+    return {"saved_bytes": kept.most}
 
 
 def from_events(events: list[Any], *, on_gpu: bool) -> dict[str, int]:
