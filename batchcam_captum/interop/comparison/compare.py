@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ...attribution import BatchGradCam
-from ...attribution.layers import find_layer
 from ...attribution.reshape import Reshape, check_reshape, find_reshape
 from ...environment import environment
 from ...functional import CamMethod
-from ...loading import LoadedImages, check_device
+from ...loading import LoadedImages
 from ..peers import OURS, PEERS, Peer
 from ..untouched import untouched
 from .agreement import agreement
+from .arguments import (
+    anchor_of,
+    check_images,
+    checked_names,
+    checked_sizes,
+    checked_targets,
+    name_of,
+    placed,
+)
 from .cases import Work, library_named, reason_of
 from .cost import Costs, measured
 from .measure import free
@@ -89,24 +96,24 @@ def compare(
     if isinstance(images, LoadedImages):
         paths, failed, pictures = images.paths, images.failed, images.pictures
         images = images.tensor
-    _check_images(images)
+    check_images(images)
     names = [f"image {index}" for index in range(len(images))] if paths is None else list(map(str, paths))
     for what, count in (("paths", len(names)), ("pictures", len(images if pictures is None else pictures))):
         if count != len(images):
             raise ValueError(f"{what}: expected one for each of {len(images)} images, got {count}")
-    methods = _checked_names("methods", methods, OURS.methods)
-    libraries = _checked_names("libraries", list(PEERS) if libraries is None else libraries, tuple(PEERS))
-    sizes = _checked_sizes(batch_sizes)
+    methods = checked_names("methods", methods, OURS.methods)
+    libraries = checked_names("libraries", list(PEERS) if libraries is None else libraries, tuple(PEERS))
+    sizes = checked_sizes(batch_sizes)
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     check_reshape(reshape)
-    layer_name = _name_of(model, layer)
+    layer_name = name_of(model, layer)
 
     versions = {library: PEERS[library].version() for library in libraries}
     present = [library for library in libraries if versions[library] is not None]
     with untouched(model):
-        compared = _placed(model, device, dtype).eval()
-        anchor = _anchor(compared)
+        compared = placed(model, device, dtype).eval()
+        anchor = anchor_of(compared)
         images = images.detach().to(anchor.device, anchor.dtype)
         chosen, grid = _forward(compared, layer_name, images, targets, reshape)
         work = Work(compared, layer_name, images, chosen, grid)
@@ -239,7 +246,7 @@ def _forward(
     if targets is None:
         chosen = [int(index) for index in torch.cat(scores).argmax(1)]
     else:
-        chosen = _checked_targets(targets, len(images), classes)
+        chosen = checked_targets(targets, len(images), classes)
     if reshape is None or callable(reshape):
         return chosen, reshape
     if not outputs or not isinstance(outputs[-1], Tensor):
@@ -254,82 +261,6 @@ def _forward(
     )
     changes = grid(outputs[-1]) is not outputs[-1]
     return chosen, grid if changes else None
-
-
-def _placed(model: nn.Module, device: str | torch.device | None, dtype: torch.dtype | None) -> nn.Module:
-    """The model, or a copy of it where it is to be on another device or of another dtype."""
-    anchor = _anchor(model)
-    # A tensor knows its index, which "cuda" leaves open.
-    wanted = anchor.device if device is None else torch.empty(0, device=check_device(device)).device
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype: expected a floating one, got {dtype}")
-    if wanted == anchor.device and dtype in (None, anchor.dtype):
-        return model
-    try:
-        return copy.deepcopy(model).to(wanted, dtype or anchor.dtype)
-    except Exception as error:
-        raise ValueError(
-            f"model: expected one that can be copied to {wanted}, {dtype or anchor.dtype}, got: {error}; bring it there before, "
-            "and leave device and dtype out"
-        ) from error
-
-
-def _anchor(model: nn.Module) -> Tensor:
-    """A floating parameter or buffer of the model, for device and dtype."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            return tensor
-    return torch.empty(0)
-
-
-def _name_of(model: nn.Module, layer: nn.Module | str) -> str:
-    module = find_layer(model, layer)
-    found: str = next((name for name, known in model.named_modules() if known is module), "")
-    if found:
-        return found
-    raise ValueError(
-        f"layer: expected a module inside {type(model).__name__}, got {type(module).__name__}, which is not; pass its dotted name"
-    )
-
-
-def _check_images(images: Any) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images: expected a tensor (N, C, *spatial), got {type(images).__name__}")
-    if images.dim() < 3 or not len(images) or not images.is_floating_point():
-        raise ValueError(
-            f"images: expected at least one, floating, (N, C, *spatial), got {tuple(images.shape)} {images.dtype}"
-        )
-
-
-def _checked_names(what: str, names: Sequence[str], known: Sequence[str]) -> list[str]:
-    if isinstance(names, str):
-        names = [names]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ValueError(
-            f"{what}: expected some of {', '.join(map(repr, known))}, got {', '.join(map(repr, unknown)) or 'none'}"
-        )
-    return list(dict.fromkeys(names))
-
-
-def _checked_sizes(sizes: Sequence[int]) -> list[int]:
-    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"batch_sizes: expected integers of at least 1, got {list(sizes)}")
-    return sorted(set(sizes))
-
-
-def _checked_targets(targets: Sequence[int] | Tensor, samples: int, classes: int) -> list[int]:
-    found: Any = targets.tolist() if isinstance(targets, Tensor) else list(targets)
-    if (
-        not isinstance(found, list)
-        or len(found) != samples
-        or not all(isinstance(target, int) and 0 <= target < classes for target in found)
-    ):
-        raise ValueError(
-            f"targets: expected {samples} classes from 0 to {classes - 1}, one for each image, got {found}"
-        )
-    return found
 
 
 @contextmanager
