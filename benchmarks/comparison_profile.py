@@ -7,6 +7,7 @@ keeps for a backward; on a GPU also kernels, copies between it and the host, and
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -99,11 +100,22 @@ def counted(case: Case, model: nn.Module, device: str, *, compiled: bool = False
         return found | from_events(list(profiler.events()), on_gpu=on_gpu)
 
 
+def _convolution_backward(
+    gradient: list[int], _: list[int], weight: list[int], *rest: Any, out_shape: Any = None
+) -> int:
+    """Of the input and of the weights, each as much as the forward; torch's own formula forgets the groups of the second."""
+    of_input, of_weight, _bias = rest[-1]
+    return (of_input + of_weight) * 2 * math.prod(gradient) * math.prod(weight[1:])
+
+
+_OWN_FORMULAS = {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
 def _arithmetic(call: Call, model: nn.Module) -> dict[str, int]:
     forwards: list[None] = []
     handle = model.register_forward_hook(lambda *_: forwards.append(None))
     try:
-        with FlopCounterMode(display=False) as flops:
+        with FlopCounterMode(display=False, custom_mapping=_OWN_FORMULAS) as flops:
             call()
     finally:
         handle.remove()

@@ -132,6 +132,15 @@ def test_what_a_call_makes_the_machine_do_is_counted(load):
     assert both["operators"] > forward["operators"]
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_arithmetic_of_a_convolutions_backward_is_twice_the_forwards(load, groups):
+    counted = load("comparison_profile").counted
+    model, x = nn.Conv2d(4, 8, 3, stride=2, groups=groups), torch.randn(2, 4, 9, 9, requires_grad=True)
+    forward = counted(lambda: model(x), model, "cpu")["flops"]
+    assert forward == 2 * (2 * 4 * 4 * 8) * (9 * 4 // groups)
+    assert counted(lambda: model(x).sum().backward(), model, "cpu")["flops"] == 3 * forward
+
+
 def test_the_study_tells_maps_apart(load):
     numbers = load("comparison").numbers
     maps = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0))
