@@ -195,7 +195,7 @@ def _maps(
 def _ours(work: Work, method: CamMethod) -> Tensor:
     """Our raw maps of all images, on the CPU."""
     with untouched(work.model):
-        torch.manual_seed(0)  # for models that draw numbers even in eval mode: the same for every library
+        _seed(work.images.device)
         grad_cam = BatchGradCam(work.model, work.layer, method=method, reshape=work.reshape)
         maps = torch.cat(
             [grad_cam.attribute(images, target=targets).cpu() for images, targets in _pieces(work)]
@@ -209,8 +209,21 @@ def _ours(work: Work, method: CamMethod) -> Tensor:
 
 def _theirs(work: Work, peer: Peer, method: str) -> Tensor:
     with peer.opened(work.model, work.layer, method, reshape=work.reshape) as call:
-        torch.manual_seed(0)
+        _seed(work.images.device)
         return torch.cat([call(images, targets).cpu() for images, targets in _pieces(work)])
+
+
+def _seed(device: torch.device) -> None:
+    """For models that draw numbers even in eval mode: the same ones for every library. Within :func:`untouched` only.
+
+    ``torch.manual_seed`` would seed all GPUs, also those that nobody puts back.
+    """
+    torch.default_generator.manual_seed(0)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
+    elif device.type == "mps":
+        torch.mps.manual_seed(0)
 
 
 def _pieces(work: Work) -> Iterator[tuple[Tensor, list[int]]]:
@@ -230,7 +243,7 @@ def _forward(
     scores: list[Tensor] = []
     module = model.get_submodule(layer)
     with untouched(model), torch.no_grad():
-        torch.manual_seed(0)
+        _seed(images.device)
         module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         for piece in images.split(_TOGETHER):
             outputs.clear()  # of the last piece is kept what the reshape is read from

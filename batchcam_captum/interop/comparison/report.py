@@ -103,13 +103,19 @@ def markdown(comparison: Comparison) -> str:
     for method in dict.fromkeys(cost.method for cost in comparison.costs):
         lines += _cost_tables(method, [cost for cost in comparison.costs if cost.method == method])
     if comparison.costs:
-        how = [
-            _HOW_TIME,
-            *([_HOW_MEMORY[kind]] if (kind := machine["device"].partition(":")[0]) in _HOW_MEMORY else []),
-        ]
-        lines += ["## How it was measured", "", *(line for text in how for line in (text, ""))]
+        lines += ["## How it was measured", "", f"{_HOW_TIME} {_allocator(machine)}", ""]
+        if any(cost.peak_bytes is not None for cost in comparison.costs):
+            lines += [_HOW_MEMORY[machine["device"].partition(":")[0]], ""]
     lines += _not_done(comparison)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _allocator(machine: dict[str, Any]) -> str:
+    """How the allocator of the process was set, on which times on the CPU depend."""
+    settings = " ".join(f"{name}={value}" for name, value in machine.get("allocator", {}).items())
+    if not settings:
+        return "The C allocator was as it comes: on the CPU its page faults move such ratios from run to run."
+    return f"The C allocator was set: {escaped(settings)}."
 
 
 def _agreement_row(pair: Any) -> list[str]:

@@ -283,6 +283,13 @@ def test_more_images_than_go_together_give_the_maps_of_each(model):
     torch.testing.assert_close(found.pairs[0].theirs[18:], last.pairs[0].theirs)
 
 
+def test_under_inference_mode_everything_is_compared(model):
+    with torch.inference_mode():
+        found = compare(model, "layer", torch.rand(2, 3, 16, 20))
+    assert set(by_library(found)) == set(INSTALLED)
+    assert all(pair.agreement.max_difference < 1e-5 for pair in found.pairs)
+
+
 def test_under_no_grad_and_with_a_progress_bar(model, images, capsys):
     with torch.no_grad():
         found = compare(model, "layer", images, libraries=["Captum"], progress=True)

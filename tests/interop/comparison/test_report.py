@@ -162,6 +162,13 @@ def test_memory_too_small_to_be_told_apart_has_no_ratio():
     assert "| TorchCAM | 2.0 MiB |" in text
 
 
+def test_how_the_allocator_was_set_is_told():
+    found = comparison(samples=1)
+    assert "The C allocator was as it comes" in found.markdown()
+    found.environment["allocator"] = {"MALLOC_TOP_PAD_": "0"}
+    assert "The C allocator was set: MALLOC\\_TOP\\_PAD\\_=0." in found.markdown()
+
+
 def test_names_are_shown_as_they_are():
     assert escaped("a|b_c\n d") == "a\\|b\\_c d"
     assert escaped("<b>`x`") == "\\<b\\>\\`x\\`"
