@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..attribution import BatchGradCam
 from ..attribution.reshape import Reshape
-from .eigen import first_component, layer_outputs, numpy_shares
+from .eigen import first_component, layer_outputs
 from .peer_methods import pytorch_grad_cam_method
 from .peer_targets import PeerTargets, check_targets, target_scores
 from .presets import to_pytorch_grad_cam
@@ -199,7 +199,6 @@ class CamAdapter:
         # A copy, so that calls in other threads have their own targets; kept, as it has learnt how the model is recorded.
         grad_cam = copy(self._grad_cam)
         grad_cam.output = scores_of
-        grad_cam.method = (pytorch_grad_cam_method if channel_sum else numpy_shares)(self._method)
         try:
             found: list[Any] = grad_cam.attribute(images, attr_dim_summation=channel_sum)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..attribution.warn import warn_user
-from ..functional import CamMethod, full_precision
+from ..functional import full_precision
 from .optional import load
-from .peer_methods import pytorch_grad_cam_method
 
 
 @torch.no_grad()
@@ -26,7 +25,7 @@ def first_component(shares: Tensor) -> Tensor:
     pytorch-grad-cam asks for, and does not compute the C × C vectors that nobody reads.
 
     Where several channels are zero in an image, and there are no more channels than places, the last bit of the shares decides
-    about the sign, here as there: see :func:`numpy_shares`.
+    about the sign, here as there; :func:`~batchcam_captum.interop.pytorch_grad_cam_method` has it right on the CPU.
 
     Args:
         shares: (N, C, *spatial), each channel's share of the cam, or the activations themselves. NaN counts as zero.
@@ -46,52 +45,6 @@ def first_component(shares: Tensor) -> Tensor:
         _, _, directions = np.linalg.svd(places, full_matrices=False)
         components.append(torch.from_numpy(np.float32(places @ directions[0])))
     return torch.stack(components).reshape(samples, 1, *spatial)
-
-
-def numpy_shares(name: str) -> CamMethod:
-    """The channels' shares of a weighting, summed over the places in NumPy's order.
-
-    They differ from those of :func:`~batchcam_captum.interop.pytorch_grad_cam_method` in the last bit at most. It is for
-    :func:`first_component`, whose sign may hang on that bit.
-
-    Args:
-        name: as in :func:`~batchcam_captum.interop.pytorch_grad_cam_method`.
-
-    Returns:
-        A function of activations and gradients that takes ``channel_sum``. Weightings that multiply element by element are the
-        package's own.
-    """
-    method = pytorch_grad_cam_method(name)
-    weights_of = _WEIGHTS.get(name)
-    if weights_of is None:
-        return method
-
-    def shares(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
-        np = load("numpy", purpose="eigen_smooth")
-        a, g = (full_precision(tensor.detach()).cpu().numpy() for tensor in (activations, gradients))
-        places = tuple(range(2, a.ndim))
-        # Dividing by zero is NaN or infinity for tensors, without a warning.
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            found = torch.from_numpy(np.asarray(np.expand_dims(weights_of(np, a, g, places), places) * a))
-        return found.sum(1, keepdim=True) if channel_sum else found
-
-    return shares
-
-
-def _grad_cam_plus_plus(np: Any, a: Any, g: Any, places: tuple[int, ...]) -> Any:
-    square = g**2
-    cube_term = a.sum(axis=places, keepdims=True) * (square * g)
-    alpha = np.where(g == 0, 0, square / (2 * square + cube_term + 1e-6))
-    return (np.maximum(g, 0) * alpha).sum(axis=places)
-
-
-_WEIGHTS: dict[str, Callable[..., Any]] = {
-    "grad_cam": lambda np, a, g, places: g.mean(axis=places),
-    "grad_cam_plus_plus": _grad_cam_plus_plus,
-    "xgrad_cam": lambda np, a, g, places: (g * a / (a.sum(axis=places, keepdims=True) + 1e-7)).sum(
-        axis=places
-    ),
-}
 
 
 @torch.no_grad()

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..functional import CamMethod, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
+from ..functional import (
+    CamMethod,
+    full_precision,
+    grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
+)
 from ..functional.cam import channel_weights, over_places, summed_shares
+from .optional import load
 
 
 def grad_cam_elementwise(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
@@ -31,17 +41,69 @@ def grad_cam_elementwise(activations: Tensor, gradients: Tensor, *, channel_sum:
     )
 
 
-def _with_eps(method: Callable[..., Tensor], eps: float) -> CamMethod:
+class _PytorchGradCamMethod:
+    """A weighting whose sums are NumPy's on the CPU, and torch's elsewhere.
+
+    A float32 sum depends on its order. Mostly that is the last bit; where the terms nearly cancel, in a denominator of Grad-CAM++
+    or over the channels of what a LayerNorm reads, it is the map.
+
+    Args:
+        name: of the weighting.
+        by_torch: the weighting itself, with the epsilons.
+        shares: (numpy, activations, gradients, axes of the places) -> the channels' shares; all arrays (N, C, *spatial).
+    """
+
+    def __init__(self, name: str, by_torch: Callable[..., Tensor], shares: Callable[..., Any]) -> None:
+        self.__name__ = name
+        self.by_torch, self.shares = by_torch, shares
+
+    def __call__(self, activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
+        if (
+            activations.device.type != "cpu"
+            or gradients.requires_grad  # differentiable maps
+            or activations.shape != gradients.shape
+            or torch.compiler.is_compiling()
+        ):
+            return self.by_torch(activations, gradients, channel_sum=channel_sum)
+        np = load("numpy", purpose="pytorch-grad-cam's weightings")
+        a, g = (full_precision(tensor.detach()).numpy() for tensor in (activations, gradients))
+        # Dividing by zero is NaN or infinity for tensors, without a warning.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            found = np.asarray(self.shares(np, a, g, tuple(range(2, a.ndim))))
+            return torch.from_numpy(found.sum(axis=1, keepdims=True) if channel_sum else found)
+
+    def __repr__(self) -> str:
+        return f"pytorch_grad_cam_method({self.__name__!r})"
+
+    def __reduce__(self) -> tuple[Callable[[str], CamMethod], tuple[str]]:
+        return pytorch_grad_cam_method, (self.__name__,)
+
+
+def _grad_cam_plus_plus(np: Any, a: Any, g: Any, places: tuple[int, ...]) -> Any:
+    square = g**2
+    cube_term = a.sum(axis=places, keepdims=True) * (square * g)
+    alpha = np.where(g == 0, 0, square / (2 * square + cube_term + 1e-6))
+    return (np.maximum(g, 0) * alpha).sum(axis=places, keepdims=True) * a
+
+
+def _xgrad_cam(np: Any, a: Any, g: Any, places: tuple[int, ...]) -> Any:
+    return (g * a / (a.sum(axis=places, keepdims=True) + 1e-7)).sum(axis=places, keepdims=True) * a
+
+
+def _with_eps(method: Callable[..., Tensor], eps: float) -> Callable[..., Tensor]:
     return partial(method, eps=eps)
 
 
 _PYTORCH_GRAD_CAM: dict[str, CamMethod] = {
-    "grad_cam": grad_cam,
-    "grad_cam_plus_plus": _with_eps(grad_cam_plus_plus, 1e-6),
-    "xgrad_cam": _with_eps(xgrad_cam, 1e-7),
-    "hires_cam": hires_cam,
-    "layer_cam": layer_cam,
-    "grad_cam_elementwise": grad_cam_elementwise,
+    name: _PytorchGradCamMethod(name, by_torch, shares)
+    for name, by_torch, shares in (
+        ("grad_cam", grad_cam, lambda np, a, g, places: g.mean(axis=places, keepdims=True) * a),
+        ("grad_cam_plus_plus", _with_eps(grad_cam_plus_plus, 1e-6), _grad_cam_plus_plus),
+        ("xgrad_cam", _with_eps(xgrad_cam, 1e-7), _xgrad_cam),
+        ("hires_cam", hires_cam, lambda np, a, g, places: g * a),
+        ("layer_cam", layer_cam, lambda np, a, g, places: np.maximum(g, 0) * a),
+        ("grad_cam_elementwise", grad_cam_elementwise, lambda np, a, g, places: np.maximum(g * a, 0)),
+    )
 }
 
 
@@ -78,10 +140,11 @@ _TORCHCAM: dict[str, CamMethod] = {
 
 
 def pytorch_grad_cam_method(name: str) -> CamMethod:
-    """The weighting of pytorch-grad-cam 1.5.7, with its epsilons.
+    """The weighting of pytorch-grad-cam 1.5.7, with its epsilons, and on the CPU with its order of summation (NumPy's).
 
     Grad-CAM++ adds 1e-6 to its denominator, XGrad-CAM 1e-7; the others are this package's own. Both epsilons are absolute, so
-    they change the maps of networks with small gradients or activations.
+    they change the maps of networks with small gradients or activations. Differentiable maps, and those on other devices, are
+    summed by torch: in float64 that is the same but for the last bit, in float32 not where the sums nearly cancel.
 
     Args:
         name: ``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"``, ``"hires_cam"``, ``"layer_cam"`` or

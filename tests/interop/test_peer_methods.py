@@ -79,6 +79,23 @@ def test_pytorch_grad_cam(name: str, size: tuple[int, ...], kind: str, dtype: to
     assert_near(pytorch_grad_cam_method(name)(*given), by_pytorch_grad_cam(name, *given))
 
 
+@pytest.mark.parametrize("name", PYTORCH_GRAD_CAM)
+def test_pytorch_grad_cam_where_float32_sums_depend_on_their_order(name: str) -> None:
+    """On the CPU to the last bit; differentiable maps are torch's sums, and in float64 the same."""
+    method = pytorch_grad_cam_method(name)
+    activations, gradients = pair("plain", (5, 4), torch.float32)
+    # Channels that nearly cancel.
+    gradients[:, 1::2] = -gradients[:, ::2] * (1 + 1e-6)
+    activations[:, 1::2] = activations[:, ::2]
+    assert torch.equal(method(activations, gradients), by_pytorch_grad_cam(name, activations, gradients))
+    precise = activations.double(), gradients.double().requires_grad_()
+    by_torch = method(*precise)
+    assert by_torch.requires_grad
+    torch.testing.assert_close(
+        by_torch.detach(), method(precise[0], precise[1].detach()), rtol=1e-9, atol=1e-12
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", ["plain", "behind_relu", "faint"])
 @pytest.mark.parametrize("size", [(7,), (5, 4), (3, 2, 4)], ids=["1d", "2d", "3d"])
