@@ -67,6 +67,8 @@ MAY_IMPORT = {
     "attribution": {"attribution", "functional"},
     "prototypes": {"prototypes", "functional", "files", "distributed"},
     "losses": {"losses", "functional", "prototypes", "distributed"},
+    "loading": {"loading", "attribution", "functional", "files"},
+    "interop": {"interop", "attribution", "functional", "files", "environment", "loading"},
     "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 

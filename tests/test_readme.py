@@ -40,7 +40,7 @@ def test_code_runs_in_the_order_in_which_it_stands():
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["cams"].shape == (20, 1, 8, 8)
