@@ -117,6 +117,10 @@ def agreement(record: Record) -> str:
         values = [entry["max"] for entry in entries(**wanted) if "max" in entry]
         return small(max(values)) if values else ("fails" if entries(**wanted) else "")
 
+    def rounding(method: str) -> str:
+        moved = [entry["rounded"] for entry in entries(peer=peers[0], method=method) if "rounded" in entry]
+        return small(max(moved)) if moved else ""
+
     def overall(variant: str, peer: str) -> str:
         made = [entry for entry in entries(variant=variant, peer=peer) if "max" in entry]
         if not made:
@@ -134,9 +138,13 @@ def agreement(record: Record) -> str:
         markdown(["", *peers], [[v, *(overall(v, peer) for peer in peers)] for v in variants]),
         "By method, the largest difference of all networks:",
         markdown(
-            ["", *(f"{peer}, {variant}" for peer in peers for variant in exact)],
+            ["", *(f"{peer}, {variant}" for peer in peers for variant in exact), "rounding alone"],
             [
-                [f"`{method}`", *(worst(peer=p, variant=v, method=method) for p in peers for v in exact)]
+                [
+                    f"`{method}`",
+                    *(worst(peer=p, variant=v, method=method) for p in peers for v in exact),
+                    rounding(method),
+                ]
                 for method in methods
             ],
         ),
