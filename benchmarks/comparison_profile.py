@@ -95,7 +95,7 @@ def counted(case: Case, model: nn.Module, device: str, *, compiled: bool = False
         if on_gpu:
             activities.append(ProfilerActivity.CUDA)
         synchronize(device)
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities, acc_events=True) as profiler:
             call()
         return found | from_events(list(profiler.events()), on_gpu=on_gpu)
 
