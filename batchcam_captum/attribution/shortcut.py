@@ -8,23 +8,26 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from ..functional import full_precision
 from .pooling import Readers, keeps_sums
 
-#: What flattens the places into features, and what multiplies features with a weight: name -> where its two factors come from.
+#: What flattens the places into features; what multiplies features with a matrix: name -> which of its operands the features are;
+#: and what autocast puts in between.
 _VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
-_PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1)}
-_TRANSPOSE, _LEAF = "TBackward0", "torch::autograd::AccumulateGrad"
+_PRODUCTS = {"AddmmBackward0": 1, "MmBackward0": 0}
+_CAST = "ToCopyBackward0"
 
 
 class Shortcut(NamedTuple):
     """Where to take the gradient instead of at the layer."""
 
     end: GradientEdge  #: the output of a pooling over the places, or of a linear layer over places and channels
-    weight: Tensor | None = None  #: (J, C·P), of that linear layer, which has P places to read
+    matrix: Tensor | None = (
+        None  #: (C·P, J), the transposed weight of that linear layer, which has P places to read
+    )
 
     def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
         """α_k of Grad-CAM (Selvaraju et al. 2017, eq. 1).
@@ -41,8 +44,8 @@ class Shortcut(NamedTuple):
         """
         gradients = full_precision(gradients)
         channels = activations.shape[1]
-        if self.weight is not None:
-            sums = gradients @ full_precision(self.weight).unflatten(1, (channels, -1)).sum(2)
+        if self.matrix is not None:
+            sums = gradients @ full_precision(self.matrix).unflatten(0, (channels, -1)).sum(1).T
         else:
             sums = gradients.flatten(2).sum(2) if gradients.dim() > 2 else gradients
         weights: Tensor = sums / math.prod(activations.shape[2:])
@@ -65,33 +68,38 @@ def find_shortcut(scores: Tensor, activations: Tensor) -> Shortcut | None:
     view = readers.sole(pool) if pool is not None else reader
     if view is not None and view.name() in _VIEWS:
         sizes = tuple(view._saved_self_sym_sizes)  # type: ignore[attr-defined]
+        features = view
         product = readers.sole(view)
-        weight = None if product is None else _weight(product, view)
+        if product is not None and product.name() == _CAST:
+            features, product = product, readers.sole(product)
+        matrix = None if product is None else _matrix(product, features)
         if (
             product is not None
-            and weight is not None
-            and len(sizes) > 2
+            and matrix is not None
+            and matrix.device == activations.device
             and sizes[:2] == activations.shape[:2]
-            and weight.shape[1] == math.prod(sizes[1:]) > sizes[1]
+            and matrix.shape[0] == math.prod(sizes[1:]) > sizes[1]
         ):
-            return Shortcut(GradientEdge(product, 0), weight)
+            return Shortcut(GradientEdge(product, 0), matrix)
     return None if pool is None else Shortcut(GradientEdge(pool, 0))
 
 
-def _weight(product: Node, features: Node) -> Tensor | None:
-    """The parameter (J, I) that an operator multiplies features (N, I) with; None where it does something else."""
-    first, second = _PRODUCTS.get(product.name(), (None, None))
-    if first is None or second is None or getattr(product, "_saved_alpha", 1) != 1:
+def _matrix(product: Node, features: Node) -> Tensor | None:
+    """The matrix (I, J), graph attached, that an operator multiplied features (N, I) with; None where it did something else."""
+    position = _PRODUCTS.get(product.name())
+    if position is None or getattr(product, "_saved_alpha", 1) != 1:
         return None
-    edges = product.next_functions
-    transpose = edges[second][0]
-    if not _reads(edges[first][0], features) or transpose is None or transpose.name() != _TRANSPOSE:
+    saved = product._raw_saved_mat2  # type: ignore[attr-defined]
+    if not _reads(product.next_functions[position][0], features) or saved.unpack_hook is not None:
+        return None  # what is kept elsewhere, or computed anew, is not fetched twice
+    # As the forward used it: where the parameter's data have been exchanged since, this is still the old one.
+    matrix: Tensor | None = product._saved_mat2  # type: ignore[attr-defined]
+    if matrix is None or not matrix.requires_grad or type(matrix) is not Tensor:
         return None
-    leaf = transpose.next_functions[0][0]
-    weight = leaf.variable if leaf is not None and leaf.name() == _LEAF else None  # type: ignore[attr-defined]
     # What gathers its parameters for each module may have given this one back already.
-    held = type(weight) is nn.Parameter and weight.untyped_storage().size() >= weight.nbytes
-    return weight if held else None
+    last = sum((size - 1) * stride for size, stride in zip(matrix.shape, matrix.stride(), strict=True))
+    needed = (matrix.storage_offset() + last + 1) * matrix.element_size()
+    return matrix if matrix.numel() and matrix.untyped_storage().size() >= needed else None
 
 
 def _reads(node: Node | None, features: Node) -> bool:

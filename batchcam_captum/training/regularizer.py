@@ -36,6 +36,10 @@ class CamRegularizer(CamObjective):
     with the scores of that forward it takes one ``torch.autograd.grad`` for the whole batch, makes the cams, and returns
     Σ λ_t · loss_t, to be added to the task loss before the one ``backward()``.
 
+    Where a pooling over the places, or a linear layer over the flattened places, is all that reads the layer, the gradient of
+    Grad-CAM is taken behind that, where it is smaller. It comes to the same, except that hooks on tensors in between do not see
+    it; with a weighting of one's own (``BatchGradCam(method=function)``) it is always taken at the layer.
+
     Args:
         grad_cam: the model and its layer; with several layers each term is the mean over them. The model is not registered as a
             submodule: its parameters stay its own. Make it with the model itself, not with what DistributedDataParallel makes of

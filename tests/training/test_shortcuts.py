@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss
 from batchcam_captum.attribution.pooling import keeps_sums, sole_reader
+from batchcam_captum.attribution.shortcut import find_shortcut
 from batchcam_captum.training import cams
 
 K = 3
@@ -105,7 +107,7 @@ def test_other_weightings_of_the_score_need_the_gradient_at_the_layer(monkeypatc
 
 @pytest.mark.parametrize("where", ["output", "what is handed on"])
 def test_a_hook_on_the_activations_is_not_passed_by(where, monkeypatch):
-    """Whoever scales the gradient there, as gradient reversal does, sees it scaled in the cam."""
+    """Whoever scales the gradient at the layer sees it scaled in the cam (behind it hooks on tensors cannot be seen)."""
     shapes = ends_of(monkeypatch)
     model = Net(nn.MaxPool2d(2))
 
@@ -169,7 +171,7 @@ HEADS = {  # name -> a module for flattened places, and whether its output is wh
     "no bias": (lambda *sizes: nn.Linear(*sizes, bias=False), True),
     "weight used twice": (Elsewhere, True),
     "frozen weight": (Frozen, False),
-    "weight norm": (lambda *sizes: nn.utils.parametrizations.weight_norm(nn.Linear(*sizes)), False),
+    "weight norm": (lambda *sizes: nn.utils.parametrizations.weight_norm(nn.Linear(*sizes)), True),
     "dropout first": (lambda *sizes: nn.Sequential(nn.Dropout(0.5), nn.Linear(*sizes)), False),
     "transposed": (Transposed, False),
     "scaled": (Scaled, False),
@@ -212,6 +214,86 @@ def test_behind_a_linear_layer_over_places_and_channels(head, dims, monkeypatch)
     assert_close(value, expected_value, rtol=1e-12, atol=0)
     assert_close(gradients, expected, rtol=1e-9, atol=1e-13)
     assert expected[-2].abs().max() > 0
+
+
+def flat_model(dtype=torch.float64):
+    head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 25, 6), nn.Softplus(), nn.Linear(6, K))
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), *head).to(dtype)
+
+
+@pytest.mark.parametrize("change", ["other values", "another type"])
+def test_the_weight_is_that_of_the_forward(change, monkeypatch):
+    """Whoever exchanges the parameters' data in between, as an average of the weights is swapped in, changes no cam."""
+    model, images = flat_model(), torch.rand(4, 1, 5, 5, dtype=torch.float64)
+    regularizer = CamRegularizer(BatchGradCam(model, "0"), PrototypeLoss(torch.rand(K, 1, 5, 5)))
+    shapes = ends_of(monkeypatch)
+    values = []
+    for swaps in (False, True):
+        with regularizer:
+            scores = model(images)
+        weight = model[2].weight
+        if swaps:
+            weight.data = torch.rand_like(weight) if change == "other values" else weight.data.half()
+        values.append(regularizer(scores, torch.arange(4) % K).detach())
+    assert [shape for shape, _ in shapes] == [(4, 6), (4, 6)]
+    assert_close(*values, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kept", ["by checkpointing", "by hooks of saved tensors"])
+def test_a_weight_that_is_kept_elsewhere_is_not_fetched_for_it(kept, monkeypatch):
+    model, images = flat_model(), torch.rand(4, 1, 5, 5, dtype=torch.float64)
+    head, fetched = model[1:], []
+
+    def fetch(held):
+        fetched.append(held)
+        return held
+
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = model[0], head
+
+        def forward(self, images):
+            activations = self.layer(images)
+            if kept == "by checkpointing":
+                return checkpoint(self.head, activations, use_reentrant=False)
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, fetch):
+                return self.head(activations)
+
+    whole = Kept()
+    regularizer = CamRegularizer(BatchGradCam(whole, "layer"), PrototypeLoss(torch.rand(K, 1, 5, 5)))
+    shapes = ends_of(monkeypatch)
+    with regularizer:
+        scores = whole(images)
+    find_shortcut(scores[:, 0].sum(), regularizer._watch.seen().activations[0])
+    assert not fetched
+    regularizer(scores, torch.arange(4) % K).backward()
+    assert shapes == [((4, 3, 5, 5), False)]
+
+
+def test_autocast_keeps_to_the_precise_gradient(monkeypatch):
+    """In bfloat16 the shortcut is as near to float32 as the gradient at the layer is."""
+    model, images = flat_model(torch.float32), torch.rand(8, 1, 5, 5)
+    labels = torch.arange(8) % K
+    regularizer = CamRegularizer(
+        BatchGradCam(model, "0"), PrototypeLoss(torch.rand(K, 1, 5, 5), distance="l2")
+    )
+    shapes = ends_of(monkeypatch)
+
+    def weight_gradient(*, amp):
+        model.zero_grad()
+        with regularizer, torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            scores = model(images)
+        regularizer(scores.float(), labels).backward()
+        return model[2].weight.grad.clone()
+
+    precise, short = weight_gradient(amp=False), weight_gradient(amp=True)
+    monkeypatch.setattr(cams, "find_shortcut", lambda *_: None)
+    at_layer = weight_gradient(amp=True)
+    assert [shape for shape, _ in shapes] == [(8, 6), (8, 6), (8, 3, 5, 5)]
+    error, of_layer = (short - precise).norm(), (at_layer - precise).norm()
+    assert 0 < error < 0.05 * precise.norm()
+    assert error < 2 * of_layer
 
 
 def test_places_that_are_flattened_in_another_order_are_not_taken_for_channels(monkeypatch):
