@@ -1,7 +1,8 @@
 """The networks of the agreement study: one entry an architecture, with random weights and maps that do not vanish.
 
-Nearly always the layer is the last but one stage, so that a stage of the architecture's own kind lies between it and the scores.
-Small images where the architecture takes them. No downloads.
+The layer is the whole last stage but one, so that a stage of the architecture's own kind lies between it and the scores; in networks
+without stages it is all of the features, in flat transformers the first norm of the last block but one, and in ResNet-50 the last
+stage, which most examples take. No layer was chosen for what it gives. Small images where the architecture takes them. No downloads.
 """
 
 from __future__ import annotations
@@ -76,10 +77,8 @@ ARCHITECTURES = {
     "MNASNet": _torchvision("mnasnet0_5", "layers.12", 128),
     "RegNet-X": _torchvision("regnet_x_400mf", "trunk_output.block3"),
     "RegNet-Y": _timm("regnety_002", "s3"),
-    "ConvNeXt": _timm("convnext_atto", "stages.2.blocks.4", kwargs={"ls_init_value": 1.0}),
-    # On purpose: a LayerNorm over the channels follows, ignores the scale of its input, and leaves HiResCAM next to nothing.
-    "ConvNeXt, before a LayerNorm": _timm("convnext_atto", "stages.2", kwargs={"ls_init_value": 1.0}),
-    "ConvNeXt-V2": _timm("convnextv2_atto", "stages.2.blocks.4"),
+    "ConvNeXt": _timm("convnext_atto", "stages.2", kwargs={"ls_init_value": 1.0}),
+    "ConvNeXt-V2": _timm("convnextv2_atto", "stages.2"),
     "Inception-v3": _timm("inception_v3", "Mixed_6e", 107),
     "GoogLeNet": _torchvision(
         "googlenet", "inception4e", kwargs={"aux_logits": False, "init_weights": False}
@@ -101,7 +100,7 @@ ARCHITECTURES = {
     "PVT-v2-B0": _timm("pvt_v2_b0", "stages.2"),
     "CoAtNet": _timm("test_coatnet", "stages.2", kwargs=SMALL),
     "MaxViT": _timm("test_maxvit", "stages.2", kwargs=SMALL),
-    "PoolFormer-v2": _timm("poolformerv2_s12", "stages.2.blocks.4"),
+    "PoolFormer-v2": _timm("poolformerv2_s12", "stages.2"),
     "MobileViT": _timm("mobilevit_xxs", "stages.3"),
 }
 
@@ -109,7 +108,7 @@ ARCHITECTURES = {
 def built(name: str) -> nn.Module:
     """A network of :data:`ARCHITECTURES` in float32 and eval mode, with strong heads and living BatchNorms."""
     entry = ARCHITECTURES[name]
-    torch.manual_seed(SEED + list(ARCHITECTURES).index(name))  # a ViT and a DeiT are one network otherwise
+    torch.manual_seed(SEED)
     if entry.source == "timm":
         model = timm.create_model(entry.model, num_classes=CLASSES, **entry.kwargs).eval()
     else:
