@@ -58,6 +58,8 @@ EXACT = "float64"
 CANCELLED = 1e-4
 #: The name that stands for this library on the CPU, beside the peers.
 ON_CPU = "batchcam_captum on the CPU"
+#: On the CPU its weightings are summed in NumPy's order, but not where a graph is kept: there, as on a GPU, torch sums.
+SUMMED_BY_NUMPY = "pytorch-grad-cam"
 
 Key = tuple[str, str]  # peer and method
 
@@ -114,6 +116,9 @@ def _study(report: Report, name: str, options: argparse.Namespace) -> None:
                 continue
             ours = _ours(peer, model, name, method, batch, targets)
             maps[method] = numbers(ours, theirs, peer.scale)
+            if peer.name == SUMMED_BY_NUMPY and how.reach is not None:
+                graph = _ours(peer, model, name, method, batch, targets, differentiable=True)
+                maps[method]["differentiable"] = numbers(graph, theirs, peer.scale)["max"]
             if variant == EXACT:
                 exact[peer.name, method] = ours, theirs
                 conditions[peer.name, method] = _condition(peer, model, name, method, batch, targets, ours)
@@ -256,11 +261,21 @@ def _theirs(
             return call(images, targets).cpu()
 
 
-def _ours(peer: Peer, model: nn.Module, name: str, method: str, images: Tensor, targets: list[int]) -> Tensor:
+def _ours(
+    peer: Peer,
+    model: nn.Module,
+    name: str,
+    method: str,
+    images: Tensor,
+    targets: list[int],
+    *,
+    differentiable: bool = False,
+) -> Tensor:
     """This library's maps as the peer would have returned them."""
     entry = ARCHITECTURES[name]
     grad_cam = BatchGradCam(model, entry.layer, method=peer.cam_method(method), reshape=entry.reshape)
-    return peer.preset(grad_cam.attribute(images, target=targets), images.shape[2:]).cpu()
+    cams = grad_cam.attribute(images, target=targets, differentiable=differentiable)
+    return peer.preset(cams.detach(), images.shape[2:]).cpu()
 
 
 def _summarise(report: Report) -> None:
