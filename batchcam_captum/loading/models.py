@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import util
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +22,8 @@ from .checkpoints import load_checkpoint
 from .devices import check_device
 
 _LIBRARIES = ("timm", "torchvision")
+#: What the names of modules begin with that were made of a user's file.
+_OWN = "_batchcam_"
 
 
 def load_model(
@@ -215,7 +219,7 @@ def _module_of_file(where: str) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"no file {where}")
     # A name of its own: files of the same name must not be taken for each other.
-    unique = f"_batchcam_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    unique = f"{_OWN}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = util.spec_from_file_location(unique, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"no Python file: {where}")
@@ -239,3 +243,39 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
+
+
+def own_files() -> dict[str, str]:
+    """The files that functions of models came from, by the names that their modules have in this process alone."""
+    return {
+        name: str(module.__file__)
+        for name, module in list(sys.modules.items())
+        if name.startswith(_OWN) and getattr(module, "__file__", None)
+    }
+
+
+def import_own_files(files: Mapping[str, str]) -> None:
+    """Let another process import, by the names of :func:`own_files`, what a pickle of this one looks up.
+
+    A file is run when its module is first asked for; what lies beside it can be imported from then on.
+
+    Args:
+        files: what :func:`own_files` gave.
+    """
+    sys.meta_path.append(_OwnFiles(files))
+
+
+class _OwnFiles(MetaPathFinder):
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = dict(files)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = self._files.get(fullname)
+        if file is None:
+            return None
+        folder = str(Path(file).parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        return util.spec_from_file_location(fullname, file)

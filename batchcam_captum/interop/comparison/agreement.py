@@ -162,7 +162,7 @@ def _pair(ours: Tensor, theirs: Tensor, scale: Scale) -> MapAgreement:
     return MapAgreement(
         max_difference=float(differences.max()),
         mean_difference=float(differences.mean()),
-        ssim=float(ssim(ours[None], theirs[None], data_range=1.0 if scale == "unit" else 2.0)),
+        ssim=_similarity(ours, theirs, scale),
         pearson=_correlation(ours, theirs),
         spearman=_correlation(_ranks(ours.flatten()), _ranks(theirs.flatten())),
         top_overlap=_overlap(ours.flatten(), theirs.flatten()),
@@ -171,6 +171,12 @@ def _pair(ours: Tensor, theirs: Tensor, scale: Scale) -> MapAgreement:
         zero_theirs=zero_theirs,
         peak=peak,
     )
+
+
+def _similarity(ours: Tensor, theirs: Tensor, scale: Scale) -> float:
+    if torch.equal(ours, theirs):
+        return 1.0  # whatever the rounding of the variances
+    return float(ssim(ours[None], theirs[None], data_range=1.0 if scale == "unit" else 2.0))
 
 
 def _correlation(first: Tensor, second: Tensor) -> float | None:

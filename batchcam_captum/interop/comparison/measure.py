@@ -141,8 +141,11 @@ def interleaved(
         return 0.0
 
     # What is there already is kept out of the collections, which would otherwise walk through all that the libraries have loaded.
+    # Where the user has frozen something, thawing would thaw that, too.
+    may_freeze = gc.get_freeze_count() == 0
     gc.collect()
-    gc.freeze()
+    if may_freeze:
+        gc.freeze()
     try:
         took = 0.0
         for _ in range(max(warm_up, 1)):
@@ -150,7 +153,8 @@ def interleaved(
         if seconds is not None and took > 0:
             rounds = max(min(rounds, int(seconds / took)), least)
         gc.collect()
-        gc.freeze()
+        if may_freeze:
+            gc.freeze()
         for turn in range(rounds):
             shift = turn % len(names)
             order = names[shift:] + names[:shift]
@@ -159,7 +163,8 @@ def interleaved(
                 if name in times:
                     times[name].append(value)
     finally:
-        gc.unfreeze()
+        if may_freeze:
+            gc.unfreeze()
     return Times(times)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ...loading.models import import_own_files, own_files
 from .cases import OUT_OF_MEMORY, Work, reason_of
 from .measure import GIVES_BACK, peak_memory
 
@@ -28,7 +29,7 @@ from .measure import GIVES_BACK, peak_memory
 Key = tuple[str, int]
 
 _CALLS = 3  # the median of so many counts
-_PAYLOAD, _RESULTS = "work.pt", "results.jsonl"
+_PAYLOAD, _FILES, _RESULTS = "work.pt", "files.json", "results.jsonl"
 _PROGRAM = "import sys; from batchcam_captum.interop.comparison.memory import child; child(sys.argv[1])"
 
 
@@ -48,6 +49,7 @@ def peaks_in_process(work: Work, library: str, keys: Sequence[Key]) -> dict[Key,
     found: dict[Key, int | str] = {}
     with tempfile.TemporaryDirectory(prefix="batchcam-memory-") as name:
         folder = Path(name)
+        (folder / _FILES).write_text(json.dumps(own_files()), encoding="utf-8")
         while left := [key for key in keys if key not in found]:
             payload = {
                 "work": vars(work),
@@ -109,6 +111,7 @@ def child(name: str) -> None:
     folder = Path(name)
     with suppress(OSError):  # of all processes this one is to be ended first
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    import_own_files(json.loads((folder / _FILES).read_text(encoding="utf-8")))
     payload: dict[str, Any] = torch.load(folder / _PAYLOAD, weights_only=False)
     torch.set_num_threads(payload["threads"])
     work = Work(**payload["work"])

@@ -153,6 +153,13 @@ def test_a_map_of_one_place_and_half_types_are_compared():
     assert agreement(half, half.double(), scale="unit").summary()["identical"] == 2
 
 
+@pytest.mark.parametrize("scale", ["unit", "raw"])
+def test_identical_maps_have_a_likeness_of_one_and_not_of_nearly_one(scale):
+    maps = torch.rand(40, 1, 14, 14) * torch.logspace(-6, 0, 40).reshape(-1, 1, 1, 1)
+    summary = agreement(maps, maps.clone(), scale=scale).summary()
+    assert [summary[f"{name}_min"] for name in ("ssim", "pearson", "spearman", "top_overlap")] == [1.0] * 4
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

@@ -13,9 +13,29 @@ from batchcam_captum.interop.comparison import memory
 from batchcam_captum.interop.comparison.cases import Work, reason_of
 from batchcam_captum.interop.comparison.cost import measured
 from batchcam_captum.interop.comparison.measure import Times, Within, interleaved
+from batchcam_captum.loading import load_model
 from tests.models import SmallCnn
 
 from .networks import Hungry
+
+OWN = """
+import torch
+from beside_own_net import Act
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(3, 4, 3), Act())
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        torch.ones(5_000_000)
+        return self.head(self.layer(x).mean((2, 3)))
+
+def make():
+    return Net()
+"""
 
 
 def work(model, samples=3, **given):
@@ -74,6 +94,19 @@ def test_without_a_listener_the_error_is_raised_and_the_collector_is_as_it_was()
     assert gc.get_freeze_count() == 0
 
 
+def test_what_the_user_froze_stays_frozen():
+    import gc
+
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        assert before
+        interleaved({"good": lambda: None}, "cpu", rounds=2)
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()
+
+
 def test_no_cases_take_no_time():
     assert interleaved({}, "cpu", rounds=3) == Times({})
 
@@ -115,6 +148,24 @@ def test_memory_is_measured_in_a_process_that_may_be_ended():
     assert abs(found["grad_cam", 1] - 40_000_000) < 2_000_000
     for key in keys[1:]:
         assert found[key].startswith("out of memory: the system ended the process")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+def test_memory_of_a_model_of_a_users_file_is_measured(tmp_path):
+    """Its class, and one of a file beside it, have to be found by the other process."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "beside_own_net.py").write_text(
+        "from torch import nn\n\nclass Act(nn.ReLU):\n    pass\n"
+    )
+    (tmp_path / "own" / "own_net.py").write_text(OWN)
+    model = load_model(f"{tmp_path / 'own' / 'own_net.py'}:make")
+    try:
+        found = memory.peaks_in_process(work(model), OURS.name, [("grad_cam", 1)])
+    finally:
+        sys.modules.pop("beside_own_net")
+        sys.modules.pop(type(model).__module__)
+    assert isinstance(found["grad_cam", 1], int), found
+    assert abs(found["grad_cam", 1] - 20_000_000) < 2_000_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
