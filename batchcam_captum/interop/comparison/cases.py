@@ -13,6 +13,7 @@ from ..peers import OURS, PEERS, Peer
 from .measure import Call, Within
 
 OUT_OF_MEMORY = "out of memory"
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)

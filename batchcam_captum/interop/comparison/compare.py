@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from .arguments import (
 from .cases import Work, library_named, reason_of
 from .cost import Costs, measured
 from .measure import free
+from .progress import steps_shown
 from .result import Comparison, Pair, Skipped
 
 #: So many images go through the model at a time for the maps.
@@ -79,7 +79,7 @@ def compare(
         repeats: rounds of the timing at most; each library runs once a round.
         seconds: about how long the timing of one method and batch size may take; large batches get fewer rounds, but five.
         memory: measure the peak memory as well, beside the time.
-        progress: show a progress bar.
+        progress: show a progress bar; where standard error is no terminal, a line for each measurement and for what takes long.
         name: what the report calls the model. Default: its class.
         paths: of the images, for the report. Default: image 0, image 1, …
         failed: images that could not be read -> why, for the report.
@@ -115,10 +115,10 @@ def compare(
         compared = placed(model, device, dtype).eval()
         anchor = anchor_of(compared)
         images = images.detach().to(anchor.device, anchor.dtype)
-        chosen, grid = _forward(compared, layer_name, images, targets, reshape)
+        chosen, grid, remarks = _forward(compared, layer_name, images, targets, reshape)
         work = Work(compared, layer_name, images, chosen, grid)
         steps = len(methods) * (1 + len(present) + len(sizes)) + (1 + len(present) if sizes and memory else 0)
-        with _bar(steps, progress) as tick:
+        with steps_shown(steps, progress) as tick:
             raw, pairs, skipped = _maps(work, methods, present, tick)
             costs = Costs([], [])
             if sizes:
@@ -158,6 +158,7 @@ def compare(
         pairs=pairs,
         skipped=[*skipped, *costs.skipped],
         costs=costs.costs,
+        remarks=[*remarks, *_dead(pairs, len(images))],
     )
 
 
@@ -190,6 +191,20 @@ def _maps(
             if work.images.device.type == "cuda":
                 free(work.images.device)
     return raw, pairs, skipped
+
+
+def _dead(pairs: Sequence[Pair], samples: int) -> list[str]:
+    """Remarks on maps that agree only in that there is nothing in them."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for pair in pairs:
+        count = sum(maps.zero_ours and maps.zero_theirs for maps in pair.agreement.maps)
+        if count:
+            found.setdefault((pair.method, count), []).append(pair.library)
+    return [
+        f"{method}: both maps, ours and that of {', '.join(libraries)}, are zero everywhere for {count} of {samples} images, so "
+        "nothing was compared there; another layer or target may have one"
+        for (method, count), libraries in found.items()
+    ]
 
 
 def _ours(work: Work, method: CamMethod) -> Tensor:
@@ -237,8 +252,8 @@ def _forward(
     images: Tensor,
     targets: Sequence[int] | Tensor | None,
     reshape: Reshape,
-) -> tuple[list[int], Callable[[Tensor], Tensor] | None]:
-    """The targets, and the reshape as a function that the peers take, too."""
+) -> tuple[list[int], Callable[[Tensor], Tensor] | None, list[str]]:
+    """The targets, the reshape as a function that the peers take, too, and what is to be said of the scores."""
     outputs: list[Any] = []
     scores: list[Tensor] = []
     module = model.get_submodule(layer)
@@ -260,8 +275,15 @@ def _forward(
         chosen = [int(index) for index in torch.cat(scores).argmax(1)]
     else:
         chosen = checked_targets(targets, len(images), classes)
+    broken = int((~torch.cat(scores).isfinite().all(1)).sum())
+    remarks = []
+    if broken:
+        remarks.append(
+            f"the scores of {broken} of {len(images)} images hold NaN or infinity: what their maps and predicted classes are "
+            "means nothing; check the weights, the images and the dtype"
+        )
     if reshape is None or callable(reshape):
-        return chosen, reshape
+        return chosen, reshape, remarks
     if not outputs or not isinstance(outputs[-1], Tensor):
         raise ValueError(f"reshape: expected {layer!r} to return one tensor, got none; choose another layer")
     grid = find_reshape(
@@ -273,18 +295,4 @@ def _forward(
         samples=len(outputs[-1]),
     )
     changes = grid(outputs[-1]) is not outputs[-1]
-    return chosen, grid if changes else None
-
-
-@contextmanager
-def _bar(steps: int, shown: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar; what it gives is called with what comes next."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=steps, desc="compare", disable=not shown, leave=False) as bar:
-
-        def tick(text: str) -> None:
-            bar.set_postfix_str(text, refresh=False)
-            bar.update()
-
-        yield tick
+    return chosen, grid if changes else None, remarks

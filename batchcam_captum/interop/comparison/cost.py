@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..peers import OURS
-from .cases import OUT_OF_MEMORY, Work, reason_of
+from .cases import NOT_MEASURED, OUT_OF_MEMORY, Work, reason_of
 from .measure import free, interleaved, peak_memory
 from .memory import Key, peaks_in_process
 from .result import Cost, Skipped
@@ -120,7 +120,7 @@ def _peaks(
         elif device.type == "cuda":
             outcomes = {key: _on_device(work, library, *key) for key in keys}
         else:
-            outcomes = dict.fromkeys(keys, f"not measured: {device.type} does not count its peak memory")
+            outcomes = dict.fromkeys(keys, f"{NOT_MEASURED}: {device.type} does not count its peak memory")
         found |= {(library, *key): outcome for key, outcome in outcomes.items()}
     return found
 

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: the image, our map, each library's map, and where they differ."""
+"""Pictures of a comparison: the image, and for each library our map in its manner, its own, and where they differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...functional import prepare
 from ...functional.overlay import grey_or_colour
 from ..optional import load
 from ..peers import OURS
-from .result import Comparison, Pair, encodable
+from .result import Comparison, Pair, encodable, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,9 +28,10 @@ _LONGEST = 22  # letters of a file's name
 def figures(comparison: Comparison) -> list[tuple[str, Figure]]:
     """Draw one figure a method, without touching pyplot.
 
-    A row an image, the first eight at most. Columns: the image; our map, rectified and divided by its maximum; for each library
-    its map as it returned it (in [0, 1], or signed, with its largest absolute value written above); and the absolute difference
-    to ours in its manner, on a scale of its own from 0 to the maximum that is written above it.
+    A row an image, the first eight at most. Columns: the image; for each library our map through that library's preset, its own
+    map as it returned it (both in [0, 1], or signed, up to the largest absolute value of the two, which is written above); and
+    their absolute difference, on a scale of its own from 0 to the maximum that is written above it. With no library to compare
+    with: our raw map, rectified and divided by its maximum.
 
     Args:
         comparison: what :func:`compare` found.
@@ -49,7 +50,7 @@ def figures(comparison: Comparison) -> list[tuple[str, Figure]]:
     for method in comparison.settings["methods"]:
         pairs = [pair for pair in comparison.pairs if pair.method == method and pair.theirs.dim() == 4]
         raw = comparison.raw.get(method)
-        if raw is not None and raw.dim() == 4:
+        if pairs or (raw is not None and raw.dim() == 4):
             drawn.append((_description(comparison, method, pairs), _figure(comparison, method, raw, pairs)))
     return drawn
 
@@ -71,18 +72,18 @@ def _description(comparison: Comparison, method: str, pairs: Sequence[Pair]) -> 
         relative = " of the largest value" if pair.agreement.scale == "raw" else ""
         found.append(f"{pair.library} {'none' if largest is None else f'{largest:.1e}{relative}'}")
     return (
-        f"{method} of {comparison.settings['model']} at {comparison.settings['layer']}: {shown} of {len(comparison.paths)} "
-        f"images, one a row, with the map of {OURS.name} and of each library, and their difference. Largest difference over all "
-        "images: "
+        f"{method} of {titled(comparison.settings)} at {comparison.settings['layer']}: {shown} of {len(comparison.paths)} "
+        f"images, one a row; for each library the map of {OURS.name} through its preset, its own, and their difference. Largest "
+        "difference over all images: "
         f"{'; '.join(found) or 'nothing to compare with'}."
     )
 
 
-def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pair]) -> Figure:
+def _figure(comparison: Comparison, method: str, raw: Tensor | None, pairs: Sequence[Pair]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    rows, columns = min(len(comparison.paths), ROWS), 2 + 2 * len(pairs)
+    rows, columns = min(len(comparison.paths), ROWS), 1 + 3 * len(pairs) if pairs else 2
     tall = min(max(comparison.images.shape[2] / comparison.images.shape[3], 0.5), 2.0)
     width, height = _CELL * columns + 1.7, (_CELL * tall + 0.22) * rows + 1.3
     # The engine puts the outermost labels right at the edge of what it is given.
@@ -90,8 +91,9 @@ def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pa
     engine = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02, rect=inside)
     figure = Figure(figsize=(width, height), layout=engine)
     of_all = f" (the first {rows} of {len(comparison.paths)} images)" if rows < len(comparison.paths) else ""
-    lines = [_verbatim(f"{comparison.settings['model']}, {comparison.settings['layer']}, {method}{of_all}")]
+    lines = [_verbatim(f"{titled(comparison.settings)}, {comparison.settings['layer']}, {method}{of_all}")]
     if pairs:
+        lines.append(f"{OURS.name}: each time through the preset of the library beside it")
         lines.append("differences: black is 0, the brightest the maximum above")
     if any(pair.agreement.scale == "raw" for pair in pairs):
         lines.append("signed: purple is negative, orange positive, up to the number above")
@@ -100,19 +102,20 @@ def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pa
     pictures = comparison.pictures
     if pictures is None:
         pictures = grey_or_colour(comparison.images[:rows]).movedim(1, -1)
-    ours = prepare(raw[:rows].float()).maps[:, 0]
+    alone = None if pairs or raw is None else prepare(raw[:rows].float()).maps[:, 0]
     for row in range(rows):
         cells = axes[row]
         label = f"{shortened(comparison.paths[row])}\nclass {comparison.targets[row]}"
         cells[0].set_ylabel(_verbatim(label), fontsize=7, rotation=0, ha="right", va="center", labelpad=4)
         _draw(cells[0], pictures[row].clamp(0, 1), "")
-        _draw(cells[1], ours[row], "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
+        if alone is not None:
+            _draw(cells[1], alone[row], "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
         for index, pair in enumerate(pairs):
-            _draw_pair(cells[2 + 2 * index], cells[3 + 2 * index], pair, row)
-    heads = ["image", f"{OURS.name}\npositive, 0 to 1"]
+            _draw_pair(cells[1 + 3 * index : 4 + 3 * index], pair, row)
+    heads = ["image"] if pairs else ["image", f"{OURS.name}\npositive, 0 to 1"]
     for pair in pairs:
         scale = "0 to 1" if pair.agreement.scale == "unit" else "signed"
-        heads += [f"{pair.library}\n{scale}", "difference\nto ours"]
+        heads += [f"{OURS.name}\n{scale}", f"{pair.library}\n{scale}", "difference of\nthese two"]
     for axis in axes.flat:  # maps of any size fill cells of the images' shape
         axis.set_box_aspect(tall)
     for axis, head in zip(axes[0], heads, strict=True):
@@ -121,14 +124,15 @@ def _figure(comparison: Comparison, method: str, raw: Tensor, pairs: Sequence[Pa
     return figure
 
 
-def _draw_pair(left: Any, right: Any, pair: Pair, row: int) -> None:
-    """A library's map, and where ours differs from it."""
+def _draw_pair(cells: Sequence[Any], pair: Pair, row: int) -> None:
+    """Our map in a library's manner, the library's own on the same scale, and where they differ."""
     ours, theirs = pair.ours[row, 0].double(), pair.theirs[row, 0].double()
-    if pair.agreement.scale == "unit":
-        _draw(left, theirs, "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
-    else:
-        peak = float(theirs.abs().nan_to_num(0, 0, 0).max())
-        _draw(left, theirs, f"± {peak:.1e}", cmap=_SIGNED_COLOURS, vmin=-peak or -1, vmax=peak or 1)
+    peak = float(torch.stack([ours, theirs]).abs().nan_to_num(0, 0, 0).max())
+    for cell, drawn in zip(cells, (ours, theirs), strict=False):
+        if pair.agreement.scale == "unit":
+            _draw(cell, drawn, "", cmap=_MAP_COLOURS, vmin=0, vmax=1)
+        else:
+            _draw(cell, drawn, f"± {peak:.1e}", cmap=_SIGNED_COLOURS, vmin=-peak or -1, vmax=peak or 1)
     numbers = pair.agreement.maps[row]
     difference = (ours - theirs).abs()
     if numbers.identical:
@@ -139,7 +143,7 @@ def _draw_pair(left: Any, right: Any, pair: Pair, row: int) -> None:
         of = " of peak" if pair.agreement.scale == "raw" else ""
         title = f"max {numbers.max_difference:.1e}{of}"
     largest = float(difference.nan_to_num(0, 0, 0).max())
-    _draw(right, difference, title, cmap=_DIFFERENCE_COLOURS, vmin=0, vmax=largest or 1)
+    _draw(cells[2], difference, title, cmap=_DIFFERENCE_COLOURS, vmin=0, vmax=largest or 1)
 
 
 def _draw(axis: Any, picture: Tensor, title: str, **scale: Any) -> None:

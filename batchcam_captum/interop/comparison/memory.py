@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ...loading.models import import_own_files, own_files
-from .cases import OUT_OF_MEMORY, Work, reason_of
+from .cases import NOT_MEASURED, OUT_OF_MEMORY, Work, reason_of
 from .measure import GIVES_BACK, peak_memory
 
 #: (method, batch size)
@@ -45,7 +45,7 @@ def peaks_in_process(work: Work, library: str, keys: Sequence[Key]) -> dict[Key,
         For each case the bytes beyond model and images, or a text that says why there are none.
     """
     if sys.platform != "linux":
-        return dict.fromkeys(keys, "not measured: the resident memory is read on Linux only")
+        return dict.fromkeys(keys, f"{NOT_MEASURED}: the resident memory is read on Linux only")
     found: dict[Key, int | str] = {}
     with tempfile.TemporaryDirectory(prefix="batchcam-memory-") as name:
         folder = Path(name)
@@ -60,7 +60,7 @@ def peaks_in_process(work: Work, library: str, keys: Sequence[Key]) -> dict[Key,
             try:
                 torch.save(payload, folder / _PAYLOAD)
             except Exception as error:  # whatever an object raises that cannot be pickled
-                reason = f"not measured: the model cannot be sent to another process ({reason_of(error)})"
+                reason = f"{NOT_MEASURED}: the model cannot be sent to another process ({reason_of(error)})"
                 return found | dict.fromkeys(left, reason)
             found |= _measured(folder, left)
     return found
@@ -97,7 +97,7 @@ def _measured(folder: Path, keys: Sequence[Key]) -> dict[Key, int | str]:
             larger, f"{OUT_OF_MEMORY}: the system ended the process that measured it"
         )
     last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-    reason = f"not measured: {last}"
+    reason = f"{NOT_MEASURED}: {last}"
     # Before the first case, none of the others will fare better.
     return found | (dict.fromkeys(keys, reason) if not found else {ended: reason})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 from ...files import folders_taken_back, written_together
 from ..peers import OURS
+from .cases import NOT_MEASURED
 from .measure import Spread
-from .result import Comparison, Cost, encodable
+from .result import Comparison, Cost, Skipped, encodable, titled
 
 _NAME = "comparison"
+_PICTURE = re.compile(rf"{_NAME}(-([2-9]|[1-9]\d+))?\.png", re.ASCII)
 _NONE, _TIMES = "-", "\N{MULTIPLICATION SIGN}"
 
 #: (key of the summary, heading)
@@ -73,6 +76,10 @@ def write(comparison: Comparison, folder: str | os.PathLike[str]) -> list[str]:
                 for name, (description, figure) in zip(pictures, drawn, strict=True):
                     metadata = {"Title": "Comparison of maps", "Description": encodable(description)}
                     figure.savefig(new / name, dpi=120, metadata=metadata)
+        # Pictures of an earlier comparison, with more methods than this one, belong to no report any more.
+        for path in folder.iterdir():
+            if _PICTURE.fullmatch(path.name) and path.name not in pictures and not path.is_dir():
+                path.unlink()
     return [f"{_NAME}.json", f"{_NAME}.md", *pictures]
 
 
@@ -85,13 +92,15 @@ def markdown(comparison: Comparison) -> str:
         if version
     )
     lines = [
-        f"# {escaped(settings['model'])}, layer {escaped(settings['layer'])}",
+        f"# {escaped(titled(settings))}, layer {escaped(settings['layer'])}",
         "",
         f"{_count(len(comparison.paths), 'image')}, {_TIMES.join(map(str, settings['image_shape']))}, targets "
         f"{settings['targets']}; {settings['dtype']} on {escaped(machine['device'])} ({escaped(machine['device_name'])}, "
         f"{_count(machine['threads'], 'thread')}); {settings['mode']} mode. {OURS.name} {machine['batchcam_captum']}, torch "
-        f"{machine['torch']}, Python {machine['python']}; {versions or 'no other library'}.",
+        f"{machine['torch']}, Python {machine['python']}; {versions or 'no other library'}.{_weights_and_images(settings)}",
         "",
+        *(f"Remark: {escaped(remark)}." for remark in comparison.remarks),
+        *([""] if comparison.remarks else []),
         "## Agreement",
         "",
     ]
@@ -108,6 +117,23 @@ def markdown(comparison: Comparison) -> str:
             lines += [_HOW_MEMORY[machine["device"].partition(":")[0]], ""]
     lines += _not_done(comparison)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _weights_and_images(settings: dict[str, Any]) -> str:
+    """Sentences on what the numbers depend on, where it is known."""
+    found = ""
+    if settings.get("weights"):
+        found += f" Weights: {escaped(settings['weights'])}."
+    taken = settings.get("preprocessing")
+    if taken:
+        of_channels = (
+            f"{name} {', '.join(f'{value:g}' for value in taken[name])}" for name in ("mean", "std")
+        )
+        found += (
+            f" Images: resized ({escaped(taken['interpolation'])}), the centre cut out ({taken['crop']:g} of the side) to "
+            f"{_TIMES.join(map(str, taken['size']))}; {'; '.join(of_channels)}."
+        )
+    return found
 
 
 def _allocator(machine: dict[str, Any]) -> str:
@@ -180,19 +206,42 @@ def _cost_tables(method: str, costs: Sequence[Cost]) -> list[str]:
 
 
 def _not_done(comparison: Comparison) -> list[str]:
-    lines = [f"- {escaped(library)} is not installed." for library in comparison.left_out]
-    grouped: dict[tuple[str, str, str], list[int | None]] = {}
+    """A line a library, in the order of their names; why memory was not measured, once for all that have the same reason."""
+    unmeasured: dict[str, list[str]] = {}
+    of_library: dict[str, dict[str, list[Skipped]]] = {name: {} for name in comparison.left_out}
     for entry in comparison.skipped:
-        grouped.setdefault((entry.library, entry.method, entry.reason), []).append(entry.batch_size)
-    for (library, method, reason), sizes in grouped.items():
-        batches = ", ".join(str(size) for size in sizes if size is not None)
-        where = f", batch {batches}" if batches else ""
-        lines.append(f"- {escaped(library)}, {escaped(method)}{where}: {escaped(reason)}")
+        if entry.reason.startswith(NOT_MEASURED):
+            unmeasured.setdefault(entry.reason, []).append(entry.library)
+        else:
+            of_library.setdefault(entry.library, {}).setdefault(entry.reason, []).append(entry)
+    lines = []
+    for library, reasons in sorted(of_library.items(), key=lambda item: item[0].lower()):
+        if reasons:
+            told = (f"{_where(entries)}: {escaped(reason)}" for reason, entries in reasons.items())
+            lines.append(f"- {escaped(library)}, {'; '.join(told)}")
+        else:
+            lines.append(f"- {escaped(library)} is not installed.")
+    for reason, libraries in unmeasured.items():
+        names = ", ".join(map(escaped, sorted(set(libraries), key=str.lower)))
+        lines.append(f"- Peak memory of {names}: {escaped(reason)}")
     lines += [
         f"- {escaped(path)} could not be read: {escaped(reason)}"
         for path, reason in comparison.failed.items()
     ]
     return ["## Left out", "", *lines, ""] if lines else []
+
+
+def _where(entries: Iterable[Skipped]) -> str:
+    """The methods, and their batch sizes if it is about these."""
+    sizes: dict[str, list[str]] = {}
+    for entry in entries:
+        of_method = sizes.setdefault(entry.method, [])
+        if entry.batch_size is not None:
+            of_method.append(str(entry.batch_size))
+    return ", ".join(
+        escaped(method) + (f", batch {', '.join(batches)}" if batches else "")
+        for method, batches in sizes.items()
+    )
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

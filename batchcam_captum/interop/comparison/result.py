@@ -63,6 +63,8 @@ class Comparison:
     pairs: list[Pair]
     skipped: list[Skipped]
     costs: list[Cost]
+    #: What a reader of the numbers has to know: scores that are not finite, maps that are zero.
+    remarks: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the tensors as plain values, ready for JSON."""
@@ -83,6 +85,7 @@ class Comparison:
             ],
             "costs": [asdict(cost) for cost in self.costs],
             "skipped": [asdict(entry) for entry in self.skipped],
+            "remarks": self.remarks,
         }
 
     def markdown(self) -> str:
@@ -94,7 +97,7 @@ class Comparison:
     def write(self, folder: str | os.PathLike[str]) -> list[str]:
         """Write ``comparison.json``, ``comparison.md``, and ``comparison.png`` (``comparison-2.png``, … for further methods).
 
-        Files of these names are replaced, all of them or none.
+        Files of these names are replaced, all of them or none; pictures of an earlier comparison that this one lacks are removed.
 
         Args:
             folder: is made where it is not there.
@@ -109,6 +112,12 @@ class Comparison:
         from .report import write
 
         return write(self, folder)
+
+
+def titled(settings: dict[str, Any]) -> str:
+    """The model's name, and who made it, where that is known."""
+    source = settings.get("source")
+    return f"{settings['model']} of {source}" if source else str(settings["model"])
 
 
 def encodable(text: str) -> str:

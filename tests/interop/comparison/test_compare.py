@@ -290,11 +290,38 @@ def test_under_inference_mode_everything_is_compared(model):
     assert all(pair.agreement.max_difference < 1e-5 for pair in found.pairs)
 
 
-def test_under_no_grad_and_with_a_progress_bar(model, images, capsys):
+def test_under_no_grad_and_with_a_progress_bar(model, images, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with torch.no_grad():
         found = compare(model, "layer", images, libraries=["Captum"], progress=True)
     assert found.pairs[0].agreement.max_difference < 1e-6
-    assert "compare" in capsys.readouterr().err
+    assert "compare:   0%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_where_no_bar_can_move_each_measurement_has_a_line(model, images, capsys, shown):
+    options = {"batch_sizes": [1, 2], "repeats": 1, "memory": False}
+    compare(model, "layer", images, libraries=["Captum"], progress=shown, **options)
+    expected = [f"compare: time, grad_cam, batch {size}" for size in (1, 2)] if shown else []
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_scores_that_are_not_finite_and_dead_maps_are_remarked_on(images):
+    model = SmallCnn().eval()
+    bad = images.clone()
+    bad[1] = float("nan")
+    found = compare(model, "layer", bad, libraries=["Captum"])
+    [remark] = found.remarks
+    assert "scores of 1 of 3 images hold NaN or infinity" in remark
+    torch.nn.init.zeros_(model.head.weight)  # no gradient reaches the layer
+    found = compare(model, "layer", images, libraries=["Captum"])
+    [remark] = found.remarks
+    assert remark.startswith(
+        "grad_cam: both maps, ours and that of Captum, are zero everywhere for 3 of 3 images"
+    )
+    assert not compare(SmallCnn().eval(), "layer", images, libraries=["Captum"]).remarks
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,51 @@ def test_likeness_is_not_rounded_up_to_one():
     assert "1.000000" not in row
 
 
+def test_what_was_left_out_is_told_in_a_line_a_library():
+    memory = "not measured: the model cannot be sent"
+    skipped = [
+        Skipped("layer_cam", "pytorch-grad-cam", "out of memory", 8),
+        Skipped("grad_cam", "batchcam_captum", memory, 1),
+        Skipped("xgrad_cam", "Captum", "Captum does not offer it"),
+        Skipped("grad_cam", "Captum", memory, 1),
+        Skipped("layer_cam", "Captum", "Captum does not offer it"),
+        Skipped("grad_cam", "Captum", memory, 8),
+        Skipped("grad_cam", "Captum", "out of memory", 8),
+    ]
+    text = comparison(samples=1, skipped=skipped, failed={}).markdown()
+    assert text.partition("## Left out\n\n")[2].splitlines() == [
+        "- Captum, xgrad\\_cam, layer\\_cam: Captum does not offer it; grad\\_cam, batch 8: out of memory",
+        "- pytorch-grad-cam, layer\\_cam, batch 8: out of memory",
+        "- TorchCAM is not installed.",
+        "- Peak memory of batchcam\\_captum, Captum: not measured: the model cannot be sent",
+    ]
+
+
+def test_source_weights_preprocessing_and_remarks_are_told():
+    found = comparison(samples=1, remarks=["scores of 1 of 1 images are not finite"])
+    settings = {
+        "model": "resnet18",
+        "source": "timm 1.0",
+        "weights": "random",
+        "preprocessing": {
+            "size": (12, 16),
+            "mean": (0.5,),
+            "std": (0.25,),
+            "crop": 0.875,
+            "interpolation": "bicubic",
+        },
+    }
+    found.settings.update(settings)
+    text = found.markdown()
+    assert text.startswith("# resnet18 of timm 1.0, layer blocks.0\n")
+    assert "Weights: random. Images: resized (bicubic), the centre cut out (0.875 of the side) to 12" in text
+    assert "16; mean 0.5; std 0.25." in text
+    assert "\nRemark: scores of 1 of 1 images are not finite.\n" in text
+    assert found.as_dict()["remarks"] == found.remarks
+    [(_, figure)] = figures(found)
+    assert figure._suptitle.get_text().startswith("resnet18 of timm 1.0, blocks.0, grad_cam")
+
+
 def test_memory_too_small_to_be_told_apart_has_no_ratio():
     costs = [
         Cost("grad_cam", library, 1, Spread.exact(1.0), Spread.exact(1.0), 5, peak)
@@ -202,7 +247,7 @@ def boxes_of(figure):
 def test_nothing_overlaps_and_nothing_is_cut_off(libraries):
     [(_, figure)] = figures(comparison(samples=3, libraries=libraries, size=(12, 30)))
     labels, cells = boxes_of(figure)
-    assert len(cells) == 3 * (2 + 2 * len(libraries))
+    assert len(cells) == 3 * (1 + 3 * len(libraries) if libraries else 2)
     everything = [*labels, *cells]
     for index, box in enumerate(everything):
         assert box.x0 >= 0
@@ -215,16 +260,18 @@ def test_nothing_overlaps_and_nothing_is_cut_off(libraries):
 def test_what_is_drawn_is_what_was_compared():
     found = comparison()
     [(description, figure)] = figures(found)
-    axes = [figure.axes[6 * row : 6 * row + 6] for row in range(3)]
+    axes = [figure.axes[7 * row : 7 * row + 7] for row in range(3)]
     unit, raw = found.pairs
-    torch.testing.assert_close(
-        torch.tensor(axes[1][2].images[0].get_array().data), unit.theirs[1, 0].double()
-    )
-    assert axes[1][2].images[0].get_clim() == (0, 1)
-    peak = float(raw.theirs[1].abs().max())
-    assert axes[1][4].images[0].get_clim() == pytest.approx((-peak, peak))
-    assert axes[1][4].get_title() == f"± {peak:.1e}"
-    for pair, column, of in ((unit, 3, ""), (raw, 5, " of peak")):
+    peak = max(float(raw.theirs[1].abs().max()), float(raw.ours[1].abs().max()))
+    for pair, column, limits in ((unit, 1, (0, 1)), (raw, 4, (-peak, peak))):
+        # Ours through that library's preset, then the library's, on one scale.
+        for cell, maps in zip(axes[1][column : column + 2], (pair.ours, pair.theirs), strict=True):
+            torch.testing.assert_close(torch.tensor(cell.images[0].get_array().data), maps[1, 0].double())
+            assert cell.images[0].get_clim() == pytest.approx(limits)
+    assert axes[1][5].get_title() == axes[1][4].get_title() == f"± {peak:.1e}"
+    assert axes[0][1].get_title().startswith("batchcam_captum\n0 to 1")
+    assert axes[0][2].get_title().startswith("pytorch-grad-cam\n0 to 1")
+    for pair, column, of in ((unit, 3, ""), (raw, 6, " of peak")):
         drawn = axes[1][column].images[0]
         difference = (pair.ours[1, 0].double() - pair.theirs[1, 0].double()).abs()
         torch.testing.assert_close(torch.tensor(drawn.get_array().data), difference)
@@ -247,6 +294,15 @@ def test_a_page_a_method_and_eight_rows(tmp_path):
     found.raw["hires_cam"] = found.raw["grad_cam"]
     drawn = figures(found)
     assert [len(figure.axes) for _, figure in drawn] == [8 * 4, 8 * 2]
+    found.write(tmp_path)
+    kept = {"comparison-1.png", "comparison-2x.png", "my-comparison-2.png", "comparison-3.md"}
+    for name in (*kept, "comparison-3.png", "comparison-12.png"):
+        (tmp_path / name).write_text("of an earlier run, or the user's own")
+    found.settings["methods"] = ["grad_cam"]
+    names = found.write(tmp_path)
+    assert names == ["comparison.json", "comparison.md", "comparison.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {*names, *kept}
+    found.settings["methods"] = ["grad_cam", "hires_cam"]
     assert "8 of 9 images" in drawn[0][0]
     assert "the first 8 of 9 images" in drawn[0][1]._suptitle.get_text()
 
