@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """A ``type=`` that takes values with commas between; with ``nargs="+"`` spaces separate them too, see :func:`joined`."""
+    """A ``type=`` that takes values with commas between, for ``action="extend"``.
+
+    Not with spaces: an option that goes on over them takes the images that follow it, too.
+    """
 
     def values(text: str) -> list[T]:
         try:
             return [kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(f"{error}; put commas between values") from None
 
     return values
-
-
-def joined(lists: Iterable[list[T]] | None) -> list[T] | None:
-    """The values of an option of :func:`several` as one list; None where it was not given."""
-    return None if lists is None else [value for values in lists for value in values]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import joined, several
+from .arguments import several
+from .compare_checks import METHODS, libraries_named, refuse_values
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
         help="the maps of this library next to those of pytorch-grad-cam, Captum and TorchCAM, and what they cost",
         description="Compare the maps of this library with those of the others that are installed: differences, structural "
         "similarity, correlations, overlap, and with --batch-sizes time and peak memory. Prints the tables, and writes "
-        "comparison.json, comparison.md and pictures. What takes several values takes them with spaces or commas between; "
-        "images stand before such an option, or after --.",
+        "comparison.json, comparison.md and pictures. Options that take several values take them with commas between: "
+        "--size 24,30.",
     )
     compare.set_defaults(run=run, extra="compare")
     compare.add_argument(
@@ -46,7 +46,9 @@ def add(commands: Any) -> None:
         metavar="IMAGE",
         help="files, folders, patterns; default: the photographs that come with scikit-image or scikit-learn",
     )
-    compare.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="further ones")
+    compare.add_argument(
+        "--images", nargs="+", default=[], metavar="IMAGE", help="further ones, with spaces between"
+    )
 
     model = compare.add_argument_group("model")
     model.add_argument(
@@ -66,7 +68,7 @@ def add(commands: Any) -> None:
         choices=["auto", "tokens", "channels_last"],
         help="for layers of transformers; default: auto where it is needed and can be told",
     )
-    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, …")
+    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, … or mps")
     model.add_argument(
         "--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; default: the model's"
     )
@@ -77,31 +79,43 @@ def add(commands: Any) -> None:
         "images", "Default: what the model was trained with, where its library says so."
     )
     images.add_argument(
-        "--size", type=several(int), nargs="+", metavar="PIXELS", help="height and width, or one for both"
+        "--size",
+        type=several(int),
+        action="extend",
+        metavar="PIXELS",
+        help="height and width, or one for both",
     )
-    images.add_argument("--mean", type=several(float), nargs="+", metavar="NUMBER", help="one a channel")
-    images.add_argument("--std", type=several(float), nargs="+", metavar="NUMBER", help="one a channel")
+    images.add_argument(
+        "--mean", type=several(float), action="extend", metavar="NUMBER", help="one a channel"
+    )
+    images.add_argument("--std", type=several(float), action="extend", metavar="NUMBER", help="one a channel")
     images.add_argument(
         "--target",
         type=several(int),
-        nargs="+",
+        action="extend",
         metavar="CLASS",
-        help="one for all images, or one for each; default: the predicted ones",
+        help="one for all images, or one for each; from the end as --target=-1,-2; default: the predicted ones",
     )
 
     what = compare.add_argument_group("comparison")
-    what.add_argument("--method", type=several(str), nargs="+", metavar="NAME", help="default: grad_cam")
+    what.add_argument(
+        "--method",
+        type=several(str),
+        action="extend",
+        metavar="NAME",
+        help=f"some of {', '.join(METHODS)}; default: grad_cam",
+    )
     what.add_argument(
         "--libraries",
         type=several(str),
-        nargs="+",
+        action="extend",
         metavar="NAME",
         help="some of pytorch-grad-cam, captum, torchcam; default: all that are installed",
     )
     what.add_argument(
         "--batch-sizes",
         type=several(int),
-        nargs="+",
+        action="extend",
         metavar="N",
         help="measure time and peak memory with these",
     )
@@ -113,24 +127,33 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="folder for the results; default: compare-output",
     )
-    what.add_argument("--quiet", action="store_true", help="no progress bar, no remarks")
+    what.add_argument("--quiet", action="store_true", help="no progress, no remarks")
 
 
 def run(options: argparse.Namespace) -> None:
     """Load, compare, print and write."""
     from ..files import output_folder
+    from ..interop.comparison.arguments import checked_names, checked_sizes
     from ..loading import check_device, check_dtype
 
     # What takes no time comes first: the rest may have to load for minutes.
     check_device(options.device)
     dtype = None if options.dtype is None else check_dtype(options.dtype)
-    libraries = _libraries(joined(options.libraries))
+    libraries = libraries_named(options.libraries)
+    checked_names("methods", options.method or ["grad_cam"], METHODS)
+    checked_sizes(options.batch_sizes or [])
+    if options.repeats < 1:
+        raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
+    refuse_values([*options.image, *options.images])
     if not -(2**63) <= options.seed < 2**63:
         raise ValueError(f"--seed: expected an integer of 64 bits, got {options.seed}; pass a smaller one")
     with output_folder(options.output, ("comparison.json", "comparison.md", "comparison.png")):
         comparison, failed = _compared(options, dtype, libraries)
         print(comparison.markdown())
         names = comparison.write(options.output)
+    if not options.quiet:
+        for remark in comparison.remarks:
+            print(f"batchcam: {remark}", file=sys.stderr)
     print("\n".join(["", f"Written to {options.output}:", *(f"  {name}" for name in sorted(names))]))
     if failed:
         lines = [f"  {path}: {reason}" for path, reason in failed.items()]
@@ -144,7 +167,7 @@ def _compared(
 
     from ..interop.comparison import compare
     from ..interop.optional import load
-    from ..loading import find_layer, load_model
+    from ..loading import find_layer, load_model, source_of
 
     load("matplotlib", purpose="batchcam compare")  # for the pictures, at the end
     with torch.random.fork_rng(devices=[]):
@@ -155,14 +178,14 @@ def _compared(
             num_classes=options.num_classes,
             pretrained=options.pretrained,
         )
-    images = _images(options, model)
+    images, taken = _images(options, model)
     try:
         tensor = images.tensor.to(options.device, dtype)
         model = model.to(device=options.device, dtype=dtype)
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
             tensor = tensor.to(memory_format=torch.channels_last)
-        targets = _targets(joined(options.target), images, _classes(model, tensor[:2], options.model))
+        targets = _targets(options.target, images, _classes(model, tensor[:2], options.model))
         layer = find_layer(model, options.layer, tensor[:2])
         weights = _weights(options)
         if weights == "random" and not options.quiet:
@@ -174,13 +197,13 @@ def _compared(
             model,
             layer.name,
             tensor,
-            methods=joined(options.method) or ["grad_cam"],
+            methods=options.method or ["grad_cam"],
             targets=targets,
             libraries=libraries,
-            batch_sizes=joined(options.batch_sizes) or [],
+            batch_sizes=options.batch_sizes or [],
             reshape=options.reshape or layer.reshape,
             repeats=options.repeats,
-            progress=not options.quiet and sys.stderr.isatty(),
+            progress=not options.quiet,
             name=options.model,
             paths=images.paths,
             failed=images.failed,
@@ -195,7 +218,11 @@ def _compared(
         raise ValueError(
             f"compare: no map of layer {layer.name!r} could be compared: {first.library}, {first.method}: {first.reason}"
         )
+    source, version = source_of(options.model)
     comparison.settings.update(
+        source=source,
+        source_version=version,
+        preprocessing=taken,
         weights=weights,
         seed=options.seed,
         channels_last=options.channels_last,
@@ -212,29 +239,29 @@ def _weights(options: argparse.Namespace) -> str:
     return "of the library" if options.pretrained else "random"
 
 
-def _images(options: argparse.Namespace, model: nn.Module) -> LoadedImages:
-    """The images as the model takes them."""
+def _images(options: argparse.Namespace, model: nn.Module) -> tuple[LoadedImages, dict[str, Any]]:
+    """The images as the model takes them, and what was done to them."""
     from tqdm.auto import tqdm
 
     from ..loading import load_images, load_packaged_images, preprocessing
 
     expected = preprocessing(model, options.model)
-    sides: list[int] = joined(options.size) or list(expected.size)
+    sides: list[int] = options.size or list(expected.size)
     if len(sides) > 2:
         raise ValueError(f"--size: expected one or two numbers, got {sides}")
     taken: dict[str, Any] = {
         "size": (sides[0], sides[-1]),
-        "mean": joined(options.mean) or expected.mean,
-        "std": joined(options.std) or expected.std,
+        "mean": options.mean or expected.mean,
+        "std": options.std or expected.std,
         "interpolation": expected.interpolation,
         "crop": expected.crop,
     }
     paths = [*options.image, *options.images]
     if not paths:
-        return load_packaged_images(**taken)
+        return load_packaged_images(**taken), taken
     shown = not options.quiet and sys.stderr.isatty()
     progress: Callable[..., Any] = partial(tqdm, desc="images", unit="image", leave=False, disable=not shown)
-    return load_images(paths, progress=progress, **taken)
+    return load_images(paths, progress=progress, **taken), taken
 
 
 def _classes(model: nn.Module, images: Tensor, name: str) -> int:
@@ -273,23 +300,3 @@ def _targets(given: list[int] | None, images: LoadedImages, classes: int) -> lis
         )
     whole = given * found if len(given) == 1 else given
     return [whole[position] % classes for position in images.positions]
-
-
-def _libraries(names: Sequence[str] | None) -> list[str] | None:
-    """By the names that they call themselves, however the user writes them."""
-    if names is None:
-        return None
-    from ..interop import PEERS
-
-    known = {_letters(name): name for name in PEERS}
-    found = []
-    for name in names:
-        with suppress(KeyError):
-            found.append(known[_letters(name)])
-            continue
-        raise ValueError(f"--libraries: expected some of {', '.join(PEERS)}, got {name!r}")
-    return found
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())

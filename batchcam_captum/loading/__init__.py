@@ -7,7 +7,7 @@ from .checkpoints import load_checkpoint
 from .devices import check_device, check_dtype
 from .images import LoadedImages, load_images, load_packaged_images
 from .layers import FoundLayer, find_layer
-from .models import load_model
+from .models import load_model, source_of
 from .preprocessing import Preprocessing, preprocessing
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "load_model",
     "load_packaged_images",
     "preprocessing",
+    "source_of",
 ]

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from importlib import util
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -84,6 +85,22 @@ def parts_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"] | Non
     if name.startswith("torchvision/"):
         return "torchvision", name.removeprefix("torchvision/")
     return None, name
+
+
+def source_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"], str | None]:
+    """Who makes the model of this name, see :func:`load_model`, and in which version; None for a function, or
+    where it is not known.
+
+    Raises:
+        ValueError: no model of this name.
+        ModuleNotFoundError: the library is not installed.
+    """
+    library, plain = parts_of(name)
+    library = library or _library_of(plain)
+    try:
+        return library, None if library == "factory" else version(library)
+    except PackageNotFoundError:  # it was not installed, but lies on the path
+        return library, None
 
 
 def _library_of(name: str) -> Literal["timm", "torchvision"]:

@@ -63,9 +63,7 @@ def captum_alone(found):
 
 def test_table_is_printed_and_files_are_written(folder, capsys):
     pytest.importorskip("pytorch_grad_cam")
-    assert (
-        compare("images", "--method", "grad_cam", "layer_cam", "--libraries", "captum,pytorch_grad_cam") == 0
-    )
+    assert compare("images", "--method", "grad_cam,layer_cam", "--libraries", "captum,pytorch_grad_cam") == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "| pytorch-grad-cam |" in printed.out
@@ -95,7 +93,7 @@ def test_options_reach_the_comparison(folder):
             "0",
             "images/b.png",
             *("--images", "images/a.png"),
-            *("--target", "1", "-1"),
+            "--target=1,-1",
             *("--dtype", "float64", "--channels-last", "--checkpoint", "weights.pt"),
             *("--libraries", "Captum", "--output", "there/deep"),
         )
@@ -109,6 +107,14 @@ def test_options_reach_the_comparison(folder):
     settings = found["settings"]
     assert (settings["layer"], settings["dtype"], settings["image_shape"]) == ("0", "float64", [3, 24, 24])
     assert (settings["weights"], settings["channels_last"]) == ("weights.pt", True)
+    assert (settings["source"], settings["source_version"]) == ("factory", None)
+    assert settings["preprocessing"] == {
+        "size": [24, 24],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "interpolation": "bilinear",
+        "crop": 0.875,
+    }
     assert captum_alone(found)
 
 
@@ -133,7 +139,18 @@ def asked(monkeypatch):
 
 def test_batch_sizes_are_measured(folder, asked):
     assert (
-        compare("images", "--batch-sizes", "1,2", "4", "--repeats", "3", "--reshape", "channels_last") == 130
+        compare(
+            "images",
+            "--batch-sizes",
+            "1,2",
+            "--batch-sizes",
+            "4",
+            "--repeats",
+            "3",
+            "--reshape",
+            "channels_last",
+        )
+        == 130
     )
     assert (asked[0]["batch_sizes"], asked[0]["repeats"]) == ([1, 2, 4], 3)
     assert asked[0]["reshape"] == "channels_last"
@@ -164,6 +181,9 @@ def test_model_of_a_library_with_random_weights_says_so(folder, capsys):
     assert "test_vit has random weights; for maps that mean something" in capsys.readouterr().err
     found = results(folder)
     assert found["settings"]["reshape"] == "auto"
+    import timm
+
+    assert (found["settings"]["source"], found["settings"]["source_version"]) == ("timm", timm.__version__)
     assert captum_alone(found)
 
 
@@ -189,7 +209,9 @@ def test_images_that_cannot_be_read_are_listed_and_the_others_go_on(folder, caps
     assert [entry["path"] for entry in found["images_not_read"]] == ["images/broken.jpg", "missing.png"]
 
 
-def test_library_that_is_not_installed_is_named_and_left_out(folder, capsys, monkeypatch):
+def test_library_that_is_asked_for_but_not_installed_is_named_before_anything_is_loaded(
+    folder, capsys, monkeypatch
+):
     from batchcam_captum.interop import peers
 
     def version(name, original=peers.installed_version):
@@ -198,11 +220,55 @@ def test_library_that_is_not_installed_is_named_and_left_out(folder, capsys, mon
         return original(name)
 
     monkeypatch.setattr(peers, "installed_version", version)
-    assert compare("images/a.png", "--libraries", "torchcam", "captum") == 0
-    assert re.search(r"TorchCAM.*not installed", capsys.readouterr().out)
+    monkeypatch.setattr("batchcam_captum.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert compare("images/a.png", "--libraries", "torchcam,captum") == 1
+    assert re.search(r"--libraries: .* got TorchCAM; pip install torchcam", capsys.readouterr().err)
+    assert not (folder / "compare-output").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(peers, "installed_version", version)
+    assert compare("images/a.png", "--method", "grad_cam") == 0  # all that are installed
     found = results(folder)
     assert found["not_installed"] == ["TorchCAM"]
-    assert captum_alone(found)
+    assert "Captum" in {entry["library"] for entry in found["agreement"]}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--method", "best_cam"], ["--batch-sizes", "0"], ["--repeats", "0"], ["--libraries", "zennit"], ["7"]],
+)
+def test_what_takes_no_time_is_checked_before_the_model_is_loaded(folder, monkeypatch, arguments):
+    monkeypatch.setattr("batchcam_captum.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert compare("images/a.png", *arguments) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--size", "24"], ["--target", "1"], ["--method", "hires_cam"], ["--batch-sizes", "1,2"]]
+)
+def test_images_may_stand_after_any_option(folder, asked, arguments):
+    (folder / "images" / "a.png").rename(folder / "a b.png")
+    assert compare(*arguments, "a b.png", "images/b.png") == 130
+    assert asked[0]["paths"] == ("a b.png", "images/b.png")
+
+
+def test_help_names_the_methods(capsys):
+    from batchcam_captum.cli.compare_checks import METHODS
+    from batchcam_captum.interop import OURS
+
+    assert sorted(METHODS) == sorted(OURS.methods)
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in (*METHODS, "mps"))
+
+
+def test_scores_that_are_not_finite_are_remarked_on(folder, capsys):
+    torch.save({name: value * float("nan") for name, value in made().state_dict().items()}, "nan.pt")
+    arguments = ["compare", "net.py:make", "--size", "24", "images/a.png", "--libraries", "captum"]
+    assert main([*arguments, "--checkpoint", "nan.pt"]) == 0
+    printed = capsys.readouterr()
+    assert "batchcam: the scores of 1 of 1 images hold NaN or infinity" in printed.err
+    assert "Remark: the scores of 1 of 1 images hold NaN" in printed.out
 
 
 @pytest.mark.parametrize(
@@ -230,7 +296,7 @@ def test_library_that_is_not_installed_is_named_and_left_out(folder, capsys, mon
             "model: expected net.py:make to take images .* RuntimeError: .*--size",
         ),
         (["net.py:make", "images", "--mean", "0.5", "--std", "0.5"], r"images of shape \(2, 1, 24, 24\)"),
-        (["net.py:make", "images", "--size", "8", "8", "8"], "--size: expected one or two numbers, got"),
+        (["net.py:make", "images", "--size", "8,8,8"], "--size: expected one or two numbers, got"),
         (
             ["net.py:make", "missing.png"],
             r"images: expected at least one that can be read, got missing.png \(No such file",
@@ -238,7 +304,7 @@ def test_library_that_is_not_installed_is_named_and_left_out(folder, capsys, mon
         (["net.py:make", "net.py"], "images: expected at least one that can be read, got net.py"),
         (["net.py:make", "images", "--target", "4"], "--target: expected classes from 0 to 3, .* got 4"),
         (
-            ["net.py:make", "images", "--target", "1", "2"],
+            ["net.py:make", "images", "--target", "1,2"],
             "--target: expected one class, or one for each of 3 images, got 2",
         ),
         (
@@ -253,6 +319,11 @@ def test_library_that_is_not_installed_is_named_and_left_out(folder, capsys, mon
             ["net.py:make", "images", "--libraries", "zennit"],
             "--libraries: expected some of pytorch-grad-cam, .* got 'zennit'",
         ),
+        (
+            ["net.py:make", "images", "--target", "1", "2"],
+            "IMAGE: expected files, .* got '2'; .* put a comma",
+        ),
+        (["net.py:make", "images", "--method", "grad_cam", "xgrad_cam"], "got 'xgrad_cam'; .* put a comma"),
         (["net.py:make", "images", "--batch-sizes", "0"], "batch_sizes: expected integers of at least 1"),
         (["net.py:make", "images", "--repeats", "0"], "repeats: expected at least 1, got 0"),
         (

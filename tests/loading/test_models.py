@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchcam_captum.loading import load_model, preprocessing
+from batchcam_captum.loading import load_model, preprocessing, source_of
 from tests.models import SmallCnn
 
 FACTORY = """
@@ -215,3 +215,14 @@ def test_preprocessing_of_an_unknown_model_is_that_of_imagenet():
     found = preprocessing(SmallCnn(), "module:function")
     assert found.size == (224, 224)
     assert found.mean == (0.485, 0.456, 0.406)
+
+
+def test_who_makes_a_model_and_in_which_version():
+    timm, torchvision = pytest.importorskip("timm"), pytest.importorskip("torchvision")
+    assert source_of("resnet18") == source_of("timm/resnet18") == ("timm", timm.__version__)
+    library, version = source_of("torchvision/resnet18")
+    assert library == "torchvision"
+    assert version.split("+")[0] == torchvision.__version__.split("+")[0]
+    assert source_of("net.py:make") == ("factory", None)
+    with pytest.raises(ValueError, match="got 'resnet81'"):
+        source_of("resnet81")

@@ -116,8 +116,8 @@ class Comparison:
 
 def titled(settings: dict[str, Any]) -> str:
     """The model's name, and who made it, where that is known."""
-    source = settings.get("source")
-    return f"{settings['model']} of {source}" if source else str(settings["model"])
+    made_by = " ".join(filter(None, (settings.get("source"), settings.get("source_version"))))
+    return f"{settings['model']} ({made_by})" if made_by else str(settings["model"])
 
 
 def encodable(text: str) -> str:

@@ -176,7 +176,8 @@ def test_source_weights_preprocessing_and_remarks_are_told():
     found = comparison(samples=1, remarks=["scores of 1 of 1 images are not finite"])
     settings = {
         "model": "resnet18",
-        "source": "timm 1.0",
+        "source": "timm",
+        "source_version": "1.0",
         "weights": "random",
         "preprocessing": {
             "size": (12, 16),
@@ -188,13 +189,13 @@ def test_source_weights_preprocessing_and_remarks_are_told():
     }
     found.settings.update(settings)
     text = found.markdown()
-    assert text.startswith("# resnet18 of timm 1.0, layer blocks.0\n")
+    assert text.startswith("# resnet18 \\(timm 1.0\\), layer blocks.0\n")
     assert "Weights: random. Images: resized (bicubic), the centre cut out (0.875 of the side) to 12" in text
     assert "16; mean 0.5; std 0.25." in text
     assert "\nRemark: scores of 1 of 1 images are not finite.\n" in text
     assert found.as_dict()["remarks"] == found.remarks
     [(_, figure)] = figures(found)
-    assert figure._suptitle.get_text().startswith("resnet18 of timm 1.0, blocks.0, grad_cam")
+    assert figure._suptitle.get_text().startswith("resnet18 (timm 1.0), blocks.0, grad_cam")
 
 
 def test_memory_too_small_to_be_told_apart_has_no_ratio():
