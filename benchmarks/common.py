@@ -18,7 +18,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,13 @@ def parser(question: str, *, rounds: int, seconds: float = 60.0) -> argparse.Arg
     made.add_argument("--rounds", type=int, default=rounds, help="how often each case is timed at most")
     made.add_argument("--seconds", type=float, default=seconds, help="about how long one comparison may take")
     made.add_argument(
-        "--output", type=Path, help="JSON file; without it results/NAME-DEVICE.json, with --quick none"
+        "--output", type=Path, help="JSON file; without it NAME-DEVICE.json in --results, with --quick none"
+    )
+    made.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    made.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the cases of a run that was cut off, if it was of this commit and device, with these settings",
     )
     made.add_argument(
         "--quick", action="store_true", help="the smallest case and two rounds: does the script run?"
@@ -117,16 +123,25 @@ def start(made: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def interleaved(cases: Mapping[str, Case], options: argparse.Namespace, *, warm_up: int = 1) -> Times:
+def interleaved(
+    cases: Mapping[str, Case],
+    options: argparse.Namespace,
+    *,
+    warm_up: int = 1,
+    failed: Callable[[str, Exception], None] | None = None,
+) -> Times:
     """Time several cases side by side, see :func:`batchcam_captum.interop.comparison.measure.interleaved`.
 
     Args:
         cases: name -> case.
         options: of :func:`parser`.
         warm_up: rounds that are not counted.
+        failed: is told of a case that raises, which is then left out; by default the error is raised.
     """
     seconds = None if options.quick else options.seconds
-    return measure.interleaved(cases, options.device, rounds=options.rounds, seconds=seconds, warm_up=warm_up)
+    return measure.interleaved(
+        cases, options.device, rounds=options.rounds, seconds=seconds, warm_up=warm_up, failed=failed
+    )
 
 
 def peak_in_child(options: argparse.Namespace, case: Mapping[str, Any]) -> int:
@@ -166,6 +181,16 @@ class Report:
         self.name, self.options, self.notes = name, options, list(notes)
         self.cases: list[dict[str, Any]] = []
         self.figures: list[dict[str, Any]] = []
+        self._resume()
+
+    def has(self, case: str) -> bool:
+        """Whether a run that was cut off has left this case."""
+        return any(found["case"] == case for found in self.cases)
+
+    def drop(self, *cases: str) -> None:
+        """Forget cases and their figures, before they are measured again."""
+        self.cases = [found for found in self.cases if found["case"] not in cases]
+        self.figures = [figure for figure in self.figures if figure["case"] not in cases]
 
     def add_case(self, name: str, *, times: Times | None = None, **facts: Any) -> None:
         """Note what was measured.
@@ -214,15 +239,12 @@ class Report:
 
     def _write(self, *, complete: bool) -> Path | None:
         """The JSON as far as it goes; None where none is wanted."""
-        options = self.options
-        if options.quick and options.output is None:
+        path = self._path()
+        if path is None:
             return None
-        kind = torch.device(options.device).type
-        name = f"{self.name}-default-allocator-{kind}" if options.default_allocator else f"{self.name}-{kind}"
-        hidden = ("output", "check", "peak")
         record = {
             "benchmark": self.name,
-            "settings": {name: value for name, value in vars(options).items() if name not in hidden},
+            "settings": self._settings(),
             "environment": self._environment(),
             "notes": self.notes,
             "cases": self.cases,
@@ -230,18 +252,43 @@ class Report:
             "missed": sum(figure["reached"] is False for figure in self.figures),
         }
         # A run that is cut short leaves what it has measured, beside the last whole one.
-        path = options.output or RESULTS / f"{name}.json"
         partial = path.with_suffix(".partial.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return partial.replace(path) if complete else partial
+
+    def _path(self) -> Path | None:
+        """Of the JSON; None where none is wanted."""
+        options = self.options
+        if options.output is not None or options.quick:
+            return options.output
+        kind = torch.device(options.device).type
+        name = f"{self.name}-default-allocator-{kind}" if options.default_allocator else f"{self.name}-{kind}"
+        return Path(options.results) / f"{name}.json"
+
+    def _settings(self) -> dict[str, Any]:
+        hidden = ("output", "results", "resume", "check", "peak")
+        return {name: value for name, value in vars(self.options).items() if name not in hidden}
+
+    def _resume(self) -> None:
+        """Take over what was measured before a run was cut off."""
+        path = self._path()
+        if not self.options.resume or path is None or not path.with_suffix(".partial.json").exists():
+            return
+        record = json.loads(path.with_suffix(".partial.json").read_text(encoding="utf-8"))
+        here, there = self._environment(), record["environment"]
+        same = all(here[key] == there[key] for key in ("commit", "device_name", "torch", "peers"))
+        if same and record["settings"] == json.loads(json.dumps(self._settings())):
+            self.cases, self.figures = record["cases"], record["figures"]
+            print(f"{len(self.cases)} cases were measured before", file=sys.stderr)
 
     def _environment(self) -> dict[str, Any]:
         found = environment(torch.device(self.options.device))
         found["libc"] = " ".join(platform.libc_ver())
         found["peers"] = {name: version_of(name) for name in PEERS}
         found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-        found["commit"] = first_line_of(
+        # A copy of the files without their history is told its commit.
+        found["commit"] = os.environ.get("BATCHCAM_COMMIT") or first_line_of(
             "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
         )
         return found

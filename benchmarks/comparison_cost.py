@@ -1,4 +1,4 @@
-"""What does Grad-CAM of a batch cost in each library, in time and in peak memory, from one image to 256?
+"""What does Grad-CAM of a batch cost in each library, in time and in peak memory, and how do they grow with the batch?
 
 Hooks image by image, as most examples on the web do it, hooks on the whole batch, Captum, TorchCAM, and this library, next to a
 bare forward under ``no_grad``. All return Grad-CAM of the last stage; pytorch-grad-cam's maps are NumPy arrays of the image's
@@ -8,9 +8,8 @@ size, so this library is also timed down to these.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -34,17 +33,22 @@ from comparison_methods import (
     COMPILED,
     COMPILED_BARE,
     LAYERS,
+    ONE_BY_ONE_UP_TO,
     OURS,
     OURS_AT_SIZE,
     PEERS,
+    PER_IMAGE,
     compared,
     set_tf32,
     suffix,
 )
 
+from batchcam_captum.interop.comparison.cases import reason_of
+from batchcam_captum.interop.comparison.measure import free
+
 #: On two cores more would take longer than anybody waits.
-ON_CPU = {"resnet18": (1, 8, 64, 256), "convnextv2_tiny": (8,)}
-ON_GPU = dict.fromkeys(LAYERS, (1, 4, 16, 64, 128, 256))
+ON_CPU = {"resnet18": (1, 8, 64, 256), "convnextv2_tiny": (8,), "vit_small_patch16_224": (8,)}
+ON_GPU = dict.fromkeys(LAYERS, (1, 8, 64, 256))
 QUICK = {"resnet18": (1, 2)}
 #: On the CPU memory is measured by calls of their own, up to this batch size.
 MEMORY_UP_TO = 64
@@ -86,16 +90,17 @@ def main() -> None:
         for batch in sizes:
             torch.compiler.reset()
             _measure(report, name, batch, options, memories.get(name, {}))
-            gc.collect()
-            if on_gpu:
-                torch.cuda.empty_cache()
+            free(options.device)
     report.finish()
 
 
 def _measure(
     report: Report, name: str, batch: int, options: argparse.Namespace, on_cpu: Mapping[str, dict[int, int]]
 ) -> None:
-    """Time one batch size, with whatever fails left out and named."""
+    """Time one batch size, with whatever fails left out and named, even if it fails only in a later call."""
+    case = f"{name}, batch {batch}"
+    if report.has(case):
+        return
     on_gpu = torch.device(options.device).type == "cuda"
     net = compared(name, batch, options)
     cases = net.cases(compiled=options.compiled)
@@ -103,21 +108,36 @@ def _measure(
     tried = cases if on_gpu or batch <= 2 else compared(name, 2, options).cases(compiled=options.compiled)
     failed = {method: why for method, case in tried.items() if (why := failure(case, options.device))}
     running = {method: case for method, case in cases.items() if method not in failed}
-    times = interleaved(running, options, warm_up=3 if on_gpu or options.compiled else 1) if running else None
+
+    def note(method: str, error: Exception) -> None:
+        failed[method] = reason_of(error)
+
+    times = interleaved(running, options, warm_up=3 if on_gpu or options.compiled else 1, failed=note)
     if on_gpu:
         memory = {
-            method: peak_memory(case, options.device) for method, case in running.items() if method != AGAIN
+            method: peak
+            for method, entry in running.items()
+            if (peak := _peak(method, entry, note, options.device))
         }
     else:
         memory = {method: sizes[batch] for method, sizes in on_cpu.items() if batch in sizes}
-    case = f"{name}, batch {batch}"
     facts: dict[str, Any] = {}
-    if COMPILED in running:
+    if PER_IMAGE not in cases:
+        facts["skipped"] = {PER_IMAGE: f"not measured beyond {ONE_BY_ONE_UP_TO} images"}
+    if COMPILED in times.seconds and OURS in times.seconds:
         # That both routes compute the same thing.
         compiled, eager = net.compiled_cams(), net.batch_grad_cam()()
         facts["compiled_from_eager"] = float((compiled - eager).abs().max() / eager.abs().max())
-    report.add_case(case, times=times, model=name, batch=batch, failed=failed, peak_bytes=memory, **facts)
-    if times is not None:
+    report.add_case(
+        case,
+        times=times if times.seconds else None,
+        model=name,
+        batch=batch,
+        failed=failed,
+        peak_bytes=memory,
+        **facts,
+    )
+    if times.seconds:
         _add_figures(report, case, times, memory)
 
 
@@ -127,17 +147,25 @@ def failure(case: Case, device: str) -> str | None:
         with case.enter() if isinstance(case, Within) else nullcontext(case) as call:
             call()
             synchronize(device)
-    except torch.OutOfMemoryError:
-        reason = "out of memory"
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    except (RuntimeError, TypeError, ValueError, ImportError) as error:
+        reason = reason_of(error)
     else:
         return None
     # Outside of the handler, which would keep the tensors of the failed call alive.
-    gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
+    free(device)
     return reason
+
+
+def _peak(method: str, case: Case, note: Callable[[str, Exception], None], device: str) -> int | None:
+    """Bytes on a GPU; None where the call fails, which is noted."""
+    if method == AGAIN:
+        return None
+    try:
+        return peak_memory(case, device)
+    except RuntimeError as error:
+        note(method, error)
+    free(device)
+    return None
 
 
 def _add_figures(report: Report, case: str, times: Times, memory: Mapping[str, int]) -> None:

@@ -10,12 +10,14 @@ from functools import cached_property
 
 import torch
 from common import Call, Case, Within
+from comparison_architectures import tokens
 from models import Network, network
 from torch import Tensor
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.attribution.split import split_model
 from batchcam_captum.functional import head_cams
+from batchcam_captum.interop import PEERS as LIBRARIES
 from batchcam_captum.interop import to_pytorch_grad_cam
 
 BARE, AGAIN = "bare forward", "bare forward, again"
@@ -24,6 +26,8 @@ PER_IMAGE, BATCHED = "pytorch-grad-cam, image by image", "pytorch-grad-cam, batc
 CAPTUM, TORCHCAM = "Captum", "TorchCAM"
 COMPILED_BARE, COMPILED = "bare forward, compiled", "head_cams, compiled"
 PEERS = (PER_IMAGE, BATCHED, CAPTUM, TORCHCAM)
+#: Image by image the time grows with their number, and from here on says nothing new.
+ONE_BY_ONE_UP_TO = 64
 
 #: timm's name -> the layer. A ViT's class token does not look at the patches after the last block.
 LAYERS = {
@@ -34,19 +38,12 @@ LAYERS = {
 }
 
 
-def grid_of(tokens: Tensor) -> Tensor:
-    """(N, 1 + 14 · 14, C) -> (N, C, 14, 14), for the peers that take a function."""
-    patches = tokens[:, 1:]
-    side = round(patches.shape[1] ** 0.5)
-    return patches.unflatten(1, (side, side)).movedim(-1, 1)
-
-
 @dataclass(frozen=True)
 class Compared(Network):
     """A network, and Grad-CAM of its batch by each library."""
 
     reshape: Callable[[Tensor], Tensor] | None = (
-        None  #: for tokens; Captum knows none, and takes them as they are
+        None  #: for tokens; Captum, which takes none, is shown what it makes
     )
 
     def batch_grad_cam(self) -> Call:
@@ -60,31 +57,18 @@ class Compared(Network):
         return lambda: to_pytorch_grad_cam(raw(), self.images.shape[2:])
 
     @contextmanager
-    def pytorch_grad_cam(self, rows: int | None = None) -> Iterator[Call]:
-        """Batched, or ``rows`` images at a time."""
-        from pytorch_grad_cam import GradCAM
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        targets = [ClassifierOutputTarget(label) for label in self.labels.tolist()]
+    def by(self, peer: str, rows: int | None = None) -> Iterator[Call]:
+        """Another library, on the whole batch or ``rows`` images at a time; what it leaves on the model goes with it."""
+        targets = self.labels.tolist()
         step = rows or len(targets)
+        with LIBRARIES[peer].opened(self.model, self.layer, "grad_cam", reshape=self.reshape) as call:
 
-        def call() -> None:
-            for first in range(0, len(targets), step):
-                chosen = slice(first, first + step)
-                cam(input_tensor=self.images[chosen], targets=targets[chosen])
+            def whole() -> None:
+                for first in range(0, len(targets), step):
+                    chosen = slice(first, first + step)
+                    call(self.images[chosen], targets[chosen])
 
-        with GradCAM(model=self.model, target_layers=[self.layer], reshape_transform=self.reshape) as cam:
-            yield call
-        self.model.zero_grad(set_to_none=True)  # it leaves gradients behind
-
-    @contextmanager
-    def torchcam(self) -> Iterator[Call]:
-        """The forward belongs to the user there, and to the time here."""
-        from torchcam.methods import GradCAM
-
-        classes = self.labels.tolist()
-        with GradCAM(self.model, self.layer, reshape_transform=self.reshape) as extractor:
-            yield lambda: extractor(classes, self.model(self.images))
+            yield whole
 
     @cached_property
     def compiled_cams(self) -> Callable[[], Tensor]:
@@ -109,17 +93,18 @@ class Compared(Network):
         return {COMPILED_BARE: bare, COMPILED: self.compiled_cams}
 
     def cases(self, *, compiled: bool = False) -> dict[str, Case]:
-        """Name -> case, the bare forward twice."""
+        """Name -> case, the bare forward twice. Image by image only up to :data:`ONE_BY_ONE_UP_TO` images."""
         found: dict[str, Case] = {
             BARE: self.bare_forward,
             AGAIN: self.bare_forward,
             OURS: self.batch_grad_cam(),
             OURS_AT_SIZE: self.at_image_size(),
-            CAPTUM: self.captum(),
-            TORCHCAM: Within(self.torchcam),
-            BATCHED: Within(self.pytorch_grad_cam),
-            PER_IMAGE: Within(lambda: self.pytorch_grad_cam(1)),
+            CAPTUM: Within(lambda: self.by("Captum")),
+            TORCHCAM: Within(lambda: self.by("TorchCAM")),
+            BATCHED: Within(lambda: self.by("pytorch-grad-cam")),
         }
+        if len(self.images) <= ONE_BY_ONE_UP_TO:
+            found[PER_IMAGE] = Within(lambda: self.by("pytorch-grad-cam", 1))
         return found | self.compiled() if compiled else found
 
 
@@ -133,7 +118,7 @@ def compared(name: str, batch: int, options: argparse.Namespace, *, size: int = 
         size: height and width of the images.
     """
     made = network(name, batch, options, layer=LAYERS[name], size=size)
-    return Compared(**vars(made), reshape=grid_of if name.startswith("vit") else None)
+    return Compared(**vars(made), reshape=tokens(1) if name.startswith("vit") else None)
 
 
 def set_tf32(allowed: bool) -> None:

@@ -27,9 +27,13 @@ from comparison_methods import (
     suffix,
 )
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+from batchcam_captum.interop.comparison.measure import free
+
+#: The name of what is counted, among the profiler's events.
+RANGE = "one call"
 QUICK, BATCHES = ("resnet18",), (8,)
 
 
@@ -56,12 +60,13 @@ def main() -> None:
     for name in options.models:
         for batch in options.batches:
             _count(report, name, batch, options)
-            if torch.device(options.device).type == "cuda":
-                torch.cuda.empty_cache()
+            free(options.device)
     report.finish()
 
 
 def _count(report: Report, name: str, batch: int, options: argparse.Namespace) -> None:
+    if report.has(f"{name}, batch {batch}"):
+        return
     torch.compiler.reset()
     net = compared(name, batch, options, size=options.size)
     cases = {key: case for key, case in net.cases(compiled=options.compiled).items() if key != AGAIN}
@@ -95,7 +100,7 @@ def counted(case: Case, model: nn.Module, device: str, *, compiled: bool = False
         if on_gpu:
             activities.append(ProfilerActivity.CUDA)
         synchronize(device)
-        with profile(activities=activities, acc_events=True) as profiler:
+        with profile(activities=activities, acc_events=True) as profiler, record_function(RANGE):
             call()
         return found | from_events(list(profiler.events()), on_gpu=on_gpu)
 
@@ -137,22 +142,25 @@ def from_events(events: list[Any], *, on_gpu: bool) -> dict[str, int]:
     """What the profiler's events say.
 
     Args:
-        events: of ``torch.profiler``: ``name``, ``cpu_parent``, ``device_type``.
+        events: of ``torch.profiler``: ``name``, ``cpu_parent``, ``time_range``; the call within a range named :data:`RANGE`.
         on_gpu: whether there was one.
     """
     names = [event.name for event in events]
+    marked = next(event.time_range for event in events if event.name == RANGE)
+    # The profiler waits for the device itself before it begins and when it ends.
+    within = [event.name for event in events if marked.start <= event.time_range.start <= marked.end]
     found = {
         "operators": sum(event.name.startswith("aten::") and not _within_operator(event) for event in events),
         "autograd_nodes": sum(name.startswith("autograd::engine::evaluate_function") for name in names),
     }
     if on_gpu:
         found |= {
-            "kernels": sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel")) for name in names),
+            "kernels": sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel")) for name in within),
             "copies_to_host": sum(name.startswith("Memcpy DtoH") for name in names),
             "copies_to_device": sum(name.startswith("Memcpy HtoD") for name in names),
             "synchronisations": sum(
                 name.startswith(("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize"))
-                for name in names
+                for name in within
             ),
         }
     return found
