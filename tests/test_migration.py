@@ -64,7 +64,7 @@ def test_every_code_block_is_in_a_section_that_is_run():
 def test_pytorch_grad_cam(names):
     peer = pytest.importorskip("pytorch_grad_cam")
     model, images = names["model"].train(), names["images"]
-    run("pytorch-grad-cam", names, 4)
+    run("pytorch-grad-cam", names, 5)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert names["visualization"].shape == (21, 21, 3)
@@ -74,6 +74,35 @@ def test_pytorch_grad_cam(names):
     targets, layers = names["targets"], [model.layer3, model.layer4]
     assert_same(names["maps"], peer.GradCAM(model, layers[1:])(images, targets))
     assert_same(names["averaged_maps"], peer.GradCAMPlusPlus(model, layers)(images, targets))
+
+
+def test_a_weighting_of_ones_own(names):
+    """The class in the block's comment, and the function that stands for it."""
+    peer = pytest.importorskip("pytorch_grad_cam")
+    (block,) = [block for block in CODE["pytorch-grad-cam"] if "get_cam_weights" in block]
+    theirs = "\n".join(re.findall("^# (.*)$", block, re.MULTILINE))
+    names |= {"pytorch_grad_cam": peer}
+    exec(theirs, names)
+    exec(block, names)
+    model, images = names["model"], names["images"]
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    targets = [ClassifierOutputTarget(label) for label in names["labels"]]
+    assert_same(names["own_maps"], names["MaxCAM"](model, [model.layer4])(images, targets))
+    from batchcam_captum import interop
+
+    with pytest.raises(TypeError, match=r"MaxCAM: expected no get_cam_weights.*method=function"):
+        exec(theirs.replace("pytorch_grad_cam.", ""), {"GradCAM": interop.GradCAM})
+
+
+def test_finer_cam_needs_their_own_class(names):
+    peer = pytest.importorskip("pytorch_grad_cam")
+    from batchcam_captum.interop import GradCAM
+
+    layers = [names["model"].layer4]
+    assert peer.FinerCAM(names["model"], layers, base_method=peer.GradCAM)(names["images"]).max() > 0.5
+    with pytest.raises(AttributeError, match="compute_input_gradient"):
+        peer.FinerCAM(names["model"], layers, base_method=GradCAM)
 
 
 def test_finer_cam(names):

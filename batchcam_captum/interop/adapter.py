@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..attribution import BatchGradCam
 from ..attribution.reshape import Reshape
+from .adapter_checks import check_places, check_subclass, in_the_adapters_words, listed_layers, naming_types
 from .eigen import first_component, layer_outputs
 from .peer_methods import pytorch_grad_cam_method
 from .peer_targets import PeerTargets, check_targets, target_scores
@@ -48,10 +50,15 @@ class CamAdapter:
     one ``torch.autograd.grad`` for the whole batch and all layers, and leaves nothing behind: no hooks, no ``.grad``, no graph.
     So the context manager has nothing to release, and the object can be used before, in and after it.
 
+    Subclasses cannot bring a weighting of their own as they do there, by overriding ``get_cam_weights`` or ``get_cam_image``:
+    that is a TypeError where the class is defined. ``BatchGradCam(…, method=function)`` takes a weighting.
+
     Args:
         model: called with one tensor of images; returns scores (N, K), or what the targets make scores of: a tensor (N, …), or a
             list with an entry for each image.
-        target_layers: the layers whose maps are averaged: a list of modules or of their names; also a single one.
+        target_layers: the layers whose maps are averaged: a list of modules or of their names. A lone ``nn.Sequential`` or
+            ``nn.ModuleList`` is the list of its children, as there; pass ``[sequential]`` for its own map. Any other lone module
+            is a single layer, and so is a lone name.
         reshape_transform: a function from what a layer returns to (N, C, *spatial), for activations and gradients alike; also
             ``"auto"`` and the other names that :class:`~batchcam_captum.attribution.BatchGradCam` takes as ``reshape``.
         tta_transforms: for ``aug_smooth``: an iterable of objects with ``augment_image`` and ``deaugment_mask``, such as
@@ -80,6 +87,10 @@ class CamAdapter:
     #: Whether the shares are gradients times activations, or the activations alone.
     uses_gradients: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        check_subclass(cls)
+
     def __init__(
         self,
         model: nn.Module,
@@ -89,16 +100,10 @@ class CamAdapter:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-        # A ModuleList is a list of layers; a Sequential is one, though it can be iterated over as well.
-        single = isinstance(target_layers, nn.Module | str) and not isinstance(target_layers, nn.ModuleList)
-        layers: Any = [target_layers] if single else target_layers
-        if not isinstance(layers, Iterable):
-            raise TypeError(
-                f"target_layers: expected a list of modules or of their names, got {type(layers).__name__}"
-            )
-        self._grad_cam = BatchGradCam(
-            model, list(layers), method=pytorch_grad_cam_method(self._method), reshape=reshape_transform
-        )
+        layers = listed_layers(target_layers)
+        method = pytorch_grad_cam_method(self._method)
+        with in_the_adapters_words():
+            self._grad_cam = BatchGradCam(model, layers, method=method, reshape=reshape_transform)
         self.model = model
         self.target_layers = self._grad_cam.layers
         self.reshape_transform = reshape_transform
@@ -107,6 +112,12 @@ class CamAdapter:
         )
         #: What the model returned in the last call, detached; with ``aug_smooth`` for the last of the augmented images.
         self.outputs: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is now, and images are brought to: the device of its first parameter or buffer."""
+        found = next(chain(self.model.parameters(), self.model.buffers()), None)
+        return torch.device("cpu") if found is None else found.device
 
     def __call__(
         self,
@@ -129,7 +140,9 @@ class CamAdapter:
             (N, H, W) or (N, D, H, W), float32 in [0, 1], of the images' size.
 
         Raises:
-            TypeError: images or targets of a wrong kind, or an output that has no row for each image.
+            TypeError: images or targets of a wrong kind, images of a type that the model does not take, or an output that has no
+                row for each image.
+            IndexError: a target asks for an index that the output does not have.
             ValueError: images of another shape, a number of targets other than N, or activations that are not (N, C, *spatial)
                 with as many spatial dimensions as the images.
             RuntimeError: the forward does not reach a layer, or the scores do not depend on it.
@@ -137,23 +150,23 @@ class CamAdapter:
         Warns:
             UserWarning: a layer runs more than once in a forward; its last run is explained.
         """
+        if not aug_smooth:
+            return self.forward(input_tensor, targets, eigen_smooth)
         images = self._checked(input_tensor)
         # Listed once: each of the augmented images is explained by them.
         listed = check_targets(targets, len(images)) if self.uses_gradients else None
-        with _evaluating(self.model):
-            if not aug_smooth:
-                return self._maps(images, listed, eigen_smooth)
-            return mean_over_augmentations(
-                lambda augmented: self._maps(self._checked(augmented), listed, eigen_smooth),
-                images,
-                self.tta_transforms,
-            )
+        return mean_over_augmentations(
+            lambda augmented: self.forward(augmented, listed, eigen_smooth), images, self.tta_transforms
+        )
 
     def forward(
         self, input_tensor: Tensor, targets: PeerTargets = None, eigen_smooth: bool = False
     ) -> np.ndarray:
-        """The same without ``aug_smooth``."""
-        return self(input_tensor, targets, eigen_smooth=eigen_smooth)
+        """The same without ``aug_smooth``, which calls this for each of the augmented versions."""
+        images = self._checked(input_tensor)
+        listed = check_targets(targets, len(images)) if self.uses_gradients else None
+        with _evaluating(self.model), in_the_adapters_words(), naming_types(images, self.model):
+            return self._maps(images, listed, eigen_smooth)
 
     def __enter__(self) -> Self:
         return self
@@ -174,8 +187,9 @@ class CamAdapter:
                 f"input_tensor: expected images (N, C, H, W) or volumes (N, C, D, H, W), at least one, got "
                 f"{tuple(images.shape)}"
             )
-        parameter = next(self.model.parameters(), None)
-        return images if parameter is None else images.to(parameter.device)
+        if next(chain(self.model.parameters(), self.model.buffers()), None) is None:
+            return images  # a model of no device takes them where they are
+        return images.to(self.device)
 
     def _maps(self, images: Tensor, targets: list[Any] | None, eigen_smooth: bool) -> np.ndarray:
         projected = eigen_smooth or self._projected
@@ -184,7 +198,7 @@ class CamAdapter:
         else:
             found = self._activations(images)
         for layer, entry in zip(self._grad_cam.layer_names, found, strict=True):
-            _check_places(layer, entry, images)
+            check_places(layer, entry, images)
         if projected:
             found = [first_component(shares) for shares in found]
         return to_pytorch_grad_cam(found, images.shape[2:])
@@ -289,19 +303,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _check_places(layer: str, entry: Any, images: Tensor) -> None:
-    places = images.dim() - 2
-    expected = f"(N, C, {'H, W' if places == 2 else 'D, H, W'})"
-    if not isinstance(entry, Tensor):
-        raise TypeError(
-            f"target_layers: expected {layer} to return a tensor {expected}, got {type(entry).__name__}; choose a layer inside "
-            f"it, or pass a reshape_transform that makes a tensor of it"
-        )
-    if entry.dim() != images.dim() or len(entry) != len(images):
-        raise ValueError(
-            f"target_layers: expected activations {expected} from {layer}, one row for each of {len(images)} images, got maps of "
-            f'shape {tuple(entry.shape)}; pass a reshape_transform (reshape_transform="auto" knows tokens and channels-last '
-            f"layers), or choose another layer"
-        )

@@ -70,6 +70,7 @@ def target_scores(output: Any, targets: list[Any] | None, samples: int) -> Tenso
         TypeError: an output without a row for each image, or a function that returns no floating-point tensor.
         ValueError: a class that the output does not have, or a function that returns anything but a single score, or only
             scores without a graph.
+        Exception: what a function raises, with the image's position and the output's shape.
     """
     if not isinstance(output, Tensor | list):
         raise TypeError(
@@ -119,8 +120,8 @@ def _score(target: Any, row: Any, position: int) -> Tensor:
                 f"{type(row).__name__} for this image"
             )
         return select_target(row.unsqueeze(0), [target]).reshape(())
-    score = target(row)
     name = getattr(target, "__name__", None) or type(target).__name__
+    score = _called(target, name, row, position)
     if not isinstance(score, Tensor) or not score.is_floating_point():
         kind = score.dtype if isinstance(score, Tensor) else type(score).__name__
         raise TypeError(
@@ -133,6 +134,25 @@ def _score(target: Any, row: Any, position: int) -> Tensor:
             f"the image's scores, or sum them"
         )
     return score.reshape(())
+
+
+def _called(target: Callable[[Any], Any], name: str, row: Any, position: int) -> Any:
+    """The target's result; what it raises says for which image.
+
+    An IndexError or ValueError is raised anew with its cause, everything else is the target's own, with a note.
+    """
+    try:
+        return target(row)
+    except Exception as error:
+        given = f"a tensor of shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__
+        text = f"targets: expected {name} at position {position} to take this image's output, {given}"
+        remedy = "check its classes and indices against that shape"
+        if type(error) not in (IndexError, ValueError):
+            note = f"{text}; {remedy}"
+            if note not in getattr(error, "__notes__", ()):  # one object may be raised again and again
+                error.add_note(note)
+            raise
+        raise type(error)(f"{text}, got {type(error).__name__} ({error}); {remedy}") from error
 
 
 def _is_index(value: Any) -> bool:

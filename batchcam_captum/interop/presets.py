@@ -5,8 +5,9 @@ The weightings have to be the peer's, too: see :mod:`~batchcam_captum.interop.pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..functional import full_precision, rectify, resize
 from .optional import load
+from .peer_methods import torchcam_method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +25,7 @@ _TORCHCAM_EPS = 1e-8
 
 
 @torch.no_grad()
-def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: Sequence[int]) -> np.ndarray:
+def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: int | Sequence[int]) -> np.ndarray:
     """What pytorch-grad-cam 1.5.7 returns: ReLU, min-max, resized to the images' size, min-max again.
 
     The first scaling is in the cams' own precision; from the resizing on it is float32, as with OpenCV there. Pictures are
@@ -33,12 +35,13 @@ def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: Sequence[int]) ->
     Args:
         cams: (N, 1, h, w) or (N, 1, d, h, w), raw and signed; or a list of them, one entry a layer, of whatever sizes: each
             layer is scaled by itself, then they are averaged.
-        size: of the images, (H, W) or (D, H, W).
+        size: of the images, (H, W) or (D, H, W); one integer for all sides.
 
     Returns:
         (N, H, W) or (N, D, H, W), float32 in [0, 1]. A map without positive values, or a constant one, is zero.
 
     Raises:
+        TypeError: a size that is no integer, nor several.
         ValueError: cams of another shape, or a size that does not fit them.
         ModuleNotFoundError: volumes, where SciPy is not installed.
 
@@ -49,8 +52,8 @@ def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: Sequence[int]) ->
           [0.5  1.  ]]]
     """
     layers = _checked("to_pytorch_grad_cam", cams)
-    size = tuple(size)
     dims = {layer.dim() - 2 for layer in layers}
+    size = _sides("to_pytorch_grad_cam", size, layers[0].dim() - 2)
     if dims not in ({2}, {3}) or {len(size)} != dims or min(size) < 1:
         raise ValueError(
             f"to_pytorch_grad_cam: expected cams (N, 1, h, w) with a size (H, W), or (N, 1, d, h, w) with (D, H, W), got "
@@ -90,7 +93,7 @@ def to_torchcam(cams: Tensor | Sequence[Tensor], normalized: bool = True) -> lis
 
 @torch.no_grad()
 def fuse_as_torchcam(
-    maps: Sequence[Tensor], size: Sequence[int] | None = None, *, method: str = "grad_cam"
+    maps: Sequence[Tensor], size: int | Sequence[int] | None = None, *, method: str = "grad_cam"
 ) -> Tensor:
     """What ``fuse_cams`` of TorchCAM 0.5's extractors makes of the maps of several layers: the largest value at each place.
 
@@ -98,15 +101,23 @@ def fuse_as_torchcam(
         maps: of :func:`to_torchcam`, one entry a layer, (N, h, w) or (N, d, h, w). A single one comes back as it is, whatever the
             size.
         size: to which all are resized, bilinearly or trilinearly; by default the largest of each dimension.
-        method: the weighting they were made with. For ``"layer_cam"`` tanh(2 · map) goes into the maximum (Jiang et al. 2021,
-            eq. 9).
+        method: the weighting they were made with, a name of :func:`~batchcam_captum.interop.torchcam_method`. For
+            ``"layer_cam"`` tanh(2 · map) goes into the maximum (Jiang et al. 2021, eq. 9).
 
     Returns:
         (N, *size).
 
     Raises:
-        ValueError: maps that have another number of dimensions, or none.
+        TypeError: a tensor instead of a list, or a size that is no integer, nor several.
+        ValueError: maps that have another number of dimensions, or none, a size that does not fit them, or another method.
     """
+    torchcam_method(method)
+    given: Any = maps
+    if isinstance(given, Tensor):
+        raise TypeError(
+            f"fuse_as_torchcam: expected a list of maps, one entry a layer, got a tensor {tuple(given.shape)}; pass what "
+            f"to_torchcam returns, or list(maps) of maps stacked by layer"
+        )
     dims = {layer.dim() - 1 for layer in maps}
     if len(maps) == 1:
         return maps[0]
@@ -114,7 +125,11 @@ def fuse_as_torchcam(
         raise ValueError(
             f"fuse_as_torchcam: expected maps (N, h, w) or (N, d, h, w), got {_shapes(maps)}; TorchCAM fuses no others"
         )
-    to = tuple(size or map(max, zip(*(layer.shape[1:] for layer in maps), strict=True)))
+    if size is None:
+        size = tuple(map(max, zip(*(layer.shape[1:] for layer in maps), strict=True)))
+    to = _sides("fuse_as_torchcam", size, *dims)
+    if {len(to)} != dims:
+        raise ValueError(f"fuse_as_torchcam: expected one size for each side of {_shapes(maps)}, got {to}")
     scaled = [(2 * layer).tanh() if method == "layer_cam" else layer for layer in maps]
     resized = [resize(layer.unsqueeze(1), to, "linear").squeeze(1) for layer in scaled]
     return torch.stack(resized).amax(0)
@@ -136,6 +151,7 @@ def to_captum(
         (N, 1, *spatial) or (N, 1, *size), detached, of the cams' type.
 
     Raises:
+        TypeError: a size that is no integer, nor several.
         ValueError: cams of another shape, or a size that does not fit them.
 
     Example:
@@ -148,7 +164,7 @@ def to_captum(
     if size is None:
         return cams
     spatial = cams.dim() - 2
-    sizes = (size,) * spatial if isinstance(size, int) else tuple(size)
+    sizes = _sides("to_captum", size, spatial)
     if len(sizes) != spatial:
         raise ValueError(
             f"to_captum: expected one size for each of the {spatial} spatial dimensions of cams {tuple(cams.shape)}, got "
@@ -157,6 +173,18 @@ def to_captum(
     if not len(cams):  # interpolate rejects an empty batch
         return cams.new_zeros(0, 1, *sizes)
     return F.interpolate(cams, sizes, mode=interpolate_mode)
+
+
+def _sides(name: str, size: Any, spatial: int) -> tuple[int, ...]:
+    """One integer for each side, however many were given; a single one for all of them."""
+    sides = [size] * spatial if isinstance(size, Integral) else size
+    sides = list(sides) if isinstance(sides, Iterable) else [None]
+    if not all(isinstance(side, Integral) for side in sides):
+        raise TypeError(
+            f"{name}: expected a size of integers, one for each of {spatial} spatial dimensions or one for all, got {size!r}; "
+            f"pass images.shape[2:], or int() of each"
+        )
+    return tuple(map(int, sides))
 
 
 def _checked(name: str, cams: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 pytest.importorskip("timm")
 
+import batchcam_captum.interop  # noqa: E402
 from batchcam_captum.interop import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM  # noqa: E402
 from tests.interop.adapter_networks import Network, assert_same_maps, both, classes, network  # noqa: E402
 from tests.models import RepeatedNet, SmallCnn, VectorNet, frozen  # noqa: E402
@@ -203,27 +204,109 @@ def test_frozen_models_and_modes_without_gradients(plain: Network, kind: Any) ->
     assert not any(parameter.requires_grad for parameter in plain.model.parameters())
 
 
-def test_a_sequential_is_a_layer_and_a_module_list_is_a_list() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
-            self.blocks = nn.ModuleList([nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)])
-            self.head = nn.Linear(6 * 100, 5)
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Conv2d(6, 6, 3, stride=2))
+        self.blocks = nn.ModuleList([nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)])
+        self.head = nn.Linear(6 * 36, 5)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            for block in self.blocks:
-                x = block(x).tanh()
-            return self.head(x.flatten(1))
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x).tanh()
+        return self.head(x.flatten(1))
 
+
+@pytest.mark.parametrize("kind", ["GradCAM", "EigenCAM"])
+@pytest.mark.parametrize("layers", ["stem", "blocks"])
+def test_a_lone_sequential_or_module_list_is_the_list_of_its_children(kind: str, layers: str) -> None:
+    torch.manual_seed(2)
+    model, images = Net().double(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    container = getattr(model, layers)
+    with getattr(pytorch_grad_cam, kind)(model, container) as peer:
+        expected = peer(images, classes(4, 1))
+    model.zero_grad()
+    cam = getattr(batchcam_captum.interop, kind)(model, container)
+    assert cam.target_layers == list(container)
+    assert_same_maps(cam(images, classes(4, 1)), expected)
+
+
+def test_a_listed_sequential_other_modules_and_names_are_single_layers() -> None:
+    torch.manual_seed(2)
     model, images = Net(), torch.randn(2, 3, 16, 16)
+    whole = GradCAM(model, [model.stem])(images)
+    assert np.abs(GradCAM(model, model.stem)(images) - whole).max() > 0.1
+    np.testing.assert_array_equal(GradCAM(model, "stem")(images), whole)
+    np.testing.assert_array_equal(GradCAM(model, model.stem[2])(images), whole)
     of_list = GradCAM(model, model.blocks)(images)
     np.testing.assert_array_equal(of_list, GradCAM(model, [model.blocks[0], "blocks.1"])(images))
     np.testing.assert_array_equal(of_list, GradCAM(model, iter(model.blocks))(images))
-    np.testing.assert_array_equal(GradCAM(model, model.stem)(images), GradCAM(model, ["stem"])(images))
-    assert len(GradCAM(model, model.stem).target_layers) == 1
-    assert len(pytorch_grad_cam.GradCAM(model, model.stem).target_layers) == 2, "its children"
+
+
+@pytest.mark.parametrize("name", ["get_cam_weights", "get_cam_image", "aggregate_multi_layers"])
+def test_subclasses_that_override_what_is_not_called(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"Own: expected no {name}, .*BatchGradCam\(model, layers, method=fun"
+    ):
+        type("Own", (GradCAM,), {name: lambda *_: None})
+    mixin = type("Mixin", (), {name: lambda *_: None})
+    with pytest.raises(TypeError, match=rf"Own: expected no {name}"):
+        type("Own", (mixin, EigenCAM), {})
+
+
+def test_subclasses_that_override_forward(plain: Network) -> None:
+    """It is called, once or for each of the augmented versions, as in pytorch-grad-cam."""
+
+    def halved(base: Any) -> Any:
+        class Halved(base):  # type: ignore[misc]
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return super().forward(*args, **kwargs) / 2
+
+        return Halved
+
+    images, layers = plain.to(torch.float64).images, plain.modules
+    for smooth in (False, True):
+        expected = halved(pytorch_grad_cam.GradCAM)(plain.model, layers)(images, TARGETS, aug_smooth=smooth)
+        maps = halved(GradCAM)(plain.model, layers)(images, TARGETS, aug_smooth=smooth)
+        assert 0.3 < maps.max() <= 0.5
+        assert_same_maps(2 * maps, 2 * expected)
+
+
+def test_device(plain: Network) -> None:
+    cam = GradCAM(plain.model, plain.modules)
+    assert cam.device == pytorch_grad_cam.GradCAM(plain.model, plain.modules).device == torch.device("cpu")
+    plain.model.to("meta")
+    assert cam.device == torch.device("meta"), "where the model is now"
+    assert GradCAM(nn.Sequential(nn.ReLU()), ["0"]).device == torch.device("cpu")
+
+
+class Bytes(nn.Module):
+    """Converts its images by itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.float() / 255)
+
+
+@pytest.mark.parametrize("kind", [GradCAM, EigenCAM])
+def test_images_of_other_types(plain: Network, kind: Any) -> None:
+    given = torch.randint(0, 256, (2, 3, 16, 14), dtype=torch.uint8)
+    cam = kind(plain.model, plain.modules)
+    for images, text in (
+        (given, "type torch.float32, got torch.uint8; pass images.float()"),
+        (given.long(), "type torch.float32, got torch.int64; pass images.float()"),
+        (given.double(), "type torch.float32, got torch.float64; pass images.to(torch.float32)"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(text)) as raised:
+            cam(images, classes(4, 1))
+        assert isinstance(raised.value.__cause__, RuntimeError)
+    own = kind(Bytes(plain.model), plain.modules)
+    np.testing.assert_array_equal(own(given, classes(4, 1)), cam(given.float() / 255, classes(4, 1)))
+    np.testing.assert_array_equal(own(given.double(), classes(4, 1)), own(given, classes(4, 1)))
 
 
 @pytest.mark.parametrize("kind", [GradCAM, EigenCAM])
@@ -247,14 +330,15 @@ def test_no_parameters() -> None:
             TypeError,
             "target_layers: expected a list of modules or of their names, got int",
         ),
-        (lambda m: GradCAM(m, []), ValueError, "expected at least one layer"),
-        (lambda m: GradCAM(m, [m.layer, "layer"]), ValueError, "expected each layer once"),
+        (lambda m: GradCAM(m, []), ValueError, "target_layers: expected at least one layer"),
+        (lambda m: GradCAM(m, [3]), TypeError, "target_layers: expected a torch.nn.Module or its name"),
+        (lambda m: GradCAM(m, [m.layer, "layer"]), ValueError, "target_layers: expected each layer once"),
         (
             lambda m: GradCAM(m, ["layr"]),
             ValueError,
-            "expected the name of a layer of SmallCnn, got 'layr'; it has",
+            "target_layers: expected the name of a layer of SmallCnn, got 'layr'; it has",
         ),
-        (lambda m: GradCAM(m, [m.layer], 3), TypeError, "reshape: expected"),
+        (lambda m: GradCAM(m, [m.layer], 3), TypeError, "reshape_transform: expected"),
         (lambda m: GradCAM(m, [m.layer], use_cuda=True), TypeError, "use_cuda"),
     ],
 )
@@ -291,7 +375,8 @@ def test_layers_that_have_no_places(kind: Any) -> None:
     ):
         kind(tokens.model, tokens.layers)(tokens.images)
     with pytest.raises(
-        ValueError, match=r"reshape: expected \(3, C, \*spatial\) from the function, got \(9, 25, 8\)"
+        ValueError,
+        match=r"reshape_transform: expected \(3, C, \*spatial\) from the function, got \(9, 25, 8\)",
     ):
         kind(tokens.model, tokens.layers, lambda tokens: tokens.reshape(9, 25, 8))(tokens.images)
 
@@ -299,7 +384,9 @@ def test_layers_that_have_no_places(kind: Any) -> None:
 @pytest.mark.parametrize("kind", [GradCAM, EigenCAM])
 def test_a_layer_that_is_not_reached(kind: Any) -> None:
     model = SmallCnn()
-    with pytest.raises(RuntimeError, match="Conv2d: expected a layer that the forward runs through"):
+    with pytest.raises(
+        RuntimeError, match=r"Conv2d: expected a layer that the forward .* belongs to the model"
+    ):
         kind(model, [nn.Conv2d(3, 3, 3)])(torch.rand(2, 3, 16, 16))
 
 

@@ -196,6 +196,41 @@ def test_targets_that_are_none(
         GradCAM(plain.model, plain.modules)(plain.images, targets)
 
 
+@pytest.mark.parametrize(
+    ("target", "error", "text"),
+    [
+        (
+            peer.ClassifierOutputTarget(99),
+            IndexError,
+            "expected ClassifierOutputTarget at position 2 to take this image's output, a tensor of shape (5,), got IndexError (",
+        ),
+        (lambda row: row.sum() + int("x"), ValueError, "<lambda> at position 2 to take this image's output"),
+    ],
+)
+def test_targets_that_raise(plain: Network, target: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=re.escape(text)) as raised:
+        GradCAM(plain.model, plain.modules)(plain.images, [*classes(0, 1), target, *classes(0)])
+    assert type(raised.value.__cause__) is error
+    assert "check its classes and indices" in str(raised.value)
+
+
+def test_what_targets_raise_of_their_own_comes_out_with_a_note(plain: Network) -> None:
+    class OwnError(IndexError):
+        def __init__(self, code: int, reason: str) -> None:
+            super().__init__(code, reason)
+
+    own = OwnError(3, "nothing there")
+
+    def target(row: Tensor) -> Tensor:
+        raise own
+
+    with pytest.raises(OwnError) as raised:
+        GradCAM(plain.model, plain.modules)(plain.images, [*classes(0, 1, 2), target])
+    assert raised.value is own
+    (note,) = own.__notes__
+    assert "expected target at position 3 to take this image's output, a tensor of shape (5,)" in note
+
+
 class Wrapped(nn.Module):
     def __init__(self, change: Callable[[Tensor], Any]) -> None:
         super().__init__()

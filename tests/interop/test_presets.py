@@ -265,6 +265,39 @@ def test_what_torchcam_and_captum_cannot_be_given() -> None:
         to_captum(torch.rand(2, 1, 5, 5), (4,))
 
 
+def test_one_size_for_all_sides() -> None:
+    for spatial in ((4, 3), (2, 4, 3)):
+        cams, size = torch.randn(2, 1, *spatial), (6,) * len(spatial)
+        np.testing.assert_array_equal(to_pytorch_grad_cam(cams, 6), to_pytorch_grad_cam(cams, size))
+        np.testing.assert_array_equal(to_pytorch_grad_cam(cams, np.int64(6)), to_pytorch_grad_cam(cams, size))
+        layers = to_torchcam([cams, cams.flip(2)])
+        assert torch.equal(fuse_as_torchcam(layers, 6), fuse_as_torchcam(layers, size))
+
+
+@pytest.mark.parametrize("size", [(6.0, 6.0), 6.0, "66", None, (6, None)], ids=str)
+def test_sizes_that_are_no_integers(size: Any) -> None:
+    cams = torch.rand(2, 1, 5, 5)
+    calls = [lambda: to_pytorch_grad_cam(cams, size), lambda: to_captum(cams, size)]
+    calls.append(lambda: fuse_as_torchcam(to_torchcam([cams, cams]), size))
+    for call in calls[: 1 if size is None else 3]:
+        with pytest.raises(
+            TypeError, match=r"expected a size of integers, one for each of 2 spatial .*; pass"
+        ):
+            call()
+
+
+def test_what_cannot_be_fused() -> None:
+    maps = to_torchcam([torch.rand(2, 1, 5, 5), torch.rand(2, 1, 7, 5)])
+    with pytest.raises(ValueError, match=r"expected one that TorchCAM has \('grad_cam'.*, got 'LayerCAM'"):
+        fuse_as_torchcam(maps, method="LayerCAM")
+    with pytest.raises(
+        TypeError, match=r"a list of maps, one entry a layer, got a tensor \(2, 2, 5, 5\); pass"
+    ):
+        fuse_as_torchcam(torch.rand(2, 2, 5, 5))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected one size for each side .* got \(4,\)"):
+        fuse_as_torchcam(maps, (4,))
+
+
 def test_volumes_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
     with pytest.raises(ModuleNotFoundError, match=r"volumes needs scipy.*install batchcam-captum\[compare\]"):
