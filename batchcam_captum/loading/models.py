@@ -88,8 +88,9 @@ def parts_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"] | Non
 
 
 def source_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"], str | None]:
-    """Who makes the model of this name, see :func:`load_model`, and in which version; None for a function, or
-    where it is not known.
+    """Who makes the model of this name, see :func:`load_model`, and in which version.
+
+    The version is None for a function, and where it is not known.
 
     Raises:
         ValueError: no model of this name.

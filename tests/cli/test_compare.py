@@ -229,7 +229,7 @@ def test_library_that_is_asked_for_but_not_installed_is_named_before_anything_is
     monkeypatch.setattr(peers, "installed_version", version)
     assert compare("images/a.png", "--method", "grad_cam") == 0  # all that are installed
     found = results(folder)
-    assert found["not_installed"] == ["TorchCAM"]
+    assert "TorchCAM" in found["not_installed"]
     assert "Captum" in {entry["library"] for entry in found["agreement"]}
 
 
