@@ -35,14 +35,7 @@ benchmarks: $(VENV)/.installed-benchmark
 
 # Side by side with pytorch-grad-cam, Captum and TorchCAM; writes docs/comparison.md. On a GPU in all precisions and layouts.
 comparison: $(VENV)/.installed-comparison
-	for name in comparison comparison_pictures comparison_profile comparison_cost; do \
-	  $(BIN)/python benchmarks/$$name.py --device $(DEVICE) || exit; done
-	if [ $(DEVICE) != cpu ]; then \
-	  for options in --tf32 "--dtype bfloat16" "--channels-last" --compiled "--tf32 --channels-last --compiled" \
-	      "--dtype bfloat16 --channels-last --compiled"; do \
-	    $(BIN)/python benchmarks/comparison_cost.py --device $(DEVICE) --batches 1 16 256 --seconds 5 $$options || exit; done; \
-	  for options in --compiled "--dtype bfloat16"; do \
-	    $(BIN)/python benchmarks/comparison_profile.py --device $(DEVICE) $$options || exit; done; fi
+	$(BIN)/python benchmarks/comparison_all.py --device $(DEVICE)
 	$(BIN)/python benchmarks/comparison_page.py
 
 format: $(VENV)/.installed-test

@@ -49,6 +49,7 @@ __all__ = [
     "Spread",
     "Times",
     "Within",
+    "commit",
     "interleaved",
     "parser",
     "peak_in_child",
@@ -287,11 +288,18 @@ class Report:
         found["libc"] = " ".join(platform.libc_ver())
         found["peers"] = {name: version_of(name) for name in PEERS}
         found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-        # A copy of the files without their history is told its commit.
-        found["commit"] = os.environ.get("BATCHCAM_COMMIT") or first_line_of(
-            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
-        )
+        found["commit"] = commit()
         return found
+
+
+def commit() -> str | None:
+    """Of the code that runs: what the variable BATCHCAM_COMMIT says, or else git; new results do not make it dirty."""
+    if os.environ.get("BATCHCAM_COMMIT"):
+        return os.environ["BATCHCAM_COMMIT"]
+    git = ("git", "-C", str(Path(__file__).parents[1]))
+    found = first_line_of(*git, "describe", "--always")
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+    return f"{found}-dirty" if found and first_line_of(*git, *changed) else found
 
 
 def _shown(value: float) -> str:

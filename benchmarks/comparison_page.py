@@ -12,7 +12,7 @@ from tables import table as figure_table
 from update_readme import RESULTS, ROOT, machine, put
 
 PAGE = ROOT / "docs" / "comparison.md"
-#: Name of a file's beginning -> what makes it on the CPU, and on a GPU.
+#: What makes the results.
 COMMAND = "make comparison"
 BARE = "bare forward"
 
@@ -125,9 +125,12 @@ def agreement(record: Record) -> str:
         made = [entry for entry in entries(variant=variant, peer=peer) if "max" in entry]
         if not made:
             return worst(variant=variant, peer=peer)
-        maps, same = (sum(entry.get(key, 0) for entry in made) for key in ("maps", "identical"))
+        # A map that is zero in both says nothing.
+        maps, same, zero = (
+            sum(entry.get(key, 0) for entry in made) for key in ("maps", "identical", "zero_in_both")
+        )
         median = statistics.median(entry["max"] for entry in made)
-        return f"{worst(variant=variant, peer=peer)} (median {small(median)}); {same} of {maps} maps to the last bit"
+        return f"{worst(variant=variant, peer=peer)} (median {small(median)}); {same - zero} of {maps - zero} maps to the last bit"
 
     missed = [figure for figure in record["figures"] if figure["reached"] is False]
     aimed = [figure for figure in record["figures"] if figure["reach"] is not None]
@@ -161,6 +164,7 @@ def agreement(record: Record) -> str:
             ],
         ),
     ]
+    parts += _in_words(cases)
     failed = {
         (case["variant"], peer, entry["failed"])
         for case in cases
@@ -174,6 +178,48 @@ def agreement(record: Record) -> str:
     if misses:
         parts += ["Missed:", "\n".join(f"- {note}" for note in misses)]
     return "\n\n".join(parts)
+
+
+def _in_words(cases: list[dict[str, Any]]) -> list[str]:
+    """What the largest differences come from, where there are any."""
+    made = [
+        (entry["max"], case["architecture"], case["variant"], peer, method, entry)
+        for case in cases
+        for peer, maps in case["maps"].items()
+        for method, entry in maps.items()
+        if "max" in entry
+    ]
+    said = []
+    single = [found for found in made if found[2] == "float32" and found[3] != "Captum"]
+    if single:
+        outlier = max(single, key=lambda found: found[0])
+        others = [found[0] for found in single if found[1] != outlier[1]]
+        if others:
+            said.append(
+                f"In float32 the largest difference from pytorch-grad-cam and TorchCAM is {small(outlier[0])}, in {outlier[1]}; "
+                f"without {outlier[1]} it is {small(max(others))}."
+            )
+    graphs = [(found[5]["differentiable"], *found[1:5]) for found in made if "differentiable" in found[5]]
+    for variant in dict.fromkeys(found[2] for found in graphs):
+        worst: dict[str, tuple[Any, ...]] = {}
+        for found in graphs:
+            if found[2] == variant and found[0] > worst.get(found[4], (-1.0,))[0]:
+                worst[found[4]] = found
+        said.append(
+            f"Differentiable maps, summed by torch, {variant}, largest difference from pytorch-grad-cam: "
+            + ", ".join(f"`{method}` {small(found[0])} ({found[1]})" for method, found in worst.items())
+            + "."
+        )
+    low = [found for found in made if found[2] == "bfloat16" and found[0] > 0.5]
+    if low:
+        named = ", ".join(
+            f"{name} `{method}` ({peer}: {small(value)})" for value, name, _, peer, method, _ in low
+        )
+        said.append(
+            f"In bfloat16, with its three decimal digits, these maps are noise in either library: {named}. XGrad-CAM divides by "
+            "the sum of a channel's activations and Grad-CAM++ by a sum of either sign, which pass through zero."
+        )
+    return ["\n\n".join(said)] if said else []
 
 
 def _where(cases: list[dict[str, Any]], name: str) -> tuple[str, str]:
@@ -242,6 +288,8 @@ def cost(record: Record) -> str:
         if method in case["failed"]:
             reason = case["failed"][method]
             return reason if reason == "out of memory" else "fails"
+        if method in case.get("skipped", {}):
+            return "not measured"
         figure = ratios.get((case["case"], f"{method} ÷ {BARE}"))
         return "" if figure is None else f"{figure['value']:.2f}"
 

@@ -152,7 +152,9 @@ def save_grid(shown: Tensor, titles: list[str], maps: dict[str, Tensor], path: P
     from PIL import Image
 
     maps = {name: maps[name] for name in dict.fromkeys((OURS.name, PEER, *maps))}
-    columns = ["", *maps, "|difference| of the first\ntwo, \N{MULTIPLICATION SIGN} 1,000,000"]
+    differences = (maps[OURS.name] - maps[PEER])[:, 0].abs()
+    largest = differences.max().item()
+    columns = ["", *maps, f"|difference| of the first\ntwo, white: {largest:.1e}"]
     figure = Figure(figsize=(1.4 * len(columns), 1.45 * len(shown) + 0.2), dpi=90, layout="constrained")
     axes = figure.subplots(len(shown), len(columns))
     for column, name in enumerate(columns):
@@ -164,8 +166,7 @@ def save_grid(shown: Tensor, titles: list[str], maps: dict[str, Tensor], path: P
             one = F.interpolate(theirs[row : row + 1].float(), shown.shape[1:3], mode="bilinear")
             axis.imshow(picture)
             axis.imshow(normalize(rectify(one), "minmax")[0, 0].numpy(), cmap="turbo", alpha=0.5)
-        difference = (maps[OURS.name] - maps[PEER])[row, 0].abs() * 1e6
-        axes[row, -1].imshow(difference.numpy(), cmap="gray", vmin=0, vmax=1)
+        axes[row, -1].imshow(differences[row].numpy(), cmap="gray", vmin=0, vmax=largest or 1)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])

@@ -31,7 +31,11 @@ def block(name: str) -> str:
 def machine(environment: dict[str, object]) -> str:
     """The machine and the version of torch, in words."""
     pinned = "allocator pinned, see benchmarks/" if environment["allocator"] else "allocator not pinned"
-    return f"{environment['device_name']}, {environment['threads']} threads, torch {environment['torch']}, {pinned}"
+    return f"{environment['device_name']}, {_count(environment['threads'])}, torch {environment['torch']}, {pinned}"
+
+
+def _count(threads: object) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def put(text: str, blocks: dict[str, str], file: str) -> str:
