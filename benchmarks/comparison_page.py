@@ -130,7 +130,8 @@ def agreement(record: Record) -> str:
             sum(entry.get(key, 0) for entry in made) for key in ("maps", "identical", "zero_in_both")
         )
         median = statistics.median(entry["max"] for entry in made)
-        return f"{worst(variant=variant, peer=peer)} (median {small(median)}); {same - zero} of {maps - zero} maps to the last bit"
+        exactly = f"{same - zero} of {maps - zero} maps to the last bit"
+        return f"{worst(variant=variant, peer=peer)} (median {small(median)}); {exactly}"
 
     missed = [figure for figure in record["figures"] if figure["reached"] is False]
     aimed = [figure for figure in record["figures"] if figure["reach"] is not None]

@@ -34,7 +34,7 @@ def tables(monkeypatch):
 
 def options(**given):
     defaults = {"device": "cpu", "rounds": 6, "seconds": 60.0, "quick": False, "check": False, "output": None}
-    return argparse.Namespace(**(defaults | {"default_allocator": False} | given))
+    return argparse.Namespace(**(defaults | {"default_allocator": False, "resume": False} | given))
 
 
 def test_a_ratio_is_taken_within_a_round(common):
