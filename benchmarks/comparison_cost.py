@@ -38,6 +38,7 @@ from comparison_methods import (
     OURS_AT_SIZE,
     PEERS,
     PER_IMAGE,
+    add_variants,
     compared,
     set_tf32,
     suffix,
@@ -60,10 +61,7 @@ def main() -> None:
     made = parser(__doc__, rounds=30, seconds=15)
     made.add_argument("--models", nargs="+", choices=list(LAYERS), help="only these")
     made.add_argument("--batches", nargs="+", type=int, help="instead of a model's own")
-    made.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    made.add_argument("--tf32", action="store_true", help="let the GPU round float32 to TF32")
-    made.add_argument("--channels-last", action="store_true", help="the images and the model in that layout")
-    made.add_argument("--compiled", action="store_true", help="the compiled route as well")
+    add_variants(made)
     options = start(made)
     set_tf32(options.tf32)
     if options.peak:

@@ -121,6 +121,14 @@ def compared(name: str, batch: int, options: argparse.Namespace, *, size: int = 
     return Compared(**vars(made), reshape=tokens(1) if name.startswith("vit") else None)
 
 
+def add_variants(made: argparse.ArgumentParser) -> None:
+    """Give a script the options of precision, layout and compilation that :func:`suffix` names its result after."""
+    made.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    made.add_argument("--tf32", action="store_true", help="let the GPU round float32 to TF32")
+    made.add_argument("--channels-last", action="store_true", help="the images and the model in that layout")
+    made.add_argument("--compiled", action="store_true", help="the compiled route as well")
+
+
 def set_tf32(allowed: bool) -> None:
     """Whether a GPU may round float32 products and convolutions to TF32; PyTorch's default is convolutions only."""
     torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -22,6 +22,7 @@ from comparison_methods import (
     LAYERS,
     OURS,
     PEERS,
+    add_variants,
     compared,
     set_tf32,
     suffix,
@@ -42,10 +43,7 @@ def main() -> None:
     made.add_argument("--models", nargs="+", default=list(LAYERS), choices=list(LAYERS))
     made.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     made.add_argument("--size", type=int, default=224, help="of the images, in pixels")
-    made.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    made.add_argument("--tf32", action="store_true", help="let the GPU round float32 to TF32")
-    made.add_argument("--channels-last", action="store_true", help="the images and the model in that layout")
-    made.add_argument("--compiled", action="store_true", help="the compiled route as well")
+    add_variants(made)
     options = start(made)
     set_tf32(options.tf32)
     if options.quick:
