@@ -1,6 +1,35 @@
-"""Measuring and showing cams."""
+"""Measuring and showing cams.
 
-from .cams import CamReport, evaluate_cams
-from .figures import map_grid
+The names load on first use, so that what one of them needs (torchmetrics, matplotlib) is not needed by the others.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cams import CamReport, evaluate_cams
+    from .figures import map_grid
 
 __all__ = ["CamReport", "evaluate_cams", "map_grid"]
+
+_HOMES = {
+    "CamReport": ".cams",
+    "evaluate_cams": ".cams",
+    "map_grid": ".figures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module (PEP 562)."""
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(home, __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

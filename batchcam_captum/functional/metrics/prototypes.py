@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .class_means import class_weights
-from .distance import Distance, cosine_similarity, get_distance
-from .maps import normalize, prepare, resize
+from ..class_means import class_weights
+from ..distance import Distance, cosine_similarity, get_distance
+from ..maps import normalize, prepare, resize
 
 
 def _prepared_pair(cams: Tensor, labels: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
