@@ -16,14 +16,15 @@ def _default_window(shortest: int) -> int:
     return window if window % 2 else window - 1
 
 
-def _gaussian(window: int, sigma: float) -> list[float]:
+def gaussian_weights(window: int, sigma: float) -> list[float]:
+    """Weights of a Gaussian at the places of a window, with a sum of 1."""
     # Plain numbers: torch.compile traces no floating tensor that becomes a list.
     weights = [math.exp(-((position - (window - 1) / 2) ** 2) / (2 * sigma**2)) for position in range(window)]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
 
 
-def _blur(maps: Tensor, weights: list[float]) -> Tensor:
+def blur(maps: Tensor, weights: list[float]) -> Tensor:
     """Weighted mean over every window that lies wholly inside; dimensions 0 and 1 are left alone.
 
     Sums of shifted slices rather than a convolution: they keep nothing for the backward, know no limit on the number of
@@ -85,7 +86,7 @@ def ssim(
         first, second = full_precision(first), full_precision(second)
         channels = first.shape[1]
         stacked = torch.cat([first, second, first * first, second * second, first * second], dim=1)
-        blurred = _blur(stacked, _gaussian(window, sigma)).unflatten(1, (5, channels))
+        blurred = blur(stacked, gaussian_weights(window, sigma)).unflatten(1, (5, channels))
         mean_1, mean_2, square_1, square_2, product = blurred.unbind(1)
         variance_1 = (square_1 - mean_1 * mean_1).clamp(min=0)
         variance_2 = (square_2 - mean_2 * mean_2).clamp(min=0)
