@@ -7,7 +7,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from .graph import walk
 
-_CLONE, _MEAN = "CloneBackward0", "MeanBackward1"
+#: What a hook that hands a copy on leaves in the graph; the mean over axes.
+CLONE, _MEAN = "CloneBackward0", "MeanBackward1"
 #: Each number that these return hands its gradient on to places whose shares add up to 1 (an average), or to one place (a
 #: maximum), so the sum over the places is the same behind the pooling and before it.
 _SUM_KEEPING = ("MaxPool2DWithIndicesBackward0", "AdaptiveAvgPool2DBackward0")
@@ -41,7 +42,7 @@ class Readers:
             if len(nodes) != 1:
                 return None
             (node,) = nodes
-            if node.name() != _CLONE:  # the hook hands a clone on
+            if node.name() != CLONE:  # the hook hands a clone on
                 return node
             edge = (node, 0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from ..functional import full_precision
-from .pooling import Readers, keeps_sums
+from .pooling import CLONE, Readers, keeps_sums
 
 #: What flattens the places into features; what multiplies features with a matrix: name -> which of its operands the features are;
 #: and what autocast puts in between.
@@ -25,9 +25,8 @@ class Shortcut(NamedTuple):
     """Where to take the gradient instead of at the layer."""
 
     end: GradientEdge  #: the output of a pooling over the places, or of a linear layer over places and channels
-    matrix: Tensor | None = (
-        None  #: (C·P, J), the transposed weight of that linear layer, which has P places to read
-    )
+    #: (C·P, J), the transposed weight of that linear layer, which has P places to read; None for a pooling.
+    matrix: Tensor | None = None
 
     def channel_weights(self, gradients: Tensor, activations: Tensor) -> Tensor:
         """α_k of Grad-CAM (Selvaraju et al. 2017, eq. 1).
@@ -104,6 +103,6 @@ def _matrix(product: Node, features: Node) -> Tensor | None:
 
 def _reads(node: Node | None, features: Node) -> bool:
     """Whether an operand is the features, and not another factor that they went into."""
-    while node is not None and node is not features and node.name() == "CloneBackward0":
+    while node is not None and node is not features and node.name() == CLONE:
         node = node.next_functions[0][0]
     return node is features
