@@ -63,12 +63,14 @@ def test_unknown_attribute():
 MAY_IMPORT = {
     "functional": {"functional"},
     "files": {"files"},
+    "optional": {"optional"},
+    "environment": {"environment", "__version__"},
     "distributed": {"distributed"},
     "attribution": {"attribution", "functional"},
     "prototypes": {"prototypes", "functional", "files", "distributed"},
     "losses": {"losses", "functional", "prototypes", "distributed"},
-    "loading": {"loading", "attribution", "functional", "files"},
-    "interop": {"interop", "attribution", "functional", "files", "environment", "loading"},
+    "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
+    "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"},
     "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 

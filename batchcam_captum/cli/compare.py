@@ -166,8 +166,8 @@ def _compared(
     import torch
 
     from ..interop.comparison import compare
-    from ..interop.optional import load
     from ..loading import find_layer, load_model, source_of
+    from ..optional import load
 
     load("matplotlib", purpose="batchcam compare")  # for the pictures, at the end
     with torch.random.fork_rng(devices=[]):

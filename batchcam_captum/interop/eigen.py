@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..attribution.warn import warn_user
 from ..functional import full_precision
-from .optional import load
+from ..optional import load
 
 
 @torch.no_grad()

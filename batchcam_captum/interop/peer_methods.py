@@ -19,7 +19,7 @@ from ..functional import (
     xgrad_cam,
 )
 from ..functional.cam import channel_weights, over_places, summed_shares
-from .optional import load
+from ..optional import load
 
 
 def grad_cam_elementwise(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:

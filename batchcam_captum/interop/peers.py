@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from typing import Literal
 
 import torch
@@ -16,9 +14,10 @@ from ..attribution import BatchGradCam
 from ..attribution._captum import LayerGradCam
 from ..attribution.layers import find_layer
 from ..attribution.state import recordable
+from ..environment import version_of
 from ..functional import CAM_METHODS, CamMethod, get_method
+from ..optional import load
 from .as_maps import as_maps
-from .optional import load
 from .peer_methods import grad_cam_elementwise, pytorch_grad_cam_method, torchcam_method
 from .presets import to_captum, to_pytorch_grad_cam, to_torchcam
 from .untouched import untouched
@@ -44,10 +43,7 @@ class Peer:
 
     def version(self) -> str | None:
         """The installed version; None where it is not installed."""
-        try:
-            return installed_version(self.distribution)
-        except PackageNotFoundError:
-            return None
+        return version_of(self.distribution)
 
     def cam_method(self, method: str) -> CamMethod:
         """Its weighting, its epsilons and quirks included, for ``BatchGradCam(…, method=…)``.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import full_precision, rectify, resize
-from .optional import load
+from ..optional import load
 from .peer_methods import torchcam_method
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from .optional import load
+from ..optional import load
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..optional import load
+
 #: Where training programs put the weights, in the order in which they are tried; averaged ones last.
 _HOMES = (
     "state_dict",
@@ -113,15 +115,9 @@ def _read(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    module = load("safetensors.torch", purpose=f"checkpoint: {path}", package="safetensors")
     try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"checkpoint: {path} needs safetensors, which is not installed; pip install safetensors",
-            name="safetensors",
-        ) from error
-    try:
-        return load_file(path)
+        return module.load_file(path)  # type: ignore[no-any-return]
     except Exception as error:  # SafetensorError is no OSError
         raise ValueError(
             f"checkpoint: expected a file of safetensors, got {path}, which is damaged or something else ({error})"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..optional import load
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
@@ -139,13 +140,7 @@ def _packaged() -> Iterator[tuple[str, Any]]:
 
 
 def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "images: Pillow is not installed; pip install pillow", name="PIL"
-        ) from error
-    return Image
+    return load("PIL.Image", purpose="images: reading one", package="pillow")
 
 
 def _together(read: list[tuple[int, str, Tensor, Tensor]], failed: dict[str, str]) -> LoadedImages:

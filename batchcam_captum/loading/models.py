@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from importlib import util
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -19,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..environment import version_of
+from ..optional import load
 from .checkpoints import load_checkpoint
 from .devices import check_device
 
@@ -90,7 +91,7 @@ def parts_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"] | Non
 def source_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"], str | None]:
     """Who makes the model of this name, see :func:`load_model`, and in which version.
 
-    The version is None for a function, and where it is not known.
+    The version is None for a function, and where it is not known: a library that was not installed, but lies on the path.
 
     Raises:
         ValueError: no model of this name.
@@ -98,10 +99,7 @@ def source_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"], str
     """
     library, plain = parts_of(name)
     library = library or _library_of(plain)
-    try:
-        return library, None if library == "factory" else version(library)
-    except PackageNotFoundError:  # it was not installed, but lies on the path
-        return library, None
+    return library, None if library == "factory" else version_of(library)
 
 
 def _library_of(name: str) -> Literal["timm", "torchvision"]:
@@ -111,26 +109,23 @@ def _library_of(name: str) -> Literal["timm", "torchvision"]:
         try:
             if name in _names(library, tagged=True):
                 return "timm" if library == "timm" else "torchvision"
-        except ModuleNotFoundError as error:
-            missing.append(error)
+        except ModuleNotFoundError:
+            missing.append(library)
     if len(missing) == len(_LIBRARIES):
         raise ModuleNotFoundError(
             "model: neither timm nor torchvision is installed; pip install 'batchcam-captum[timm]', or pass a function as "
             "module:function",
             name="timm",
         )
-    raise _unknown(
-        name, [library for library in _LIBRARIES if library not in {error.name for error in missing}]
-    )
+    raise _unknown(name, [library for library in _LIBRARIES if library not in missing])
 
 
 def _imported(library: str) -> Any:
+    module = "torchvision.models" if library == "torchvision" else library
     try:
-        return importlib.import_module("torchvision.models" if library == "torchvision" else library)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"model: {library} is not installed; pip install {library}", name=library
-        ) from error
+        return load(module, purpose=f"model: one of {library}", package=library)
+    except ModuleNotFoundError:
+        raise
     except (ImportError, RuntimeError) as error:  # built for another version of PyTorch
         raise ValueError(
             f"model: {library} is installed but cannot be imported ({error}); install one that fits"

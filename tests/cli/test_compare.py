@@ -212,21 +212,21 @@ def test_images_that_cannot_be_read_are_listed_and_the_others_go_on(folder, caps
 def test_library_that_is_asked_for_but_not_installed_is_named_before_anything_is_loaded(
     folder, capsys, monkeypatch
 ):
-    from batchcam_captum.interop import peers
+    from batchcam_captum import environment
 
-    def version(name, original=peers.installed_version):
+    def version(name, original=environment.version):
         if name == "torchcam":
             raise PackageNotFoundError(name)
         return original(name)
 
-    monkeypatch.setattr(peers, "installed_version", version)
+    monkeypatch.setattr(environment, "version", version)
     monkeypatch.setattr("batchcam_captum.loading.load_model", lambda *_, **__: pytest.fail("loaded"))
     assert compare("images/a.png", "--libraries", "torchcam,captum") == 1
     assert re.search(r"--libraries: .* got TorchCAM; pip install torchcam", capsys.readouterr().err)
     assert not (folder / "compare-output").exists()
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(peers, "installed_version", version)
+    monkeypatch.setattr(environment, "version", version)
     assert compare("images/a.png", "--method", "grad_cam") == 0  # all that are installed
     found = results(folder)
     assert "TorchCAM" in found["not_installed"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchcam_captum import BatchGradCam
+from batchcam_captum import BatchGradCam, environment
 from batchcam_captum.interop import OURS, PEERS, Peer, PeerError, peers
 from tests.interop.networks import CASES, Network, network
 from tests.models import RepeatedNet, SmallCnn, TupleNet
@@ -347,7 +347,7 @@ def test_a_library_that_is_not_installed(peer: Peer, monkeypatch: pytest.MonkeyP
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(peers, "installed_version", missing)
+    monkeypatch.setattr(environment, "version", missing)
     assert peer.version() is None
     model = SmallCnn()
     with (

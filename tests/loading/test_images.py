@@ -214,8 +214,9 @@ def test_arguments_that_do_not_fit(tmp_path, options, message):
 
 
 def test_pillow_missing(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "PIL.Image", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ModuleNotFoundError, match="Pillow is not installed"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs PIL.*, which is not installed; install pillow"):
         load_images(tmp_path)
 
 

@@ -130,7 +130,9 @@ def test_unknown_name_is_answered_with_the_nearest(name, message):
 def test_missing_library_is_named(monkeypatch):
     pytest.importorskip("torchvision")
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError, match="timm is not installed; pip install timm"):
+    with pytest.raises(
+        ModuleNotFoundError, match="one of timm needs timm, which is not installed; install timm"
+    ):
         load_model("timm/resnet18")
     assert load_model("squeezenet1_1", num_classes=2) is not None
     with pytest.raises(ValueError, match=r"torchvision has .*resnet18.*; timm is not installed"):

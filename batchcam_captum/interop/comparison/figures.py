@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...functional import prepare
 from ...functional.overlay import grey_or_colour
-from ..optional import load
+from ...optional import load
 from ..peers import OURS
 from .result import Comparison, Pair, encodable, titled
 

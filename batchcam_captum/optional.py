@@ -6,21 +6,23 @@ from importlib import import_module
 from typing import Any
 
 
-def load(module: str, *, extra: str = "compare", purpose: str) -> Any:
+def load(module: str, *, purpose: str, extra: str = "compare", package: str | None = None) -> Any:
     """Import a module that the core does without.
 
     Args:
         module: its dotted name.
-        extra: of this package's installation that brings it.
         purpose: what needs it, for the error.
+        extra: of this package's installation that brings it.
+        package: what to install where that is one package rather than an extra.
 
     Raises:
-        ModuleNotFoundError: it is not installed; names the extra.
+        ModuleNotFoundError: it is not installed; says what to install.
     """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{purpose} needs {error.name or module}, which is not installed; install batchcam-captum[{extra}]",
+            f"{purpose} needs {error.name or module}, which is not installed; "
+            f"install {package or f'batchcam-captum[{extra}]'}",
             name=error.name,
         ) from error
