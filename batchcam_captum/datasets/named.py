@@ -1,0 +1,220 @@
+"""MNIST and Fashion-MNIST with shortcuts, as torchvision would offer them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ._torchvision import grey_images
+from .color import ColorTest, ColorVariant, color
+from .decoy import DecoyVariant, Place, decoy
+from .shortcut import Mode, Shortcut, ShortcutDataset
+from .watermark import WatermarkTest, watermark
+
+Root = str | os.PathLike[str]
+
+
+class _FromTorchvision(ShortcutDataset):
+    """What the ready-made kinds share."""
+
+    source: ClassVar[str]  #: see :data:`._torchvision.TORCHVISION_NAMES`
+
+    def __init__(
+        self,
+        root: Root,
+        train: bool,
+        shortcut: Shortcut,
+        *,
+        mode: Mode | None,
+        transform: Callable[[Tensor], Any] | None,
+        target_transform: Callable[[int], Any] | None,
+        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None,
+        download: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            grey_images(self.source, root, train=train, download=download),
+            shortcut,
+            mode=mode or ("train" if train else "test"),
+            transform=transform,
+            target_transform=target_transform,
+            joint_transform=joint_transform,
+            seed=seed,
+        )
+
+
+class DecoyMNIST(_FromTorchvision):
+    """MNIST with a grey swatch in a corner, after RRR or after CDEP; :func:`.decoy` has the facts.
+
+    Args:
+        root: the folder that torchvision keeps its data sets in.
+        train: the training or the test images, with that set's shortcuts.
+        variant: ``"rrr"`` or ``"cdep"``.
+        place: ``"random"`` corner, or ``"fixed"``.
+        mode: ``"train"``, ``"test"`` or ``"clean"``, to choose the shortcuts apart from the images; None: those of the set.
+        transform: see :class:`ShortcutDataset`.
+        target_transform: of each label.
+        joint_transform: of image and mask together.
+        download: let torchvision download what is missing.
+        seed: of the corners and shades.
+
+    Raises:
+        FileNotFoundError: the folder, or the data set in it, is missing.
+        OSError: the files cannot be read.
+        ModuleNotFoundError: torchvision is not installed.
+        ValueError: a choice that does not exist.
+    """
+
+    source = "mnist"
+
+    def __init__(
+        self,
+        root: Root,
+        train: bool = True,
+        *,
+        variant: DecoyVariant = "rrr",
+        place: Place = "random",
+        mode: Mode | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
+        download: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root,
+            train,
+            partial(decoy, variant=variant, place=place),
+            mode=mode,
+            transform=transform,
+            target_transform=target_transform,
+            joint_transform=joint_transform,
+            download=download,
+            seed=seed,
+        )
+
+
+class DecoyFashionMNIST(DecoyMNIST):
+    """Fashion-MNIST with a grey swatch in a corner; arguments as of :class:`DecoyMNIST`."""
+
+    source = "fashion-mnist"
+
+
+class ColorMNIST(_FromTorchvision):
+    """MNIST in colours that give the class away; :func:`.color` has the facts and the limits.
+
+    Args:
+        root: the folder that torchvision keeps its data sets in.
+        train: the training or the test images, with that set's colours.
+        variant: ``"foreground"`` or ``"background"``.
+        correlation: the share of training images with their own class's colour.
+        spread: standard deviation of noise on the colours.
+        test: ``"reversed"`` or ``"random"``.
+        mode: ``"train"``, ``"test"`` or ``"clean"``, to choose the colours apart from the images; None: those of the set.
+        transform: see :class:`ShortcutDataset`.
+        target_transform: of each label.
+        joint_transform: of image and mask together.
+        download: let torchvision download what is missing.
+        seed: of the colours.
+
+    Raises:
+        FileNotFoundError: the folder, or the data set in it, is missing.
+        OSError: the files cannot be read.
+        ModuleNotFoundError: torchvision is not installed.
+        ValueError: an option that does not fit.
+    """
+
+    source = "mnist"
+
+    def __init__(
+        self,
+        root: Root,
+        train: bool = True,
+        *,
+        variant: ColorVariant = "foreground",
+        correlation: float = 1.0,
+        spread: float = 0.0,
+        test: ColorTest = "reversed",
+        mode: Mode | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
+        download: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root,
+            train,
+            partial(color, variant=variant, correlation=correlation, spread=spread, test=test),
+            mode=mode,
+            transform=transform,
+            target_transform=target_transform,
+            joint_transform=joint_transform,
+            download=download,
+            seed=seed,
+        )
+
+
+class WatermarkMNIST(_FromTorchvision):
+    """MNIST with a faint mark near the border; :func:`.watermark` has the facts.
+
+    Args:
+        root: the folder that torchvision keeps its data sets in.
+        train: the training or the test images, with that set's marks.
+        place: ``"fixed"`` or ``"random"``.
+        share: of the images that have a mark.
+        opacity: of the mark.
+        test: ``"other"`` or ``"none"``.
+        mode: ``"train"``, ``"test"`` or ``"clean"``, to choose the marks apart from the images; None: those of the set.
+        transform: see :class:`ShortcutDataset`.
+        target_transform: of each label.
+        joint_transform: of image and mask together.
+        download: let torchvision download what is missing.
+        seed: of the marks and their places.
+
+    Raises:
+        FileNotFoundError: the folder, or the data set in it, is missing.
+        OSError: the files cannot be read.
+        ModuleNotFoundError: torchvision is not installed.
+        ValueError: an option that does not fit.
+    """
+
+    source = "mnist"
+
+    def __init__(
+        self,
+        root: Root,
+        train: bool = True,
+        *,
+        place: Place = "fixed",
+        share: float = 1.0,
+        opacity: float = 0.7,
+        test: WatermarkTest = "other",
+        mode: Mode | None = None,
+        transform: Callable[[Tensor], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
+        download: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root,
+            train,
+            partial(watermark, place=place, share=share, opacity=opacity, test=test),
+            mode=mode,
+            transform=transform,
+            target_transform=target_transform,
+            joint_transform=joint_transform,
+            download=download,
+            seed=seed,
+        )
+
+
+class WatermarkFashionMNIST(WatermarkMNIST):
+    """Fashion-MNIST with a faint mark near the border; arguments as of :class:`WatermarkMNIST`."""
+
+    source = "fashion-mnist"
