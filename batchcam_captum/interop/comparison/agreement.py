@@ -32,9 +32,8 @@ class MapAgreement:
     identical: bool  #: the same value at every place, to the last bit
     zero_ours: bool  #: ours is zero everywhere
     zero_theirs: bool  #: theirs is zero everywhere
-    peak: (
-        float | None
-    )  #: the largest absolute value of the two; what the differences of raw maps are relative to
+    #: The largest absolute value of the two; what the differences of raw maps are relative to.
+    peak: float | None
 
     @property
     def finite(self) -> bool:

@@ -30,9 +30,8 @@ class Work:
         """So many images and their targets: the first ones, or all of them again and again."""
         rows = torch.arange(size) % len(self.images)
         images = self.images[rows.to(self.images.device)]
-        if (
-            images.dim() == 4 and not self.images.is_contiguous()
-        ):  # channels_last, which indexing does not keep
+        if images.dim() == 4 and not self.images.is_contiguous():
+            # Indexing does not keep channels_last.
             images = images.contiguous(memory_format=torch.channels_last)
         return images, [self.targets[row] for row in rows.tolist()]
 

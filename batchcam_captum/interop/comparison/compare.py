@@ -172,8 +172,9 @@ def _maps(
     size = work.images.shape[2:]
     for method in methods:
         tick(f"{method}, {OURS.name}")
+        own = OURS.cam_method(method)
         try:
-            raw[method] = _ours(work, OURS.cam_method(method))
+            raw[method] = _ours(work, own)
         except Exception as error:
             skipped.append(Skipped(method, OURS.name, reason_of(error)))
         for library in libraries:
@@ -184,7 +185,9 @@ def _maps(
                 continue
             try:
                 theirs = _theirs(work, peer, method)
-                ours = peer.preset(_ours(work, peer.cam_method(method)), size).cpu()
+                weighting = peer.cam_method(method)  # Captum's is our own, whose maps are there already
+                maps = raw[method] if weighting is own and method in raw else _ours(work, weighting)
+                ours = peer.preset(maps, size).cpu()
                 pairs.append(Pair(method, library, ours, theirs, agreement(ours, theirs, scale=peer.scale)))
             except Exception as error:
                 skipped.append(Skipped(method, library, reason_of(error)))
