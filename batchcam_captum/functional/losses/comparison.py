@@ -75,7 +75,8 @@ def check_aspect(name: str, size: Sequence[int], cams_size: Sequence[int]) -> No
     """
     pairs = list(zip(size, cams_size, strict=True))[-2:]
     smallest = max(full / (side + _TOO_SMALL) for full, side in pairs)
-    largest = min(full / (side - _TOO_LARGE) for full, side in pairs)
+    # A side of one pixel fits any stride that is large enough.
+    largest = min(full / (side - _TOO_LARGE) if side > _TOO_LARGE else math.inf for full, side in pairs)
     if len(pairs) == 2 and smallest >= largest:
         strides = " and ".join(f"{full / side:.3g}" for full, side in pairs)
         raise ValueError(
