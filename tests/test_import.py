@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "files": {"files"},
     "optional": {"optional"},
     "environment": {"environment", "__version__"},
+    "datasets": {"datasets", "files", "optional"},
     "distributed": {"distributed"},
     "attribution": {"attribution", "functional"},
     "prototypes": {"prototypes", "functional", "files", "distributed"},

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ._arguments import another_class, check_arguments, choice, share_of
+from .arguments import another_class, check_arguments, choice, share_of
 
 ColorVariant = Literal["foreground", "background"]
 ColorTest = Literal["reversed", "random"]

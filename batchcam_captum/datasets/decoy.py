@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ._arguments import check_arguments, choice, corners, grey, window
+from .arguments import check_arguments, choice, corners, grey, window
 
 DecoyVariant = Literal["rrr", "cdep"]
 Place = Literal["random", "fixed"]

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ._torchvision import grey_images
 from .color import ColorTest, ColorVariant, color
 from .decoy import DecoyVariant, Place, decoy
 from .shortcut import Mode, Shortcut, ShortcutDataset
+from .torchvision_files import grey_images
 from .watermark import WatermarkTest, watermark
 
 Root = str | os.PathLike[str]
@@ -21,7 +21,7 @@ Root = str | os.PathLike[str]
 class _FromTorchvision(ShortcutDataset):
     """What the ready-made kinds share."""
 
-    source: ClassVar[str]  #: see :data:`._torchvision.TORCHVISION_NAMES`
+    source: ClassVar[str]  #: see :data:`.torchvision_files.TORCHVISION_NAMES`
 
     def __init__(
         self,

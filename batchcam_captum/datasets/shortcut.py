@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._arguments import choice
+from .arguments import choice
 
 Mode = Literal["train", "test", "clean"]
 

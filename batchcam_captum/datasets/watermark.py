@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ._arguments import another_class, check_arguments, choice, share_of, window
+from .arguments import another_class, check_arguments, choice, share_of, window
 from .decoy import Place
 
 WatermarkTest = Literal["other", "none"]

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..files import folders_taken_back
+from ..datasets.torchvision_files import ON_THE_COMMAND_LINE, grey_images
 
 DataName = Literal["digits", "mnist", "fashion-mnist"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
@@ -107,37 +107,14 @@ def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _from_torchvision(
     name: str, root: Path | None, download: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
-    from torchvision.datasets import MNIST, FashionMNIST
-
-    if root is None:
-        raise FileNotFoundError(
-            f"--data-root: expected the folder that holds {name}, got none; pass --data-root DIR, and --download to fill it"
-        )
-    if not download and not root.is_dir():
-        raise FileNotFoundError(
-            f"--data-root: expected a folder, got {root}; check the path, or pass --download"
-        )
-    kind = MNIST if name == "mnist" else FashionMNIST
-    try:
-        with folders_taken_back(root / kind.__name__ / "raw"):
-            train = kind(root, train=True, download=download)
-            test = kind(root, train=False, download=download)
-    except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
-        raw = root / kind.__name__ / "raw"
-        if (
-            isinstance(error, RuntimeError) and "download" in str(error).lower()
-        ):  # torchvision: it is not there
-            raise FileNotFoundError(
-                f"--data-root: expected the four files of {name} in {raw}, got: {error}; pass --download on a machine with "
-                f"access to the internet, or the folder above {kind.__name__}"
-            ) from error
-        raise OSError(
-            f"--data-root: expected readable files of {name} in {raw}, got: {error}; replace them"
-        ) from error
+    train, test = (
+        grey_images(name, root, train=part, download=download, wording=ON_THE_COMMAND_LINE)
+        for part in (True, False)
+    )
     return (
         train.data.unsqueeze(1) / 255,
         train.targets,
         test.data.unsqueeze(1) / 255,
         test.targets,
-        tuple(name.split(" - ")[-1] if kind is MNIST else name for name in train.classes),
+        train.classes,
     )

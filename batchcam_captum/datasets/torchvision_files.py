@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..files import folders_taken_back
+from ..optional import load
 
 #: torchvision's class, which is also the name of its folder, for each data set.
 TORCHVISION_NAMES: dict[str, str] = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
@@ -69,8 +70,7 @@ def grey_images(
         raise FileNotFoundError(
             f"{wording.root}: expected a folder, got {root}; check the path, or pass {wording.pass_download}"
         )
-    from torchvision import datasets
-
+    datasets = load("torchvision.datasets", purpose=name, package="torchvision")
     raw = root / kind_name / "raw"
     try:
         with folders_taken_back(raw):
