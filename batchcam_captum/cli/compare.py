@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--seed: expected an integer of 64 bits, got {options.seed}; pass a smaller one")
     with output_folder(options.output, ("comparison.json", "comparison.md", "comparison.png")):
         comparison, failed = _compared(options, dtype, libraries)
-        print(comparison.markdown())
+        print(comparison.text())
         names = comparison.write(options.output)
     if not options.quiet:
         for remark in comparison.remarks:

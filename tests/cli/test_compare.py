@@ -68,7 +68,10 @@ def test_table_is_printed_and_files_are_written(folder, capsys):
     assert printed.err == ""
     assert "| pytorch-grad-cam |" in printed.out
     written = (folder / "compare-output" / "comparison.md").read_text().splitlines()
-    assert all(line in printed.out.splitlines() for line in written if line.startswith("|"))
+    rows = [line.replace("\\_", "_") for line in written if line.startswith("|")]
+    assert any("| layer_cam |" in row for row in rows)
+    assert all(row in printed.out.splitlines() for row in rows)
+    assert "\\" not in printed.out
     files = {"comparison.json", "comparison.md", "comparison.png", "comparison-2.png"}
     assert {path.name for path in (folder / "compare-output").iterdir()} == files
     assert all(name in printed.out for name in files)

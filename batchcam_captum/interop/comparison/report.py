@@ -19,6 +19,9 @@ from .result import Comparison, Cost, Skipped, encodable, titled
 
 _NAME = "comparison"
 _PICTURE = re.compile(rf"{_NAME}(-([2-9]|[1-9]\d+))?\.png", re.ASCII)
+#: What Markdown does not show as it stands.
+_SPECIAL = "\\`*_{}[]<>()#!|~$&"
+_ESCAPED = re.compile(rf"\\([{re.escape(_SPECIAL)}])")
 _NONE, _TIMES = "-", "\N{MULTIPLICATION SIGN}"
 
 #: (key of the summary, heading)
@@ -117,6 +120,11 @@ def markdown(comparison: Comparison) -> str:
             lines += [_HOW_MEMORY[machine["device"].partition(":")[0]], ""]
     lines += _not_done(comparison)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def text(comparison: Comparison) -> str:
+    """See :meth:`Comparison.text`."""
+    return _ESCAPED.sub(r"\1", markdown(comparison))
 
 
 def _weights_and_images(settings: dict[str, Any]) -> str:
@@ -269,7 +277,7 @@ def _count(number: int, noun: str) -> str:
 def escaped(text: object) -> str:
     """Text that Markdown shows as it is, on one line, also in a table: names of models, layers and files may hold anything."""
     line = " ".join(encodable(str(text)).split())
-    return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>()#!|~$&" else sign for sign in line)
+    return "".join(f"\\{sign}" if sign in _SPECIAL else sign for sign in line)
 
 
 def _plain(value: Any) -> Any:

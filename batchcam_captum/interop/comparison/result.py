@@ -94,6 +94,12 @@ class Comparison:
 
         return markdown(self)
 
+    def text(self) -> str:
+        """The same report to be read as it stands, on a terminal: names without what Markdown needs before some characters."""
+        from .report import text
+
+        return text(self)
+
     def write(self, folder: str | os.PathLike[str]) -> list[str]:
         """Write ``comparison.json``, ``comparison.md``, and ``comparison.png`` (``comparison-2.png``, … for further methods).
 

@@ -213,11 +213,19 @@ def test_how_the_allocator_was_set_is_told():
     assert "The C allocator was as it comes" in found.markdown()
     found.environment["allocator"] = {"MALLOC_TOP_PAD_": "0"}
     assert "The C allocator was set: MALLOC\\_TOP\\_PAD\\_=0." in found.markdown()
+    assert "The C allocator was set: MALLOC_TOP_PAD_=0." in found.text()
 
 
 def test_names_are_shown_as_they_are():
     assert escaped("a|b_c\n d") == "a\\|b\\_c d"
     assert escaped("<b>`x`") == "\\<b\\>\\`x\\`"
+
+
+def test_on_a_terminal_names_stand_as_they_are():
+    found = comparison(samples=1)
+    found.settings["layer"] = "a\\_[b]$"
+    assert "layer a\\_[b]$" in found.text()
+    assert "layer a\\\\\\_\\[b\\]\\$" in found.markdown()
 
 
 @pytest.mark.parametrize(
