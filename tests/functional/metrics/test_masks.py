@@ -1,0 +1,153 @@
+"""Whether cams lie where masks say."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from skimage.transform import resize as skimage_resize
+from sklearn.metrics import jaccard_score
+from torch.testing import assert_close
+
+from batchcam_captum.functional import (
+    energy_in_mask,
+    mask_iou,
+    pointing_game,
+    rank_accuracy,
+    shortcut_share,
+    wrong_reason,
+)
+
+METRICS = [energy_in_mask, wrong_reason, pointing_game, mask_iou, rank_accuracy]
+
+
+@pytest.fixture
+def case():
+    """Signed cams of a layer, and masks of twice their size."""
+    masks = torch.zeros(6, 1, 14, 14)
+    for i, mask in enumerate(masks):
+        mask[0, i : i + 6, 3 : 12 - i] = 1
+    return torch.randn(6, 1, 7, 7), masks
+
+
+def enlarged(cam, size):
+    """relu(C) / max, resized by scikit-image, as float64 NumPy."""
+    a = cam[0].clamp(min=0).double().numpy()
+    return skimage_resize(a / a.max(), size, order=1, mode="edge", anti_aliasing=False)
+
+
+def test_energy_iou_and_rank_against_numpy_scikit_image_and_scikit_learn(case):
+    cams, masks = case
+    energy, iou, rank = [], [], []
+    for cam, mask in zip(cams, masks, strict=True):
+        a, m = enlarged(cam, (14, 14)), mask[0].numpy() > 0
+        energy.append(a[m].sum() / a.sum())
+        unit = (a - a.min()) / (a.max() - a.min())
+        iou.append(jaccard_score(m.ravel(), (unit > 0.3).ravel()))
+        highest = np.argsort(-a.ravel())[: m.sum()]
+        rank.append(m.ravel()[highest].mean())
+    assert_close(energy_in_mask(cams, masks), torch.tensor(energy), check_dtype=False)
+    assert_close(wrong_reason(cams, masks.bool()), 1 - torch.tensor(energy), check_dtype=False)
+    assert_close(mask_iou(cams, masks, threshold=0.3), torch.tensor(iou), check_dtype=False)
+    # Two pixels that are equal but for rounding may change places.
+    assert_close(rank_accuracy(cams, masks), torch.tensor(rank), atol=0.03, rtol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, 3])
+def test_pointing_game_against_scipys_distances(case, tolerance):
+    cams, masks = case
+    expected = []
+    for cam, mask in zip(cams, masks, strict=True):
+        a = enlarged(cam, (14, 14))
+        away = ndimage.distance_transform_edt(mask[0].numpy() == 0)
+        expected.append((away[a > a.max() - 1e-9] <= tolerance).mean())
+    assert_close(pointing_game(cams, masks, tolerance=tolerance), torch.tensor(expected), check_dtype=False)
+    assert 0 < sum(expected) < 6
+
+
+def test_pointing_game_in_a_volume():
+    cams, masks = torch.zeros(3, 1, 6, 6, 6), torch.zeros(3, 1, 6, 6, 6)
+    masks[:, 0, 0, 0, 0] = 1
+    for cam, place in zip(cams, [(1, 2, 2), (2, 2, 2), (0, 3, 0)], strict=True):  # 3, √12 and 3 away
+        cam[0][place] = 1
+    assert pointing_game(cams, masks, tolerance=3).tolist() == [1, 0, 1]
+    assert pointing_game(cams, masks, tolerance=2).tolist() == [0, 0, 0]
+
+
+def test_ties_count_in_part():
+    cams = torch.tensor([[3.0, 1, 1, 1, 0, -2]])[None]
+    masks = torch.tensor([[1.0, 0, 1, 0, 1, 0]])[None]
+    orders = [sum(i in (0, 2, 4) for i in (0, *order[:2])) / 3 for order in permutations((1, 2, 3))]
+    assert_close(rank_accuracy(cams, masks), torch.tensor([np.mean(orders)]), check_dtype=False)
+    assert_close(pointing_game(cams.clamp(max=1), masks), torch.tensor([0.5]))
+
+
+def test_a_flat_map_gets_what_chance_would(case):
+    _, masks = case
+    flat, area = torch.full((6, 1, 7, 7), 0.2), masks.mean((1, 2, 3))
+    for metric in (energy_in_mask, pointing_game, rank_accuracy):
+        assert_close(metric(flat, masks), area)
+    assert_close(shortcut_share(flat, masks).lift, torch.ones(6))
+    assert mask_iou(flat, masks).tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("resolution", ["mask", "map"])
+def test_dead_cams_get_the_worst_value_and_empty_masks_none(case, resolution):
+    _, masks = case
+    masks[4] = 0
+    for cams in (torch.zeros(6, 1, 7, 7), -torch.rand(6, 1, 7, 7)):
+        for metric in METRICS:
+            worst = 1.0 if metric is wrong_reason else 0.0
+            expected = torch.full((6,), worst).masked_fill(torch.arange(6) == 4, torch.nan)
+            assert_close(metric(cams, masks, resolution=resolution), expected, equal_nan=True, rtol=0, atol=0)
+        share, area = shortcut_share(cams, masks, resolution=resolution)
+        assert_close(share, area, equal_nan=True)
+        assert area.isnan().tolist() == [i == 4 for i in range(6)]
+
+
+def test_shortcut_share():
+    cams = torch.tensor([[4.0, 0, -3, 0, 1, 0, 0, 0]])[None]
+    shortcuts = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0]])[None]
+    shared = shortcut_share(cams, shortcuts)
+    assert_close([*shared, shared.lift], [torch.tensor([0.8]), torch.tensor([0.25]), torch.tensor([3.2])])
+
+
+def test_masks_of_the_size_of_the_map():
+    cams = torch.tensor([[1.0, 3.0, 0.0, 0.0]])[None]
+    masks = torch.tensor([[0.0, 0, 1, 0, 0, 0, 0, 0]])[None]  # a speck keeps its peak: 0 1 0 0
+    assert_close(energy_in_mask(cams, masks, resolution="map"), torch.tensor([0.75]))
+    assert_close(mask_iou(cams, masks, resolution="map"), torch.tensor([1.0]))
+
+
+def test_half_types_inference_and_what_does_not_count(case):
+    cams, masks = case
+    cams, counted = cams.bfloat16(), torch.arange(6) != 2
+    for metric in METRICS:
+        expected = metric(cams.float(), masks)
+        spoilt = cams.clone().requires_grad_()
+        spoilt.data[2] = torch.nan
+        with torch.inference_mode():
+            value = metric(spoilt, masks.to(torch.uint8), counted=counted)
+        assert_close(value[counted], expected[counted], rtol=0, atol=0)
+        assert value[2].isnan()
+        with pytest.raises(ValueError, match=r"cams: expected finite numbers.*samples \[2\]"):
+            metric(spoilt, masks)
+
+
+def test_bad_masks_and_options(case):
+    cams, masks = case
+    with pytest.raises(
+        ValueError, match=r"masks: expected numbers from 0 to 1.*divide masks of bytes by 255"
+    ):
+        energy_in_mask(cams, masks * 255)
+    with pytest.raises(ValueError, match=r"masks: expected \(N, 1, \*spatial\)"):
+        rank_accuracy(cams, masks[:, 0])
+    with pytest.raises(ValueError, match=r"threshold: expected a number in \[0, 1\), got 1"):
+        mask_iou(cams, masks, threshold=1)
+    with pytest.raises(ValueError, match="tolerance: expected at least 0 pixels"):
+        pointing_game(cams, masks, tolerance=-1)
+    with pytest.raises(ValueError, match="resolution: expected 'map' or 'mask'"):
+        mask_iou(cams, masks, resolution="image")
