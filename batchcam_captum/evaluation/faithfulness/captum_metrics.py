@@ -1,0 +1,279 @@
+"""Captum's infidelity and maximum sensitivity, with cams, seeds, and without their traps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...attribution import BatchGradCam, _captum
+from ...attribution.chunks import row_chunks
+from ...functional import Normalization, dead_cams, full_precision, prepare
+from ...functional.maps import check_normalization
+from .scoring import (
+    Model,
+    Score,
+    Targets,
+    TargetScores,
+    check_batch_size,
+    check_images,
+    finite,
+    heatmaps,
+    measuring,
+    target_indices,
+)
+
+#: Images and class indices -> cams (N, 1, *spatial), signed.
+Explain = Callable[[Tensor, Tensor], Tensor]
+
+
+class Sensitivity(NamedTuple):
+    """What :func:`max_sensitivity` returns."""
+
+    values: Tensor  #: (N,), at least 0; smaller is better
+    dead: Tensor  #: (N,) booleans: the cam of the image itself is dead, so its value praises nothing
+
+
+def infidelity(
+    model: Model,
+    images: Tensor,
+    cams: Tensor,
+    targets: Targets,
+    *,
+    noise_std: float = 0.1,
+    samples: int = 16,
+    normalize: bool = True,
+    relative: bool = False,
+    score: Score = "logit",
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Tensor:
+    """How badly a cam predicts what a small change of the image does to the target's score.
+
+    Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019: E_I (Iᵀ Φ − (f(x) − f(x − I)))².
+    I is Gaussian noise, Φ the cam resized to the image, one value a pixel for all channels. Computed by
+    ``captum.metrics.infidelity`` with perturbations that are the plain difference (``multiply_by_inputs=False``): a Grad-CAM is a
+    local attribution, which no input has been multiplied into.
+
+    All images share the noise, so that an image's value does not depend on the batch, and two maps of one model are compared on
+    the same changes. The model stays in its mode; nothing of it changes.
+
+    Args:
+        model: images (N, C, *spatial) -> scores (N, K) before any softmax.
+        images: (N, C, *spatial), as the model takes them.
+        cams: (N, 1, *spatial), signed, of any size; resized linearly to the images.
+        targets: class indices, one for all or one an image.
+        noise_std: standard deviation of the noise, in the units of the images: a tenth of the range of images in [0, 1]. Take
+            more for standardised images.
+        samples: how many perturbations an image.
+        normalize: multiply each cam by the factor that suits it best (Captum's ``normalize``), as the scale of a cam means
+            nothing. The factor may be negative: a cam and its negative get the same.
+        relative: divide by E (f(x) − f(x − I))², which is what the zero map gets: the share of the change that the cam does not
+            predict. Scores of differently trained models differ in scale, so compare models by this one. Costs a second run.
+        score: ``"logit"``, as in the paper, or ``"probability"``.
+        batch_size: how many perturbed images go through the model at a time; bounds the memory.
+        seed: of the noise.
+
+    Returns:
+        (N,), at least 0; **smaller is better**. In the units of the score squared; with ``relative`` 0 to 1 if normalised, and
+        without a bound otherwise. An all-zero cam gets E (f(x) − f(x − I))², with ``relative`` 1: the most that a normalised cam
+        can get. A normalised random cam gets about 1 − 1 / ``samples`` of that, as the factor is fitted to the perturbations.
+        Where no perturbation changes the score, ``relative`` gives 0.
+
+    Raises:
+        TypeError: images, cams or targets of a wrong kind.
+        ValueError: shapes, targets or options that do not fit; cams that are not finite; scores that are not finite.
+
+    Warns:
+        UserWarning: a BatchNorm uses the statistics of its batch.
+    """
+    maps = heatmaps(images, cams).to(images.dtype)
+    check_batch_size(batch_size)
+    _check_samples(samples)
+    if not noise_std > 0:
+        raise ValueError(f"noise_std: expected more than 0, got {noise_std}")
+    scores = TargetScores(model, targets, images, score)
+    noise = noise_std * _noise(torch.randn, samples, images, seed)
+    values = []
+    with measuring(model, images):
+        for rows in _whole_images(images, samples, batch_size):
+            present = images[rows]
+
+            def of(attributions: Tensor, present: Tensor = present, rows: slice = rows) -> Tensor:
+                perturbations = _Perturbations(noise, len(present))
+
+                def perturb(repeated: Tensor) -> tuple[Tensor, Tensor]:
+                    change = perturbations.next(repeated)
+                    return change, repeated - change
+
+                found: Tensor = _captum.infidelity(
+                    lambda repeated: scores(repeated, rows),
+                    perturb,
+                    present,
+                    attributions.expand_as(present),
+                    n_perturb_samples=samples,
+                    max_examples_per_batch=_at_a_time(present, samples, batch_size),
+                    normalize=normalize,
+                )
+                return found
+
+            value = of(maps[rows])
+            if relative:
+                of_nothing = of(torch.zeros_like(maps[rows]))
+                unmoved = of_nothing == 0
+                value = value.masked_fill(unmoved, 0) / of_nothing.masked_fill(unmoved, 1)
+            # The expanded square of the normalised form may round to less than nothing.
+            values.append(value.clamp(min=0))
+    return finite(torch.cat(values) if values else maps.new_zeros(0), "infidelity")
+
+
+def max_sensitivity(
+    explain: BatchGradCam | Explain,
+    images: Tensor,
+    targets: Targets,
+    *,
+    radius: float = 0.02,
+    samples: int = 10,
+    normalize: Normalization | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> Sensitivity:
+    """How far a small change of the image moves the cam, at most.
+
+    Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019: the largest ‖Φ(x + δ) − Φ(x)‖ over random δ
+    with |δ| <= radius in every pixel, divided by ‖Φ(x)‖. Computed by ``captum.metrics.sensitivity_max``, which takes a
+    plain tensor of cams for a tuple of single ones; here it gets a tuple.
+
+    **A dead cam looks perfectly stable**: report the share of dead cams, ``dead.float().mean()``, beside it. All images share
+    the perturbations, so that an image's value does not depend on the batch.
+
+    Args:
+        explain: a :class:`~batchcam_captum.BatchGradCam` of a single layer; or a function of images and class indices (n,) that
+            returns cams (n, 1, *spatial), and sees to it that nothing changes.
+        images: (N, C, *spatial), as the model takes them.
+        targets: class indices, one for all or one an image.
+        radius: the largest change of a pixel, in the units of the images.
+        samples: how many perturbations an image.
+        normalize: rectify each cam and bring it to a common scale before it is compared, as
+            :func:`~batchcam_captum.functional.prepare` does; a dead cam is the zero map then. None: the signed cams as they are,
+            which is what Captum measures.
+        batch_size: how many perturbed images are explained at a time; bounds the memory.
+        seed: of the perturbations.
+
+    Returns:
+        Values (N,), at least 0, without an upper bound; **smaller is better**. An image whose cam is all-zero gets the norm of
+        the perturbed cams, not divided by anything: 0 where they are all-zero as well.
+
+    Raises:
+        TypeError: images or targets of a wrong kind, or something else than a single cam an image.
+        ValueError: shapes, targets or options that do not fit; cams that are not finite.
+    """
+    check_images(images)
+    check_batch_size(batch_size)
+    _check_samples(samples)
+    if not radius > 0:
+        raise ValueError(f"radius: expected more than 0, got {radius}")
+    if normalize is not None:
+        check_normalization(normalize)
+    indices = target_indices(targets, images)
+    noise = radius * (2 * _noise(torch.rand, samples, images, seed) - 1)
+    make = _explain_with(explain)
+
+    def maps_of(images: Tensor, target: Tensor) -> Tensor:
+        return _checked_cams(make(images, target), len(images))
+
+    values, dead = [], []
+    for rows in _whole_images(images, samples, batch_size):
+        present = images[rows]
+        perturbations = _Perturbations(noise, len(present))
+
+        def explained(
+            inputs: Tensor | tuple[Tensor, ...], target: Tensor, present: Tensor = present
+        ) -> tuple[Tensor]:
+            unperturbed = isinstance(inputs, tuple)  # Captum's first call alone
+            cams = maps_of(inputs[0] if isinstance(inputs, tuple) else inputs, target)
+            if unperturbed:
+                dead.append(dead_cams(cams))
+            return (cams if normalize is None else prepare(cams, normalize).maps,)
+
+        values.append(
+            _captum.sensitivity_max(
+                explained,
+                present,
+                perturbations.add,
+                n_perturb_samples=samples,
+                max_examples_per_batch=_at_a_time(present, samples, batch_size),
+                target=indices[rows],
+            )
+        )
+    if not values:
+        return Sensitivity(images.new_zeros(0), torch.zeros(0, dtype=torch.bool, device=images.device))
+    return Sensitivity(torch.cat(values), torch.cat(dead))
+
+
+def _explain_with(explain: BatchGradCam | Explain) -> Explain:
+    if isinstance(explain, BatchGradCam):
+        if len(explain.layers) != 1:
+            raise ValueError(
+                f"explain: expected one layer, got {len(explain.layers)}; measure the layers one after the other"
+            )
+        return lambda images, target: explain.attribute(images, target=target)
+    if not callable(explain):
+        raise TypeError(
+            f"explain: expected a BatchGradCam or a function of images and class indices, got {type(explain).__name__}"
+        )
+    return explain
+
+
+def _checked_cams(cams: object, samples: int) -> Tensor:
+    if not isinstance(cams, Tensor):
+        raise TypeError(f"explain: expected a tensor of cams, got {type(cams).__name__}; pick one of them")
+    if cams.dim() < 3 or cams.shape[:2] != (samples, 1):
+        raise ValueError(f"explain: expected cams ({samples}, 1, *spatial), got {tuple(cams.shape)}")
+    cams = full_precision(cams.detach())
+    if not bool(cams.isfinite().all()):
+        raise ValueError("explain: expected finite cams, got NaN or infinity; look at the model's weights")
+    return cams.contiguous()
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}")
+
+
+def _noise(draw: Callable[..., Tensor], samples: int, images: Tensor, seed: int) -> Tensor:
+    """(samples, C, *spatial), drawn on the CPU: the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return draw(samples, *images.shape[1:], generator=generator).to(images)
+
+
+def _whole_images(images: Tensor, samples: int, batch_size: int) -> list[slice]:
+    """Captum repeats images ``samples`` times: as many of them as fit a batch, at least one."""
+    if not len(images):
+        return []
+    return row_chunks(len(images), max(batch_size // samples, 1))
+
+
+def _at_a_time(images: Tensor, samples: int, batch_size: int) -> int | None:
+    """Captum's ``max_examples_per_batch``, of which it warns where it changes nothing."""
+    return None if len(images) * samples <= batch_size else batch_size
+
+
+class _Perturbations:
+    """Hands out the perturbations in the order in which Captum asks for them: some for each image, image by image."""
+
+    def __init__(self, noise: Tensor, images: int) -> None:
+        self._noise, self._images, self._used = noise, images, 0
+
+    def next(self, repeated: Tensor) -> Tensor:
+        """Images, each repeated n times in a row -> the next n perturbations, for each image the same."""
+        each = len(repeated) // self._images
+        part = self._noise[self._used : self._used + each]
+        self._used += each
+        return part.repeat(self._images, *[1] * (part.dim() - 1))
+
+    def add(self, repeated: Tensor) -> Tensor:
+        """Those images with the next perturbations."""
+        return repeated + self.next(repeated)
