@@ -5,6 +5,7 @@ beside every measure of the maps alone.
 """
 
 from .captum_metrics import Explain, Sensitivity, infidelity, max_sensitivity
+from .cascade import CascadingRandomization, Similarity, cascading_randomization
 from .fills import Fill, filled_images
 from .imputation import linear_imputation
 from .perturbation_curves import PerturbationCurves, deletion_curve, insertion_curve
@@ -13,6 +14,7 @@ from .scoring import Model, Score, Targets
 
 __all__ = [
     "PERCENTILES",
+    "CascadingRandomization",
     "Explain",
     "Fill",
     "Model",
@@ -20,7 +22,9 @@ __all__ = [
     "RoadScores",
     "Score",
     "Sensitivity",
+    "Similarity",
     "Targets",
+    "cascading_randomization",
     "deletion_curve",
     "filled_images",
     "infidelity",
