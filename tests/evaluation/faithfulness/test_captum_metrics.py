@@ -1,0 +1,95 @@
+"""Infidelity and maximum sensitivity: against loops over images and perturbations, and in cases that can be computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from batchcam_captum.evaluation.faithfulness import infidelity, max_sensitivity
+from batchcam_captum.functional import prepare
+
+from .networks import Linear
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_infidelity_equals_a_loop(case, normalize):
+    options = {"noise_std": 0.3, "samples": 6, "normalize": normalize, "seed": 5}
+    found = infidelity(case.model, case.images, case.cams, case.targets, **options)
+    small = infidelity(
+        case.model, case.images, case.cams, case.targets, **options, batch_size=4
+    )  # less than the samples
+    relative = infidelity(case.model, case.images, case.cams, case.targets, **options, relative=True)
+    noise = 0.3 * torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    heat = F.interpolate(case.cams, (8, 8), mode="bilinear")
+    for row, image in enumerate(case.images):
+        predicted, happened = [], []
+        for change in noise:
+            with torch.no_grad():
+                before, after = case.model(torch.stack([image, image - change]))[:, case.targets[row]]
+            happened.append(before - after)
+            predicted.append((change * heat[row]).sum())
+        predicted, happened = torch.stack(predicted), torch.stack(happened)
+        if normalize:  # the factor of least squares
+            predicted = predicted * torch.linalg.lstsq(predicted[:, None], happened[:, None]).solution.item()
+        expected = F.mse_loss(predicted, happened)
+        assert_close(found[row], expected, rtol=1e-3, atol=1e-6)
+        assert_close(small[row], expected, rtol=1e-3, atol=1e-6)
+        assert_close(relative[row], expected / happened.square().mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_weights_of_a_linear_model_are_faithful_and_the_zero_map_is_not():
+    weights = torch.randn(1, 1, 5, 5)
+    images = torch.rand(3, 1, 5, 5)
+    model, maps = Linear(weights[0]), weights.expand(3, 1, 5, 5)
+    assert_close(infidelity(model, images, maps, 0, normalize=False), torch.zeros(3), atol=1e-9, rtol=0)
+    assert_close(infidelity(model, images, 7 * maps, 0), torch.zeros(3), atol=1e-7, rtol=0)
+    assert (infidelity(model, images, 7 * maps, 0, normalize=False) > 1e-2).all()
+    for normalize in (True, False):
+        nothing = infidelity(model, images, torch.zeros_like(maps), 0, normalize=normalize, relative=True)
+        assert_close(nothing, torch.ones(3))
+    # Nothing moves the other score: there is nothing to predict.
+    assert_close(infidelity(model, images, maps, 1, relative=True), torch.zeros(3))
+
+
+@pytest.mark.parametrize("normalize", [None, "max"])
+def test_max_sensitivity_equals_a_loop(case, normalize):
+    options = {"radius": 0.1, "samples": 5, "normalize": normalize, "seed": 2}
+    found = max_sensitivity(case.grad_cam, case.images, case.targets, **options)
+    small = max_sensitivity(case.grad_cam, case.images, case.targets, **options, batch_size=3)
+    noise = 0.1 * (2 * torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(2)) - 1)
+    as_measured = (lambda cams: cams) if normalize is None else (lambda cams: prepare(cams).maps)
+    original = as_measured(case.cams)
+    for row, image in enumerate(case.images):
+        target = int(case.targets[row])
+        cams = [as_measured(case.grad_cam.attribute((image + change)[None], target)) for change in noise]
+        expected = max((cam[0] - original[row]).norm() / original[row].norm() for cam in cams)
+        assert expected > 1e-3
+        assert_close(found.values[row], expected, rtol=1e-3, atol=1e-5)
+        assert_close(small.values[row], expected, rtol=1e-3, atol=1e-5)
+    assert not found.dead.any()
+
+
+def test_a_dead_cam_looks_stable_and_is_reported():
+    def dead_or_input(images, targets):
+        return images.mean(1, keepdim=True) * targets.reshape(-1, 1, 1, 1)
+
+    images = torch.rand(3, 3, 6, 6) + 0.5
+    found = max_sensitivity(dead_or_input, images, torch.tensor([-1, 0, 1]), normalize="max")
+    assert found.dead.tolist() == [True, True, False]
+    assert found.values.tolist()[:2] == [0.0, 0.0]
+    assert found.values[2] > 1e-3
+    nothing = max_sensitivity(dead_or_input, images[:0], [])
+    assert nothing.values.shape == nothing.dead.shape == (0,)
+
+
+def test_what_is_no_single_cam_an_image_is_an_error(case):
+    with pytest.raises(TypeError, match=r"explain: expected a tensor of cams, got list"):
+        max_sensitivity(lambda images, targets: [images], case.images, 0)
+    with pytest.raises(ValueError, match=r"explain: expected cams \(4, 1, \*spatial\), got \(4, 3, 8, 8\)"):
+        max_sensitivity(lambda images, targets: images, case.images, 0)
+    with pytest.raises(ValueError, match=r"explain: expected finite cams, got NaN"):
+        max_sensitivity(lambda images, targets: images[:, :1] * float("nan"), case.images, 0)
+    with pytest.raises(TypeError, match=r"explain: expected a BatchGradCam or a function .*, got str"):
+        max_sensitivity("layer", case.images, 0)
