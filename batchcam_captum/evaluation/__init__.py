@@ -11,11 +11,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cams import CamReport, evaluate_cams
     from .figures import map_grid
+    from .metrics import (
+        CamEntropy,
+        CamMetric,
+        ClassCoherence,
+        DeadFraction,
+        EnergyPointingGame,
+        MaskIoU,
+        MeanOverSamples,
+        NearestPrototypeAccuracy,
+        PointingGame,
+        PrototypeCosine,
+        PrototypeDistance,
+        RankAccuracy,
+        ShortcutReliance,
+        Sparsity,
+        WrongReasonRate,
+    )
 
-__all__ = ["CamReport", "evaluate_cams", "map_grid"]
+__all__ = [
+    "CamEntropy",
+    "CamMetric",
+    "CamReport",
+    "ClassCoherence",
+    "DeadFraction",
+    "EnergyPointingGame",
+    "MaskIoU",
+    "MeanOverSamples",
+    "NearestPrototypeAccuracy",
+    "PointingGame",
+    "PrototypeCosine",
+    "PrototypeDistance",
+    "RankAccuracy",
+    "ShortcutReliance",
+    "Sparsity",
+    "WrongReasonRate",
+    "evaluate_cams",
+    "map_grid",
+]
 
 _HOMES = {
+    "CamEntropy": ".metrics",
+    "CamMetric": ".metrics",
     "CamReport": ".cams",
+    "ClassCoherence": ".metrics",
+    "DeadFraction": ".metrics",
+    "EnergyPointingGame": ".metrics",
+    "MaskIoU": ".metrics",
+    "MeanOverSamples": ".metrics",
+    "NearestPrototypeAccuracy": ".metrics",
+    "PointingGame": ".metrics",
+    "PrototypeCosine": ".metrics",
+    "PrototypeDistance": ".metrics",
+    "RankAccuracy": ".metrics",
+    "ShortcutReliance": ".metrics",
+    "Sparsity": ".metrics",
+    "WrongReasonRate": ".metrics",
     "evaluate_cams": ".cams",
     "map_grid": ".figures",
 }

@@ -1,0 +1,76 @@
+"""The metrics of ``functional`` as ``torchmetrics.Metric`` classes: streaming, and summed over the ranks of a process group.
+
+All of them have one ``update(cams, labels, *, masks=None, shortcuts=None)``, so that they go into one ``MetricCollection``. The
+names load on first use, and torchmetrics with them: it is the extra ``metrics`` of this package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .against_masks import (
+        EnergyPointingGame,
+        MaskIoU,
+        PointingGame,
+        RankAccuracy,
+        ShortcutReliance,
+        WrongReasonRate,
+    )
+    from .against_prototypes import NearestPrototypeAccuracy, PrototypeCosine, PrototypeDistance
+    from .base import CamMetric, MeanOverSamples, Samples
+    from .coherence import ClassCoherence
+    from .of_maps import CamEntropy, DeadFraction, Sparsity
+
+__all__ = [
+    "CamEntropy",
+    "CamMetric",
+    "ClassCoherence",
+    "DeadFraction",
+    "EnergyPointingGame",
+    "MaskIoU",
+    "MeanOverSamples",
+    "NearestPrototypeAccuracy",
+    "PointingGame",
+    "PrototypeCosine",
+    "PrototypeDistance",
+    "RankAccuracy",
+    "Samples",
+    "ShortcutReliance",
+    "Sparsity",
+    "WrongReasonRate",
+]
+
+_HOMES = {
+    "CamEntropy": ".of_maps",
+    "CamMetric": ".base",
+    "ClassCoherence": ".coherence",
+    "DeadFraction": ".of_maps",
+    "EnergyPointingGame": ".against_masks",
+    "MaskIoU": ".against_masks",
+    "MeanOverSamples": ".base",
+    "NearestPrototypeAccuracy": ".against_prototypes",
+    "PointingGame": ".against_masks",
+    "PrototypeCosine": ".against_prototypes",
+    "PrototypeDistance": ".against_prototypes",
+    "RankAccuracy": ".against_masks",
+    "Samples": ".base",
+    "ShortcutReliance": ".against_masks",
+    "Sparsity": ".of_maps",
+    "WrongReasonRate": ".against_masks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module (PEP 562)."""
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(home, __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
