@@ -12,16 +12,17 @@ class SimpleCNN(nn.Module):
     Args:
         num_classes: K.
         image_size: side of the square images; from 16 pixels on they are halved between the convolutions.
+        channels: of the images.
 
     The layer to explain is :attr:`features`, the output of the second convolution after its ReLU: (N, 64, s, s), with s = 14 for
     images of 28 pixels and 8 for images of 8.
     """
 
-    def __init__(self, num_classes: int = 10, image_size: int = 28) -> None:
+    def __init__(self, num_classes: int = 10, image_size: int = 28, channels: int = 1) -> None:
         super().__init__()
         side = image_size // 2 if image_size >= 16 else image_size
         self.features = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
+            nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2) if image_size >= 16 else nn.Identity(),
             nn.Conv2d(32, 64, 3, padding=1),
@@ -31,7 +32,7 @@ class SimpleCNN(nn.Module):
         self.classifier = nn.Linear(128, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores before any softmax: (N, 1, s, s) -> (N, K)."""
+        """Scores before any softmax: (N, C, s, s) -> (N, K)."""
         pooled = F.max_pool2d(self.features(images), 2).flatten(1)
         scores: Tensor = self.classifier(F.relu(self.hidden(pooled)))
         return scores

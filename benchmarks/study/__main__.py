@@ -1,0 +1,84 @@
+"""``python -m benchmarks.study PLAN``, from the root of the project."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from .plans import PLANS
+
+_RESULTS = Path(__file__).parent / "results"
+_PINNED = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run a plan, or list it."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description="Run the runs of a plan that are not finished; call it again to go on after an interruption.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("plan", choices=PLANS)
+    made.add_argument(
+        "--data-root", type=Path, required=True, help="the folder of torchvision's MNIST and FashionMNIST"
+    )
+    made.add_argument("--results", type=Path, default=_RESULTS, help="folder of the results, one JSON a run")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on the CPU")
+    made.add_argument(
+        "--limit", type=float, default=float("inf"), help="seconds; no run begins that would not end by then"
+    )
+    made.add_argument(
+        "--share",
+        default="1/1",
+        metavar="I/N",
+        help="every N-th run from the I-th on, for N processes at once",
+    )
+    made.add_argument("--commit", help="of the code, where git cannot tell")
+    made.add_argument("--list", action="store_true", help="say which runs are finished and which are missing")
+    options = made.parse_args()
+    wanted = {"OMP_NUM_THREADS": str(options.threads)} | {
+        name: os.environ.get(name, value) for name, value in _PINNED.items()
+    }
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        # The C library reads them when the process starts.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
+    torch.set_num_threads(options.threads)
+
+    from .run import list_runs, run_all
+
+    try:
+        if options.list:
+            return list_runs(PLANS[options.plan](options.results), options.results)
+        return run_all(
+            PLANS[options.plan](options.results),
+            options.results,
+            options.data_root,
+            torch.device(options.device),
+            limit=options.limit,
+            share=_share(options.share),
+            commit=options.commit,
+        )
+    except (ValueError, LookupError, OSError) as error:
+        print(f"study: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("study: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _share(text: str) -> tuple[int, int]:
+    which, _, count = text.partition("/")
+    if not (which.isdigit() and count.isdigit() and 1 <= int(which) <= int(count)):
+        raise ValueError(f"--share: expected I/N with 1 ≤ I ≤ N, got {text!r}")
+    return int(which) - 1, int(count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

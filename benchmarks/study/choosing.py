@@ -1,0 +1,73 @@
+"""The weights and the recipe, chosen by the rules of README.md from validation runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+from .arms import PLAIN
+from .settings import Settings, finished, read
+
+#: How much validation accuracy an arm may lose, on average over the data sets without a shortcut: 0.2 points.
+TOLERANCE = 0.002
+
+
+class NotYetError(LookupError):
+    """A run that a choice hangs on is still missing."""
+
+
+def accuracy(settings: Settings, folder: Path) -> float:
+    """Of a finished run; 0 for one that diverged.
+
+    Raises:
+        NotYetError: it has not been run.
+    """
+    if not finished(settings, folder):
+        raise NotYetError(settings.name)
+    result = read(settings.file(folder))
+    return 0.0 if "diverged" in result else float(result["metrics"]["accuracy"])
+
+
+def mean_accuracy(runs: Iterable[Settings], folder: Path) -> float:
+    """Of several runs; see :func:`accuracy`."""
+    return fmean(accuracy(each, folder) for each in runs)
+
+
+def passes(arm: str, runs: Sequence[Settings], folder: Path) -> bool:
+    """Whether an arm keeps the accuracy of cross-entropy alone.
+
+    Args:
+        arm: as text.
+        runs: those of cross-entropy, on all data sets and seeds of the choice.
+        folder: of the results.
+
+    Raises:
+        NotYetError: a run is missing.
+    """
+    own = [replace(each, arm=arm) for each in runs]
+    return mean_accuracy(own, folder) >= mean_accuracy(runs, folder) - TOLERANCE
+
+
+def choose_weight(family: str, weights: Sequence[float], runs: Sequence[Settings], folder: Path) -> float:
+    """The largest weight that passes; the smallest where none does.
+
+    Args:
+        family: the arm as text without its weight, such as ``"prototype-l1"``.
+        weights: to choose from.
+        runs: see :func:`passes`.
+        folder: of the results.
+
+    Raises:
+        NotYetError: a run is missing. The weights are asked for from the largest down, and no further than needed.
+    """
+    for weight in sorted(weights, reverse=True)[:-1]:
+        if passes(f"{family}:{weight:g}", runs, folder):
+            return weight
+    return min(weights)
+
+
+def plain(runs: Iterable[Settings]) -> list[Settings]:
+    """The same runs with cross-entropy alone."""
+    return [replace(each, arm=PLAIN) for each in runs]

@@ -1,0 +1,129 @@
+"""What is measured of a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from batchcam_captum import BatchGradCam
+from batchcam_captum.evaluation.faithfulness import (
+    cascading_randomization,
+    deletion_curve,
+    infidelity,
+    insertion_curve,
+    max_sensitivity,
+    road,
+)
+from batchcam_captum.functional import (
+    class_coherence,
+    dead_cams,
+    energy_in_mask,
+    nearest_prototype,
+    pointing_game,
+    prototype_cosine,
+    prototype_distance,
+    shortcut_share,
+)
+
+from .data import StudyData
+from .training import Trained
+
+_BATCH = 500
+#: Of how many validation images the maps are measured; their accuracy is that of all.
+VALIDATION_MAPS = 2000
+
+
+def measure(
+    trained: Trained, data: StudyData, device: torch.device, *, maps: int | None = None, faithfulness: int = 0
+) -> dict[str, float]:
+    """Accuracy, and the Grad-CAMs of the true classes, over the evaluation images.
+
+    Args:
+        trained: the model.
+        data: of the run.
+        device: of the model.
+        maps: with how many images the maps are measured; None: with all.
+        faithfulness: with how many images it is measured how much the score hangs on what a map shows.
+
+    Returns:
+        Means over the images. Shares of the shortcut only where there is one, and on images with one.
+    """
+    found = {"accuracy": _accuracy(trained, data, device)}
+    found |= _of_maps(
+        trained, data, device, min(len(data.evaluation.labels), maps or len(data.evaluation.labels))
+    )
+    if faithfulness:
+        found |= _of_faithfulness(trained, data, device, faithfulness)
+    return found
+
+
+def _batches(data: StudyData, device: torch.device, count: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    images = data.standardized(data.evaluation.images[:count])
+    for start in range(0, count, _BATCH):
+        chosen = slice(start, min(start + _BATCH, count))
+        batch = images[chosen].to(device).contiguous(memory_format=torch.channels_last)
+        yield batch, data.evaluation.labels[chosen].to(device), chosen
+
+
+@torch.no_grad()
+def _accuracy(trained: Trained, data: StudyData, device: torch.device) -> float:
+    count = len(data.evaluation.labels)
+    correct = [
+        (trained.model(images).argmax(1) == labels).sum()
+        for images, labels, _ in _batches(data, device, count)
+    ]
+    return float(torch.stack(correct).sum()) / count
+
+
+def _of_maps(trained: Trained, data: StudyData, device: torch.device, count: int) -> dict[str, float]:
+    grad_cam = BatchGradCam(trained.model, trained.layer)
+    element_wise = BatchGradCam(trained.model, trained.layer, method="hires_cam")
+    prototypes = data.clean_prototypes().to(device)
+    part = data.evaluation
+    rows: list[dict[str, Tensor]] = []
+    every: list[Tensor] = []
+    for images, labels, chosen in _batches(data, device, count):
+        cams = grad_cam.attribute(images, target=labels)
+        fine = element_wise.attribute(images, target=labels)
+        references = prototypes.maps(cams.shape[2:])
+        objects, shortcuts = part.objects[chosen].to(device), part.shortcuts[chosen].to(device)
+        row = {
+            "l1": prototype_distance(cams, labels, references, "l1"),
+            "ssim": 1 - prototype_distance(cams, labels, references, "ssim"),
+            "cosine": prototype_cosine(cams, labels, references),
+            "nearest_prototype": (nearest_prototype(cams, references) == labels).float(),
+            "dead_fraction": dead_cams(cams).float(),
+            "energy_in_object": energy_in_mask(cams, objects),
+            "pointing_game": pointing_game(cams, objects).float(),
+            "hires_energy_in_object": energy_in_mask(fine, objects),
+        }
+        if part.shortcuts.any():
+            row["energy_in_shortcut"] = shortcut_share(cams, shortcuts).share
+            row["hires_energy_in_shortcut"] = shortcut_share(fine, shortcuts).share
+        rows.append(row)
+        every.append(cams)
+    found = {key: float(torch.cat([row[key] for row in rows]).mean()) for key in rows[0]}
+    coherence = class_coherence(torch.cat(every), part.labels[:count].to(device), data.num_classes)
+    return found | {"coherence": float(coherence.mean())}
+
+
+def _of_faithfulness(trained: Trained, data: StudyData, device: torch.device, count: int) -> dict[str, float]:
+    """Of the label's Grad-CAM, on images without a shortcut where it would be the answer to everything."""
+    grad_cam = BatchGradCam(trained.model, trained.layer)
+    model = trained.model
+    images, labels, _ = next(_batches(data, device, min(count, _BATCH)))
+    cams = grad_cam.attribute(images, target=labels)
+    sensitivity = max_sensitivity(grad_cam, images, labels, normalize="max")
+    scores = road(model, images, cams, labels)
+    destroyed = cascading_randomization(grad_cam, images, labels, similarities=("ssim", "spearman"))
+    return {
+        "insertion_auc": float(insertion_curve(model, images, cams, labels).auc.mean()),
+        "deletion_auc": float(deletion_curve(model, images, cams, labels).auc.mean()),
+        "infidelity": float(infidelity(model, images, cams, labels, relative=True).mean()),
+        "max_sensitivity": float(sensitivity.values.mean()),
+        "road": float(scores.combined.mean()),
+        "randomized_ssim": float(destroyed.similarities["ssim"][-1].mean()),
+        "randomized_spearman": float(destroyed.similarities["spearman"][-1].mean()),
+    }

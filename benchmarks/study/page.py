@@ -1,0 +1,264 @@
+"""``python -m benchmarks.study.page``: the tables and figures of docs/study.md from the committed results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ..update_readme import ROOT, machine, put
+from .choosing import NotYetError, accuracy
+from .plans import (
+    CANDIDATES,
+    CLEAN,
+    DECOYED,
+    FAMILIES,
+    FURTHER,
+    PLANS,
+    RECIPE,
+    SEARCHED,
+    chosen_arms,
+    of_choice,
+)
+from .settings import Settings, finished, read
+from .summary import Cell, Cells, collected, paired, plain_of
+
+PAGE = ROOT / "docs" / "study.md"
+RESULTS = Path(__file__).parent / "results"
+#: metric -> (heading, factor, digits, which way is better)
+_METRICS = {
+    "accuracy": ("accuracy, %", 100, 2, "higher"),
+    "ssim": ("SSIM to prototype", 1, 3, "higher"),
+    "l1": ("L1 to prototype", 1, 3, "lower"),
+    "cosine": ("cosine to prototype", 1, 3, "higher"),
+    "coherence": ("coherence within a class", 1, 3, "higher"),
+    "nearest_prototype": ("nearest prototype is the own, %", 100, 1, "higher"),
+    "dead_fraction": ("dead, %", 100, 2, "lower"),
+    "energy_in_object": ("energy in the object", 1, 3, "higher"),
+    "pointing_game": ("pointing game, %", 100, 1, "higher"),
+    "energy_in_shortcut": ("energy in the shortcut", 1, 3, "lower"),
+    "hires_energy_in_shortcut": ("the same of HiResCAM", 1, 3, "lower"),
+    "insertion_auc": ("insertion AUC", 1, 3, "higher"),
+    "deletion_auc": ("deletion AUC", 1, 3, "lower"),
+    "road": ("ROAD", 1, 3, "higher"),
+    "infidelity": ("infidelity, relative", 1, 3, "lower"),
+    "max_sensitivity": ("max-sensitivity", 1, 3, "lower"),
+    "randomized_ssim": ("SSIM to its map after randomisation", 1, 3, "lower"),
+    "randomized_spearman": ("Spearman, likewise", 1, 3, "lower"),
+}
+_MAPS = (
+    "ssim",
+    "l1",
+    "cosine",
+    "coherence",
+    "nearest_prototype",
+    "dead_fraction",
+    "energy_in_object",
+    "pointing_game",
+)
+_FAITHFULNESS = (
+    "insertion_auc", "deletion_auc", "road", "infidelity", "max_sensitivity", "randomized_ssim", "randomized_spearman",
+)  # fmt: skip
+_SHORTCUT = ("energy_in_shortcut", "hires_energy_in_shortcut")
+
+Rows = Iterable[Sequence[str]]
+
+
+def markdown(heading: Sequence[str], rows: Rows) -> str:
+    """A Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def written(cell: Cell, metric: str) -> str:
+    """Mean ± standard deviation over the seeds, with what is missing said."""
+    _, factor, digits, _ = _METRICS[metric]
+    mean, spread = cell.mean(metric), cell.spread(metric)
+    if mean is None:
+        return "diverged" if cell.diverged else "-"
+    text = f"{mean * factor:.{digits}f}"
+    if spread is not None:
+        text += f" ± {spread * factor:.{digits}f}"
+    return text + (f" ({len(cell.diverged)} diverged)" if cell.diverged else "")
+
+
+def difference(arm: Cell, plain: Cell, metric: str) -> str:
+    """The paired difference to cross-entropy alone, with its p value."""
+    found = paired(arm, plain, metric)
+    if found is None:
+        return "-"
+    _, factor, digits, _ = _METRICS[metric]
+    text = f"{found.mean * factor:+.{digits}f}"
+    if found.p is not None:
+        text += f" (p = {found.p:.2g})" if found.p >= 0.001 else " (p < 0.001)"
+    return text
+
+
+def _seeds(cell: Cell) -> str:
+    return str(len(cell.metrics) + len(cell.diverged))
+
+
+def by_arm(cells: Cells, arms: dict[str, str], data: str, network: str, metrics: Sequence[str]) -> str:
+    """One data set: a row an arm, a column a metric; of the first the paired difference as well."""
+    plain = plain_of(cells, data, network)
+    first = metrics[0]
+    heading = [
+        "arm",
+        "seeds",
+        _METRICS[first][0],
+        "less cross-entropy",
+        *(_METRICS[each][0] for each in metrics[1:]),
+    ]
+    rows = []
+    for name, arm in arms.items():
+        cell = cells.get((data, network, arm))
+        if cell is None:
+            continue
+        against = "" if arm == arms["cross_entropy"] else difference(cell, plain, first)
+        shown = name if name in ("cross_entropy",) else f"{name}, {arm}" if name == "recipe" else arm
+        rows.append(
+            [
+                _code(shown),
+                _seeds(cell),
+                written(cell, first),
+                against,
+                *(written(cell, m) for m in metrics[1:]),
+            ]
+        )
+    return markdown(heading, rows) if rows else "Not run yet."
+
+
+def _code(text: str) -> str:
+    return " ".join(
+        f"`{word}`" if any(mark in word for mark in ":_@-") else word
+        for word in text.replace(",", " ").split()
+    )
+
+
+def grid(folder: Path, arms: dict[str, str], sets: Sequence[str], network: str, plan: str) -> str:
+    """The tables of several data sets."""
+    runs = list(PLANS[plan](folder))
+    cells = collected(folder, runs)
+    parts = [
+        _progress(runs, folder, network),
+        about(folder, [each for each in runs if each.network == network]),
+    ]
+    for data in sets:
+        shortcut = data not in CLEAN
+        metrics = ["accuracy", *(_SHORTCUT if shortcut else ()), *_MAPS]
+        parts += [f"**{data}**", by_arm(cells, arms, data, network, metrics)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def faithfulness(folder: Path, arms: dict[str, str], sets: Sequence[str]) -> str:
+    """Whether maps that look better are still the model's own."""
+    cells = collected(folder, PLANS["grid"](folder))
+    parts = []
+    for data in sets:
+        plain = plain_of(cells, data, "simple_cnn")
+        rows = []
+        for name, arm in arms.items():
+            cell = cells.get((data, "simple_cnn", arm))
+            if cell is not None:
+                rows.append([_code(name), *(written(cell, metric) for metric in _FAITHFULNESS)])
+        recipe = cells.get((data, "simple_cnn", arms["recipe"]))
+        if recipe is not None:
+            rows.append(
+                [
+                    "recipe less cross-entropy",
+                    *(difference(recipe, plain, metric) for metric in _FAITHFULNESS),
+                ]
+            )
+        heading = ["arm", *(f"{_METRICS[m][0]} ({_METRICS[m][3]} is better)" for m in _FAITHFULNESS)]
+        parts += [f"**{data}**", markdown(heading, rows) if rows else "Not run yet."]
+    return "\n\n".join(parts)
+
+
+def weights(folder: Path) -> str:
+    """How the weights of the arms were chosen."""
+    arms = chosen_arms(folder)
+    rows = []
+    for family, choices in FAMILIES.items():
+        tried = []
+        for weight in sorted(choices, reverse=True):
+            values = []
+            for data in CLEAN:
+                settings = of_choice(data, f"{family}:{weight:g}")
+                values.append(f"{accuracy(settings, folder):.2%}" if finished(settings, folder) else None)
+            tried.append(f"{weight:g}: {' / '.join(values)}" if all(values) else f"{weight:g}: not needed")
+        rows.append([f"`{family}`", "; ".join(tried), arms[family].rpartition(":")[2]])
+    plain = " / ".join(f"{accuracy(of_choice(data, 'cross_entropy'), folder):.2%}" for data in CLEAN)
+    return f"Cross-entropy alone: {plain}.\n\n" + markdown(
+        ["arm", "validation accuracy, MNIST / Fashion-MNIST", "chosen λ"], rows
+    )
+
+
+def search(folder: Path) -> str:
+    """The candidates of the recipe."""
+    heading = ["candidate", *(f"{data}: accuracy, %; SSIM; coherence; dead, %" for data in SEARCHED)]
+    rows = []
+    for arm in ("cross_entropy", *CANDIDATES):
+        row = [f"**`{arm}`**" if arm == RECIPE else f"`{arm}`"]
+        for data in SEARCHED:
+            settings = of_choice(data, arm)
+            if not finished(settings, folder):
+                row.append("-")
+                continue
+            result = read(settings.file(folder))
+            found = result.get("metrics")
+            row.append(
+                "diverged"
+                if found is None
+                else f"{found['accuracy']:.2%}; {found['ssim']:.2f}; {found['coherence']:.2f}; {found['dead_fraction']:.1%}"
+            )
+        rows.append(row)
+    return markdown(heading, rows)
+
+
+def about(folder: Path, runs: Iterable[Settings]) -> str:
+    """Machines and commits of the finished runs."""
+    found: dict[str, None] = {}
+    for settings in runs:
+        if finished(settings, folder):
+            result = read(settings.file(folder))
+            found[f"{machine(result['environment'])}, commit {result['commit'] or 'unknown'}"] = None
+    return f"*{'; '.join(found)}.*" if found else ""
+
+
+def _progress(runs: Sequence[Settings], folder: Path, network: str) -> str:
+    own = [each for each in runs if each.network == network]
+    missing = sum(not finished(each, folder) for each in own)
+    return f"{missing} of {len(own)} runs are not there yet." if missing else ""
+
+
+def filled(text: str, folder: Path = RESULTS) -> str:
+    """The page with its tables."""
+    blocks: dict[str, Callable[[], str]] = {
+        "search": lambda: search(folder),
+        "weights": lambda: weights(folder),
+        "grid": lambda: grid(folder, chosen_arms(folder), (*CLEAN, *DECOYED), "simple_cnn", "grid"),
+        "faithfulness": lambda: faithfulness(folder, chosen_arms(folder), (*CLEAN, *DECOYED)),
+        "further": lambda: grid(folder, chosen_arms(folder), FURTHER, "simple_cnn", "grid"),
+        "resnet18": lambda: grid(folder, chosen_arms(folder), ("mnist", "decoy-mnist"), "resnet18", "large"),
+        "convnextv2_tiny": lambda: grid(
+            folder, chosen_arms(folder), ("mnist", "decoy-mnist"), "convnextv2_tiny", "large"
+        ),
+    }
+    made = {}
+    for name, block in blocks.items():
+        try:
+            made[name] = block()
+        except NotYetError as missing:
+            made[name] = f"Not run yet: {missing}."
+    return put(text, made, PAGE.name)
+
+
+def main() -> None:
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--results", type=Path, default=RESULTS)
+    options = made.parse_args()
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), options.results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
