@@ -78,13 +78,13 @@ def load_images(
         ValueError: no image could be read, with the reasons; arguments that do not fit.
         ModuleNotFoundError: Pillow is not installed.
     """
-    prepare = _preparation(size, mean, std, interpolation, crop)
+    prepare = preparation(size, mean, std, interpolation, crop)
     found, failed = _find([paths] if isinstance(paths, str | Path) else list(paths))
     files: list[tuple[int, str]] = [(place, path) for place, path in enumerate(found) if path not in failed]
     read: list[tuple[int, str, Tensor, Tensor]] = []
     for place, path in files if progress is None else progress(files):
         try:
-            read.append((place, path, *prepare(_open(path))))
+            read.append((place, path, *prepare(open_image(path))))
         except ModuleNotFoundError:
             raise
         except Exception as error:  # Pillow's plugins raise anything for a damaged file
@@ -112,7 +112,7 @@ def load_packaged_images(
     Raises:
         ModuleNotFoundError: neither is installed, or Pillow is not.
     """
-    prepare = _preparation(size, mean, std, interpolation, crop)
+    prepare = preparation(size, mean, std, interpolation, crop)
     image = _pillow()
     read = [
         (place, name, *prepare(image.fromarray(array))) for place, (name, array) in enumerate(_packaged())
@@ -191,7 +191,7 @@ def _files_in(folder: str, unreadable: dict[str, str]) -> Iterator[str]:
                 yield os.path.join(inside, name)
 
 
-def _open(path: str) -> Image:
+def open_image(path: str) -> Image:
     """The first frame, read to its end, upright."""
     from PIL import ImageOps
 
@@ -237,10 +237,15 @@ def _of_many_bits(image: Image) -> Image:
     return _pillow().fromarray(scaled.round().astype(np.uint8))  # type: ignore[no-any-return]
 
 
-def _preparation(
+def preparation(
     size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float], interpolation: str, crop: float
 ) -> Callable[[Image], tuple[Tensor, Tensor]]:
-    """A function from an image to the model's input, (C, H, W), and the picture, (H, W, 3). Checks the arguments."""
+    """A function from an image to the model's input, (C, H, W), and the picture, (H, W, 3). Arguments as of :func:`load_images`.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        ModuleNotFoundError: Pillow is not installed.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"size: expected at least 1 x 1 pixels, got {height} x {width}")
