@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -11,22 +11,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAP_COLOURS = "viridis"
+_DIFFERENCE_COLOURS = "RdBu_r"
 _MARGIN = 0.1  # inches, left and right
 
 
 def map_grid(
-    columns: dict[str, tuple[Tensor, bool]],
+    columns: Mapping[str, tuple[Tensor, bool | Literal["difference"]]],
     row_names: Sequence[str],
     *,
     title: str,
+    difference: str = "difference",
 ) -> Figure:
     """Draw a grid of small pictures: a row a sample, a column a kind of picture.
 
     Args:
-        columns: for each column's heading the pictures (N, H, W) and whether they are maps. Maps are drawn in colour on the fixed
-            scale from 0 to 1, images in grey from their own smallest to their own largest value.
+        columns: for each column's heading the pictures (N, H, W) and whether they are maps, or ``"difference"``. Maps are drawn
+            in colour on the fixed scale from 0 to 1, differences in blue, white and red from −1 to 1, images in grey from their
+            own smallest to their own largest value, or in their colours where they are (N, H, W, 3) in [0, 1].
         row_names: N names.
         title: of the figure.
+        difference: what the scale of the differences is called.
 
     Returns:
         The figure; it belongs to no window and needs no closing.
@@ -40,19 +44,26 @@ def map_grid(
     rows = len(row_names)
     if not rows or not columns:
         raise ValueError(f"map_grid: expected rows and columns, got {rows} rows and {len(columns)} columns")
-    width, height = 1.25 * len(columns) + 1.8, 1.15 * rows + 1.1
+    differences = any(kind == "difference" for _, kind in columns.values())
+    width, height = 1.25 * len(columns) + (2.4 if differences else 1.8), 1.15 * rows + 1.1
     # The engine puts the outermost labels right at the edge of what it is given.
     engine = ConstrainedLayoutEngine(rect=(_MARGIN / width, 0, 1 - 2 * _MARGIN / width, 1))
     figure = Figure(figsize=(width, height), layout=engine)
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(rows, len(columns), squeeze=False)
-    drawn = None
-    for column, (heading, (pictures, is_map)) in enumerate(columns.items()):
+    bars = {}
+    for column, (heading, (pictures, kind)) in enumerate(columns.items()):
         for row in range(rows):
             axis = axes[row, column]
             picture = pictures[row].detach().cpu().float().numpy()
-            if is_map:
-                drawn = axis.imshow(picture, cmap=_MAP_COLOURS, vmin=0, vmax=1, interpolation="nearest")
+            if kind == "difference":
+                bars[difference] = axis.imshow(
+                    picture, cmap=_DIFFERENCE_COLOURS, vmin=-1, vmax=1, interpolation="nearest"
+                )
+            elif kind:
+                bars["map, divided by its maximum"] = axis.imshow(
+                    picture, cmap=_MAP_COLOURS, vmin=0, vmax=1, interpolation="nearest"
+                )
             else:
                 axis.imshow(picture, cmap="gray", interpolation="nearest")
             axis.set_xticks([])
@@ -62,9 +73,9 @@ def map_grid(
         axes[0, column].set_title(heading, fontsize=8)
     for row, name in enumerate(row_names):
         axes[row, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
-    if drawn is not None:
+    for label, drawn in bars.items():
         bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, aspect=30)
-        bar.set_label("map, divided by its maximum", fontsize=8)
+        bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     return figure
 
