@@ -33,8 +33,7 @@ def parts():
 
 
 def masks():
-    torch.manual_seed(5)
-    return torch.rand(4, 1, 7, 7, dtype=torch.float64)
+    return torch.rand(4, 1, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
 #: The loss, the map and the scores of its cams.
