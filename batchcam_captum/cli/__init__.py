@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import compare, demo
+from . import compare, demo, diagnose
 
-_COMMANDS = (demo, compare)
+_COMMANDS = (demo, compare, diagnose)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
