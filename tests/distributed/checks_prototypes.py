@@ -12,9 +12,11 @@ from torch.testing import assert_close
 
 from batchcam_captum import ClassPrototypes
 from tests import reference
+from tests.distributed import checks_metrics
 from tests.distributed.group import WORLD, Checks
 
 CHECKS = Checks()
+CHECKS.update(checks_metrics.CHECKS)  # to start two processes takes longer than to run these
 K = 4
 #: Class 2 is on one rank only, class 3 on none; one image is ignored.
 LABELS = torch.tensor([0, 1, 0, 1, 1, -100, 2, 2, 0, 1])

@@ -1,6 +1,7 @@
 """The metrics of ``functional`` as ``torchmetrics.Metric`` classes: streaming, and summed over the ranks of a process group.
 
-All of them have one ``update(cams, labels, *, masks=None, shortcuts=None)``, so that they go into one ``MetricCollection``. The
+All of them have one ``update(cams, labels, *, masks=None, shortcuts=None)``, so that they go into one ``MetricCollection``; but
+those of :mod:`~batchcam_captum.evaluation.metrics.faithfulness` ask the model, and take ``update(images, cams, targets)``. The
 names load on first use, and torchmetrics with them: it is the extra ``metrics`` of this package.
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .against_prototypes import NearestPrototypeAccuracy, PrototypeCosine, PrototypeDistance
     from .base import CamMetric, MeanOverSamples, Samples
     from .coherence import ClassCoherence
+    from .faithfulness import DeletionAUC, Infidelity, InsertionAUC, MaxSensitivity, Road
     from .of_maps import CamEntropy, DeadFraction, Sparsity
 
 __all__ = [
@@ -28,14 +30,19 @@ __all__ = [
     "CamMetric",
     "ClassCoherence",
     "DeadFraction",
+    "DeletionAUC",
     "EnergyPointingGame",
+    "Infidelity",
+    "InsertionAUC",
     "MaskIoU",
+    "MaxSensitivity",
     "MeanOverSamples",
     "NearestPrototypeAccuracy",
     "PointingGame",
     "PrototypeCosine",
     "PrototypeDistance",
     "RankAccuracy",
+    "Road",
     "Samples",
     "ShortcutReliance",
     "Sparsity",
@@ -47,14 +54,19 @@ _HOMES = {
     "CamMetric": ".base",
     "ClassCoherence": ".coherence",
     "DeadFraction": ".of_maps",
+    "DeletionAUC": ".faithfulness",
     "EnergyPointingGame": ".against_masks",
+    "Infidelity": ".faithfulness",
+    "InsertionAUC": ".faithfulness",
     "MaskIoU": ".against_masks",
+    "MaxSensitivity": ".faithfulness",
     "MeanOverSamples": ".base",
     "NearestPrototypeAccuracy": ".against_prototypes",
     "PointingGame": ".against_masks",
     "PrototypeCosine": ".against_prototypes",
     "PrototypeDistance": ".against_prototypes",
     "RankAccuracy": ".against_masks",
+    "Road": ".faithfulness",
     "Samples": ".base",
     "ShortcutReliance": ".against_masks",
     "Sparsity": ".of_maps",

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ...functional import CoherenceSums, coherence_of, coherence_sums, no_autocast, prepare, resize
+from ...functional.metrics.common import finite
 from .base import CamMetric, Samples
 
 Average = Literal["macro", "none"]
@@ -68,7 +69,7 @@ class ClassCoherence(CamMetric):
         if tuple(cams.shape[2:]) != self.size:
             # What is not positive is no evidence, and must not cancel any.
             with no_autocast(cams):
-                cams = resize(prepare(cams.detach()).maps, self.size)
+                cams = resize(prepare(finite(cams, samples.counted, self._checks)).maps, self.size)
         sums = coherence_sums(
             cams, samples.labels, self.num_classes, ignore_index=self.ignore_index, checks=self._checks
         )

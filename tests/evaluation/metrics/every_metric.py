@@ -1,0 +1,125 @@
+"""One of each metric class, and what it has to give over a whole data set, from the functions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchcam_captum import functional
+from batchcam_captum.evaluation import metrics
+
+PROTOTYPES = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Case(NamedTuple):
+    cams: Tensor
+    labels: Tensor
+    masks: Tensor
+    shortcuts: Tensor
+
+    def part(self, index):
+        return Case(*(each[index] for each in self))
+
+    def fed_to(self, metric):
+        metric.update(self.cams, self.labels, masks=self.masks, shortcuts=self.shortcuts)
+        return metric
+
+
+def make_case(num_samples=23):
+    """Samples of every kind: dead, ignored, without a mask, without a shortcut."""
+    draw = torch.Generator().manual_seed(0)
+    cams = torch.randn(num_samples, 1, 4, 4, generator=draw)
+    cams[3] = 0
+    cams[4] = -cams[4].abs()
+    labels = torch.arange(num_samples) % 3
+    labels[5] = -100
+    masks = torch.rand(num_samples, 1, 8, 8, generator=draw) > 0.6
+    shortcuts = (torch.rand(num_samples, 1, 8, 8, generator=draw) > 0.9).float()
+    masks[6], shortcuts[7] = False, 0
+    return Case(cams, labels, masks, shortcuts)
+
+
+def _near(case, counted, distance):
+    near = functional.nearest_prototype(case.cams, PROTOTYPES, distance)
+    return (near == case.labels).float().masked_fill(~counted, torch.nan)
+
+
+#: Name -> (what makes the metric, its values a sample of a case and of which samples count).
+EVERY = {
+    "l1": (
+        lambda **kw: metrics.PrototypeDistance(PROTOTYPES, **kw),
+        lambda case, _: functional.prototype_distance(case.cams, case.labels, PROTOTYPES),
+    ),
+    "ssim at the prototypes' size": (
+        lambda **kw: metrics.PrototypeDistance(PROTOTYPES, "ssim", resolution="prototype", **kw),
+        lambda case, _: functional.prototype_distance(
+            case.cams, case.labels, PROTOTYPES, "ssim", resolution="prototype"
+        ),
+    ),
+    "cosine": (
+        lambda **kw: metrics.PrototypeCosine(PROTOTYPES, **kw),
+        lambda case, _: functional.prototype_cosine(case.cams, case.labels, PROTOTYPES),
+    ),
+    "nearest": (
+        lambda **kw: metrics.NearestPrototypeAccuracy(PROTOTYPES, **kw),
+        lambda case, counted: _near(case, counted, "centred_cosine"),
+    ),
+    "nearest by l2": (
+        lambda **kw: metrics.NearestPrototypeAccuracy(PROTOTYPES, "l2", **kw),
+        lambda case, counted: _near(case, counted, "l2"),
+    ),
+    "coherence": (
+        lambda **kw: metrics.ClassCoherence(4, (4, 4), **kw),
+        lambda case, _: functional.class_coherence(case.cams, case.labels, 4),
+    ),
+    "coherence at another size": (
+        lambda **kw: metrics.ClassCoherence(4, (7, 7), **kw),
+        lambda case, _: functional.class_coherence(
+            functional.resize(functional.prepare(case.cams).maps, (7, 7)), case.labels, 4
+        ),
+    ),
+    "energy": (
+        metrics.EnergyPointingGame,
+        lambda case, counted: functional.energy_in_mask(case.cams, case.masks, counted=counted),
+    ),
+    "wrong reason": (
+        lambda **kw: metrics.WrongReasonRate(resolution="map", **kw),
+        lambda case, counted: functional.wrong_reason(
+            case.cams, case.masks, resolution="map", counted=counted
+        ),
+    ),
+    "shortcut": (
+        metrics.ShortcutReliance,
+        lambda case, counted: functional.shortcut_share(case.cams, case.shortcuts, counted=counted).share,
+    ),
+    "pointing game": (
+        lambda **kw: metrics.PointingGame(tolerance=1, **kw),
+        lambda case, counted: functional.pointing_game(case.cams, case.masks, tolerance=1, counted=counted),
+    ),
+    "iou": (
+        lambda **kw: metrics.MaskIoU(threshold=0.3, **kw),
+        lambda case, counted: functional.mask_iou(case.cams, case.masks, threshold=0.3, counted=counted),
+    ),
+    "rank accuracy": (
+        metrics.RankAccuracy,
+        lambda case, counted: functional.rank_accuracy(case.cams, case.masks, counted=counted),
+    ),
+    "dead": (
+        metrics.DeadFraction,
+        lambda case, counted: functional.dead_cams(case.cams).float().masked_fill(~counted, torch.nan),
+    ),
+    "sparsity": (
+        metrics.Sparsity,
+        lambda case, counted: functional.sparsity(case.cams, counted=counted),
+    ),
+    "entropy": (
+        lambda **kw: metrics.CamEntropy(relative=False, **kw),
+        lambda case, counted: functional.entropy(case.cams, counted=counted),
+    ),
+}
+
+
+def expected(name, case):
+    return EVERY[name][1](case, case.labels != -100).nanmean().float()
