@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ...attribution import BatchGradCam
 from ...attribution.chunks import row_chunks
 from ...attribution.state import rng_kept
-from ...functional import cosine_similarity, full_precision, prepare, ssim
-from ...functional.metrics.curves import rank_correlation
+from ...functional import cosine_similarity, full_precision, prepare, rank_correlation, ssim
 from .scoring import Targets, check_batch_size, check_images, target_indices
 
 #: How maps are compared: structural similarity, Spearman's rank correlation, cosine.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...attribution.chunks import row_chunks
-from ...functional.metrics.curves import area_under_curve, pixel_ranks
+from ...functional import area_under_curve, pixel_ranks
 from .fills import Fill, check_fill, filled_images
 from .scoring import (
     Model,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...attribution.chunks import row_chunks
-from ...functional.metrics.curves import pixel_ranks
+from ...functional import pixel_ranks
 from .imputation import linear_imputation
 from .scoring import (
     Model,

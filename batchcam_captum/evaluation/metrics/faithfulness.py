@@ -162,8 +162,12 @@ class Road(_AsksTheModel):
             raise ValueError(f"order: expected 'combined', 'morf' or 'lerf', got {order!r}")
         super().__init__(model, options, **kwargs)
         self.order = order
-        self.higher_is_better = order != "morf"
         self._identify(order, model, *_flat(self.options))
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """It depends on the order."""
+        return self.order != "morf"
 
     def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
         """Scores (N,)."""

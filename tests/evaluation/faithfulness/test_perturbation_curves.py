@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import gaussian_blur
 
 from batchcam_captum.evaluation.faithfulness import deletion_curve, filled_images, insertion_curve
-from batchcam_captum.functional.metrics.curves import pixel_ranks
+from batchcam_captum.functional import pixel_ranks
 
 from .networks import Case, Linear
 

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.metrics import auc
 from torch.testing import assert_close
 
-from batchcam_captum.functional.metrics.curves import (
+from batchcam_captum.functional import (
     area_under_curve,
     average_ranks,
     pixel_ranks,

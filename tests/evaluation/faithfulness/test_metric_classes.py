@@ -1,0 +1,115 @@
+"""The torchmetrics classes over the measures that ask the model."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torchmetrics import MetricCollection
+
+from batchcam_captum.evaluation import faithfulness
+from batchcam_captum.evaluation.metrics import (
+    DeadFraction,
+    DeletionAUC,
+    Infidelity,
+    InsertionAUC,
+    MaxSensitivity,
+    Road,
+)
+
+EVERY = {
+    "insertion": (
+        lambda case: InsertionAUC(case.model, {"steps": 4}),
+        lambda *given: faithfulness.insertion_curve(*given, steps=4).auc,
+    ),
+    "deletion": (
+        lambda case: DeletionAUC(case.model, {"steps": 4, "fill": "mean"}),
+        lambda *given: faithfulness.deletion_curve(*given, steps=4, fill="mean").auc,
+    ),
+    "road": (lambda case: Road(case.model), lambda *given: faithfulness.road(*given).combined),
+    "morf": (lambda case: Road(case.model, "morf"), lambda *given: faithfulness.road(*given).morf.mean(1)),
+    "lerf": (lambda case: Road(case.model, "lerf"), lambda *given: faithfulness.road(*given).lerf.mean(1)),
+    "infidelity": (
+        lambda case: Infidelity(case.model, {"relative": True}),
+        lambda *given: faithfulness.infidelity(*given, relative=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_streamed_in_parts_and_merged_equals_the_mean_of_the_function(case, name):
+    make, function = EVERY[name]
+    metric, other = make(case), make(case)
+    metric.update(case.images[:1], case.cams[:1], case.targets[:1])
+    other.update(case.images[1:], case.cams[1:], case.targets[1:])
+    metric.merge_state(other)
+    expected = function(case.model, case.images, case.cams, case.targets)
+    assert_close(metric.compute(), expected.mean(), rtol=1e-4, atol=1e-6)
+    metric.reset()
+    assert_close(metric(case.images, case.cams, case.targets), expected.mean(), rtol=1e-4, atol=1e-6)
+    # What cannot be measured leaves what has been measured.
+    with pytest.raises(ValueError, match="cams: expected finite values"):
+        metric.update(case.images, case.cams * float("nan"), case.targets)
+    assert_close(metric.compute(), expected.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_sensitivity_stands_beside_the_dead_fraction_in_one_collection(case):
+    collection = MetricCollection(
+        {
+            "sensitivity": MaxSensitivity(case.grad_cam, {"samples": 3}),
+            "insertion": InsertionAUC(case.model, {"steps": 2}),
+            "dead": DeadFraction(),
+        }
+    )
+    cams = case.cams.clone()
+    cams[0] = -1
+    for rows in (slice(0, 3), slice(3, 4)):
+        collection.update(images=case.images[rows], cams=cams[rows], targets=case.targets[rows])
+    values = collection.compute()
+    expected = faithfulness.max_sensitivity(case.grad_cam, case.images, case.targets, samples=3).values.mean()
+    assert_close(values["sensitivity"], expected, rtol=1e-4, atol=1e-6)
+    assert_close(values["dead"], torch.tensor(0.25))
+    assert 0 < values["insertion"] < 1
+
+
+def test_the_model_is_no_part_of_the_metric(case):
+    metric = InsertionAUC(case.model)
+    assert not list(metric.children())
+    assert not list(metric.parameters())
+    assert not metric.state_dict()
+    assert metric.clone().model is case.model
+    assert MaxSensitivity(case.grad_cam).clone().explain is case.grad_cam
+    metric.double().eval().train()
+    assert next(case.model.parameters()).dtype == torch.float32
+    assert not case.model.training
+    again = pickle.loads(pickle.dumps(Road(case.model, "lerf")))
+    assert again.order == "lerf"
+    assert_close(again.model.state_dict(), case.model.state_dict())
+
+
+def test_other_options_are_another_metric(case):
+    given = case.images, case.cams, case.targets
+    cases = [
+        Road(case.model, "morf"),
+        Road(case.model, "lerf"),
+        Road(case.model, "lerf", {"noise": 0.5}),
+    ]
+    for metric in cases:
+        metric.update(*given)
+    for one, other in ((0, 1), (1, 2)):
+        with pytest.raises(
+            ValueError, match="incoming_state: expected that of a Road with the same settings"
+        ):
+            cases[one].merge_state(cases[other])
+    assert [metric.higher_is_better for metric in cases] == [False, True, True]
+
+
+def test_errors(case):
+    with pytest.raises(TypeError, match="model: expected a module or a function of images, got str"):
+        InsertionAUC("resnet")
+    with pytest.raises(ValueError, match="order: expected 'combined', 'morf' or 'lerf', got 'mean'"):
+        Road(case.model, "mean")
+    with pytest.raises(TypeError, match=r"explain: expected a BatchGradCam or a function .*, got str"):
+        MaxSensitivity("layer4")
