@@ -2,8 +2,8 @@
 
 ``prototype-ssim@median:1`` is the prototype loss with the SSIM distance to class medians and the weight 1.
 ``foreground:0.1+batch_cam-l1:1~1`` are two terms, of which the second warms up over one epoch.
-``prototype-l1/hires_cam/log_prob_sum:1`` takes another cam, of another score. Nothing added is ``cross_entropy``. So the name of a
-result says what was trained.
+``prototype-l1/hires_cam/log_prob_sum:1`` takes another cam, of another score. Nothing added is ``cross_entropy``. So
+the name of a result says what was trained.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from batchcam_captum.datasets.torchvision_files import grey_images
 from .development import development_mark
 
 #: How many of the last training images are held out for validation.
-_HELD_OUT = 10_000
+HELD_OUT = 10_000
 #: Where shortcuts are put, and with which labels in test, is drawn with these; the same for every arm and seed.
 _SEED_TRAIN, _SEED_EVALUATION = 20251000, 20251001
 
@@ -123,8 +123,8 @@ def load(
         )
     images, labels = _of_torchvision(base, root, train=True)
     if split == "validation":
-        other, other_labels = images[-_HELD_OUT:], labels[-_HELD_OUT:]
-        images, labels = images[:-_HELD_OUT], labels[:-_HELD_OUT]
+        other, other_labels = images[-HELD_OUT:], labels[-HELD_OUT:]
+        images, labels = images[:-HELD_OUT], labels[:-HELD_OUT]
     else:
         other, other_labels = _of_torchvision(base, root, train=False)
     images, labels = images[:train_size], labels[:train_size]
@@ -145,7 +145,7 @@ def _part(images: Tensor, labels: Tensor, shortcut: str | None, *, train: bool) 
 
 def _of_torchvision(name: str, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
     found = grey_images(name, root, train=train)
-    return found.images.float() / 255, found.labels
+    return found.data.unsqueeze(1).float() / 255, found.targets
 
 
 def brightest(images: Tensor) -> Tensor:

@@ -56,10 +56,10 @@ _MAPS = (
     "energy_in_object",
     "pointing_game",
 )
-_FAITHFULNESS = (
+FAITHFULNESS = (
     "insertion_auc", "deletion_auc", "road", "infidelity", "max_sensitivity", "randomized_ssim", "randomized_spearman",
 )  # fmt: skip
-_SHORTCUT = ("energy_in_shortcut", "hires_energy_in_shortcut")
+SHORTCUT = ("energy_in_shortcut", "hires_energy_in_shortcut")
 
 Rows = Iterable[Sequence[str]]
 
@@ -145,7 +145,7 @@ def grid(folder: Path, arms: dict[str, str], sets: Sequence[str], network: str, 
     ]
     for data in sets:
         shortcut = data not in CLEAN
-        metrics = ["accuracy", *(_SHORTCUT if shortcut else ()), *_MAPS]
+        metrics = ["accuracy", *(SHORTCUT if shortcut else ()), *_MAPS]
         parts += [f"**{data}**", by_arm(cells, arms, data, network, metrics)]
     return "\n\n".join(part for part in parts if part)
 
@@ -160,16 +160,16 @@ def faithfulness(folder: Path, arms: dict[str, str], sets: Sequence[str]) -> str
         for name, arm in arms.items():
             cell = cells.get((data, "simple_cnn", arm))
             if cell is not None:
-                rows.append([_code(name), *(written(cell, metric) for metric in _FAITHFULNESS)])
+                rows.append([_code(name), *(written(cell, metric) for metric in FAITHFULNESS)])
         recipe = cells.get((data, "simple_cnn", arms["recipe"]))
         if recipe is not None:
             rows.append(
                 [
                     "recipe less cross-entropy",
-                    *(difference(recipe, plain, metric) for metric in _FAITHFULNESS),
+                    *(difference(recipe, plain, metric) for metric in FAITHFULNESS),
                 ]
             )
-        heading = ["arm", *(f"{_METRICS[m][0]} ({_METRICS[m][3]} is better)" for m in _FAITHFULNESS)]
+        heading = ["arm", *(f"{_METRICS[m][0]} ({_METRICS[m][3]} is better)" for m in FAITHFULNESS)]
         parts += [f"**{data}**", markdown(heading, rows) if rows else "Not run yet."]
     return "\n\n".join(parts)
 
