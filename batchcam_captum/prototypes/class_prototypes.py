@@ -138,7 +138,7 @@ class ClassPrototypes(StoredPrototypes):
         shown = progress and (group is None or group.rank() == 0)
         empty = True
         for images, labels in batches(loader, device, description="prototypes", progress=shown):
-            self.update(images, labels)
+            self._take_batch(images, labels)
             empty = False
         if group is not None:
             self.reduce(group)
@@ -148,6 +148,10 @@ class ClassPrototypes(StoredPrototypes):
                 f"loader: expected at least one {what}, got none; check the data set and drop_last"
             )
         self._drop_sums(in_common=group is not None)
+
+    def _take_batch(self, images: Tensor, labels: Tensor) -> None:
+        """Add a batch of a loader. What can wait for the last one, a subclass leaves to :meth:`_drop_sums`."""
+        self.update(images, labels)
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:
@@ -187,14 +191,7 @@ class ClassPrototypes(StoredPrototypes):
         single, indices = self._read(images, labels)
         if not len(indices):  # an empty batch, or one that is ignored
             return
-        spatial = tuple(self.means.shape[2:])
-        if not self.means.numel():
-            self.means = self.means.new_zeros(self.num_classes, 1, *single.shape[2:])
-        elif tuple(single.shape[2:]) != spatial:
-            raise ValueError(
-                f"images: expected the spatial size {spatial} of the images before, got {tuple(single.shape[2:])}; pass size= "
-                f"to have all of them resized"
-            )
+        self._fit(tuple(single.shape[2:]))
         common, (own, own_counts) = self._sums()
         device = own.device
         present, position = torch.unique(indices.to(device), return_inverse=True)
@@ -207,6 +204,17 @@ class ClassPrototypes(StoredPrototypes):
         sums = own[present] if common is None else common[present] + own[present]
         totals = self.counts[present.to(self.counts.device)].to(device).reshape(-1, *[1] * (rows.dim() - 1))
         self.means[present.to(self.means.device)] = (sums / totals).to(self.means.device, torch.float32)
+
+    def _fit(self, size: tuple[int, ...]) -> None:
+        """Have room for images of this spatial size, which is that of the images before if there were any."""
+        spatial = tuple(self.means.shape[2:])
+        if not self.means.numel():
+            self.means = self.means.new_zeros(self.num_classes, 1, *size)
+        elif size != spatial:
+            raise ValueError(
+                f"images: expected the spatial size {spatial} of the images before, got {size}; pass size= to have all of them "
+                f"resized"
+            )
 
     def _read(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the means are taken of: (M, 1, *spatial), and the labels (M,), without those that are ignored."""
@@ -235,10 +243,13 @@ class ClassPrototypes(StoredPrototypes):
                 have in common.
         """
         group = group_of(True if group is None else group)
-        if group is None or not self._agree_on_size(group):
-            return
+        if group is not None and self._agree_on_size(group):
+            self._add_up(group)
+
+    def _add_up(self, group: ProcessGroup) -> None:
+        """What :meth:`reduce` does, once the ranks agree."""
         common, (own, own_counts) = self._sums()
-        total, total_counts = _total(own, group), _total(own_counts, group)
+        total, total_counts = total_of_ranks(own, group), total_of_ranks(own_counts, group)
         self.counts += (total_counts - own_counts).to(self.counts.device)
         self._common = total if common is None else common + total
         self._own = None
@@ -248,26 +259,38 @@ class ClassPrototypes(StoredPrototypes):
     def _agree_on_size(self, group: ProcessGroup) -> bool:
         """Whether any rank knows the images' size; all of them then do. Raises on all ranks, or on none."""
         spatial = tuple(self.means.shape[2:]) if self.means.numel() else ()
-        own = self.counts if self._counts_are_own else None if self._own is None else self._own[1]
-        in_common = int(self.counts.sum()) - (0 if own is None else int(own.sum()))
+        rules = self._alike_on_all_ranks()
         padding = [0] * (_MOST_DIMENSIONS - len(spatial))
-        every = gathered([self.num_classes, in_common, len(spatial), *spatial, *padding], group)
-        sizes = {tuple(sizes[:dimensions]) for _, _, dimensions, *sizes in every if dimensions}
-        for what, found, remedy in (
-            ("one number of classes", {each[0] for each in every}, "pass the model's number of classes"),
-            (
-                "as many images that all have in common",
-                {each[1] for each in every},
-                "load them on all ranks or on none",
-            ),
-            ("one spatial size of the images", sizes, "pass size= to have all of them resized"),
-        ):
+        every = gathered([*(own for _, own, _ in rules), len(spatial), *spatial, *padding], group)
+        for (what, _, remedy), found in zip(rules, map(set, zip(*every, strict=True)), strict=False):
             if len(found) > 1:
                 raise ValueError(f"reduce: expected {what} on all ranks, got {sorted(found)}; {remedy}")
+        sizes = {tuple(each[len(rules) + 1 :][: each[len(rules)]]) for each in every if each[len(rules)]}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"reduce: expected one spatial size of the images on all ranks, got {sorted(sizes)}; pass size= to have all of "
+                f"them resized"
+            )
         if sizes and not spatial:
             self.means = self.means.new_zeros(self.num_classes, 1, *sizes.pop())
             return True
         return bool(sizes)
+
+    def _alike_on_all_ranks(self) -> list[tuple[str, int, str]]:
+        """What the ranks have to agree on beside the size: what it is, this rank's own, and the remedy where they do not."""
+        return [
+            ("one number of classes", self.num_classes, "pass the model's number of classes"),
+            (
+                "as many images that all have in common",
+                self._number_in_common(),
+                "load them on all ranks or on none",
+            ),
+        ]
+
+    def _number_in_common(self) -> int:
+        """Of how many images the ranks should all know already."""
+        own = self.counts if self._counts_are_own else None if self._own is None else self._own[1]
+        return int(self.counts.sum()) - (0 if own is None else int(own.sum()))
 
     def _sums(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
         """Sums in float64, of what all ranks have in common (None: nothing) and of this rank's own images, and their counts."""
@@ -311,6 +334,7 @@ class ClassPrototypes(StoredPrototypes):
         self._counts_are_own = not in_common
 
 
-def _total(tensor: Tensor, group: ProcessGroup) -> Tensor:
+def total_of_ranks(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """Σ_r x_r over the ranks, wherever the tensor lies, see :func:`~batchcam_captum.distributed.total_over_ranks`."""
     sent = tensor.to(sending_device(tensor.device, group))
     return total_over_ranks(sent, group).to(tensor.device)

@@ -13,12 +13,10 @@ from torch import Tensor
 from ..functional import ValueChecks, resize
 from ..functional.images import PerChannel, ToChannel
 from .class_prototypes import ClassPrototypes
+from .streaming import require_unit_interval
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-#: How far an image may leave [0, 1] by rounding, such as that of a half type or of undoing a standardisation.
-_ROUNDING = 0.01
 
 _POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -252,12 +250,5 @@ class ForegroundPrototypes(ClassPrototypes):
                 "prototypes: expected foregrounds that are taken from images, got ready maps; make new prototypes for the images"
             )
         single, indices = super()._read(images, labels)
-        if single.numel():
-            low, high = single.min(), single.max()
-            ValueChecks(synchronize=True).require(
-                (low >= -_ROUNDING) & (high <= 1 + _ROUNDING),
-                "images: expected values from 0 to 1, of which those above lit= are foreground, got others; pass mean= and std= "
-                "if the images are standardised, divide those of 0 to 255 by 255, or bring them there with to_channel=",
-                lambda: f"from {float(low):.3g} to {float(high):.3g}",
-            )
+        require_unit_interval(single, ", of which those above lit= are foreground")
         return (single > self.lit).to(single.dtype), indices

@@ -38,6 +38,8 @@ class StoredPrototypes(Prototypes):
 
     #: What the constructor takes beside ``num_classes``, for :meth:`save`.
     _settings: ClassVar[tuple[str, ...]] = ("size",)
+    #: The buffers that take the shape of the state that is loaded; the first dimension of each is K.
+    _shaped_by_state: ClassVar[tuple[str, ...]] = ("means", "counts")
     #: What the prototypes are made of, and what to do where there are none yet.
     _samples: ClassVar[str] = "images"
     _remedy: ClassVar[str] = "call update() or use from_loader()"
@@ -189,7 +191,7 @@ class StoredPrototypes(Prototypes):
             for name, value in state_dict.items()
             if name.startswith(prefix)
         }
-        for name in ("means", "counts"):
+        for name in self._shaped_by_state:
             value = state_dict.get(f"{prefix}{name}")
             if value is None:
                 continue

@@ -11,6 +11,9 @@ from torch import Tensor
 from ..functional import ValueChecks, class_weights, resize, to_one_channel
 from ..functional.images import PerChannel, ToChannel
 
+#: How far an image may leave [0, 1] by rounding, such as that of a half type or of undoing a standardisation.
+_ROUNDING = 0.01
+
 
 class Reading(NamedTuple):
     """How images become maps with one channel, see :class:`~batchcam_captum.ClassPrototypes`."""
@@ -49,6 +52,27 @@ class Reading(NamedTuple):
             single = resize(single, self.size)
         assert belongs.indices is not None
         return single[belongs.counted], belongs.indices[belongs.counted]
+
+
+def require_unit_interval(single: Tensor, why: str = "") -> None:
+    """Raise where images leave [0, 1] by more than rounding. Waits for the device.
+
+    Args:
+        single: (N, 1, *spatial), what :meth:`Reading.read` returns.
+        why: what the values are for, for the error's text.
+
+    Raises:
+        ValueError: they do.
+    """
+    if not single.numel():
+        return
+    low, high = single.min(), single.max()
+    ValueChecks(synchronize=True).require(
+        (low >= -_ROUNDING) & (high <= 1 + _ROUNDING),
+        f"images: expected values from 0 to 1{why}, got others; pass mean= and std= if the images are standardised, divide those "
+        f"of 0 to 255 by 255, or bring them there with to_channel=",
+        lambda: f"from {float(low):.3g} to {float(high):.3g}",
+    )
 
 
 def batches(
