@@ -86,7 +86,9 @@ def add(commands: Any) -> None:
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, … or mps")
 
     images = diagnose.add_argument_group(
-        "images", "Default: what the model was trained with, where that is known."
+        "images",
+        "Default: what the model was trained with, where that is known; otherwise the mean and the standard deviation of a data "
+        "set's training images, and for a folder what is usual for ImageNet.",
     )
     images.add_argument(
         "--size",

@@ -92,7 +92,7 @@ class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Any, Any, Tensor]:
         """Image, label and mask; see the class."""
         image: Any = _as_float(self._images[index])
-        mask = self._masks[index]
+        mask = self._masks[index].clone()
         label: Any = int(self.labels[index])
         if self.transform is not None:
             image = self.transform(image)

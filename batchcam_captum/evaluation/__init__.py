@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cams import CamReport, evaluate_cams
+    from .diagnostics import Diagnosis, diagnose
     from .figures import map_grid
     from .metrics import (
         CamEntropy,
@@ -35,6 +36,7 @@ __all__ = [
     "CamReport",
     "ClassCoherence",
     "DeadFraction",
+    "Diagnosis",
     "EnergyPointingGame",
     "MaskIoU",
     "MeanOverSamples",
@@ -46,6 +48,7 @@ __all__ = [
     "ShortcutReliance",
     "Sparsity",
     "WrongReasonRate",
+    "diagnose",
     "evaluate_cams",
     "map_grid",
 ]
@@ -56,6 +59,7 @@ _HOMES = {
     "CamReport": ".cams",
     "ClassCoherence": ".metrics",
     "DeadFraction": ".metrics",
+    "Diagnosis": ".diagnostics",
     "EnergyPointingGame": ".metrics",
     "MaskIoU": ".metrics",
     "MeanOverSamples": ".metrics",
@@ -67,6 +71,7 @@ _HOMES = {
     "ShortcutReliance": ".metrics",
     "Sparsity": ".metrics",
     "WrongReasonRate": ".metrics",
+    "diagnose": ".diagnostics",
     "evaluate_cams": ".cams",
     "map_grid": ".figures",
 }

@@ -43,11 +43,10 @@ class ClassTally:
             "scores: expected finite numbers, got others; the training may have diverged",
         )
         maps, dead, *_ = prepare(cams)
-        targets = self.prototypes.maps(cams.shape[2:])
-        nearest = nearest_prototype(
-            cams, targets, self.distance, seen=self.prototypes.seen, checks=self.checks
-        )
-        cosines = prototype_cosine(cams, labels, targets, seen=self.prototypes.seen, checks=self.checks)
+        targets = self.prototypes.maps(cams.shape[2:]).to(cams.device)
+        seen = self.prototypes.seen.to(cams.device)
+        nearest = nearest_prototype(cams, targets, self.distance, seen=seen, checks=self.checks)
+        cosines = prototype_cosine(cams, labels, targets, seen=seen, checks=self.checks)
         alive = belongs * ~dead.unsqueeze(1)
         rows = {
             "maps": class_sums(maps.to(belongs.dtype), alive),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from batchcam_captum import BatchGradCam, ClassPrototypes
-from batchcam_captum.evaluation.diagnostics import diagnose
+from batchcam_captum.evaluation import diagnose
 from batchcam_captum.evaluation.diagnostics.tally import ClassTally, WorstMistakes
 from tests.models import SmallCnn
 
@@ -23,7 +23,8 @@ def data():
 
 @pytest.fixture(scope="module")
 def loader(data):
-    return [tuple(part[start : start + 5] for part in data) for start in range(0, 23, 5)]
+    """Batches of images, labels, and something further, as data sets with masks have it."""
+    return [(*(part[start : start + 5] for part in data), "masks") for start in range(0, 23, 5)]
 
 
 def make(seed):

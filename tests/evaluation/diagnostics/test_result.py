@@ -62,7 +62,8 @@ def test_a_figure_that_fails_leaves_the_folder_as_it_was(diagnosis, tmp_path, mo
     def full(found):
         raise OSError("no space left")
 
-    monkeypatch.setattr(figures, "misclassified", full)
+    monkeypatch.setattr(figures, "class_maps", lambda found: figures.message_figure("drawn"))
+    monkeypatch.setattr(figures, "map_confusion", full)
     with pytest.raises(OSError, match="no space left"):
         diagnosis.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["diagnosis.json"]
