@@ -27,8 +27,10 @@ from .base import MeanOverSamples, Samples
 class _AgainstMasks(MeanOverSamples):
     needs: ClassVar[tuple[str, ...]] = ("masks",)
 
-    def __init__(self, resolution: MaskResolution, ignore_index: int, **kwargs: Any) -> None:
-        super().__init__(ignore_index=ignore_index, **kwargs)
+    def __init__(
+        self, *settings: object, resolution: MaskResolution, ignore_index: int, **kwargs: Any
+    ) -> None:
+        super().__init__(resolution, *settings, ignore_index=ignore_index, **kwargs)
         check_resolution(resolution, MaskResolution)
         self.resolution = resolution
 
@@ -59,8 +61,7 @@ class EnergyPointingGame(_AgainstMasks):
     def __init__(
         self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
     ) -> None:
-        super().__init__(resolution, ignore_index, **kwargs)
-        self._identify(resolution)
+        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Shares (N,)."""
@@ -90,8 +91,7 @@ class WrongReasonRate(_AgainstMasks):
     def __init__(
         self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
     ) -> None:
-        super().__init__(resolution, ignore_index, **kwargs)
-        self._identify(resolution)
+        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Shares (N,)."""
@@ -130,10 +130,9 @@ class ShortcutReliance(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(resolution, ignore_index, **kwargs)
+        super().__init__(relative, resolution=resolution, ignore_index=ignore_index, **kwargs)
         self.relative = relative
         self._add_sum("area")
-        self._identify(relative, resolution)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Shares (N,)."""
@@ -185,9 +184,8 @@ class PointingGame(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(resolution, ignore_index, **kwargs)
+        super().__init__(tolerance, resolution=resolution, ignore_index=ignore_index, **kwargs)
         self.tolerance = tolerance
-        self._identify(tolerance, resolution)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Hits (N,)."""
@@ -227,9 +225,8 @@ class MaskIoU(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(resolution, ignore_index, **kwargs)
+        super().__init__(threshold, resolution=resolution, ignore_index=ignore_index, **kwargs)
         self.threshold = threshold
-        self._identify(threshold, resolution)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """IoU (N,)."""
@@ -263,8 +260,7 @@ class RankAccuracy(_AgainstMasks):
     def __init__(
         self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
     ) -> None:
-        super().__init__(resolution, ignore_index, **kwargs)
-        self._identify(resolution)
+        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Shares (N,)."""

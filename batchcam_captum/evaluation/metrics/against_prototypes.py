@@ -35,14 +35,15 @@ class _AgainstPrototypes(MeanOverSamples):
         ignore_index: int,
         **kwargs: Any,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, **kwargs)
         check_resolution(resolution)
+        maps, seen = _snapshot(prototypes)
+        super().__init__(
+            distance, resolution, tuple(maps.shape), maps, seen, ignore_index=ignore_index, **kwargs
+        )
         self.distance = distance
         self.resolution = resolution
-        maps, seen = _snapshot(prototypes)
         self.register_buffer("prototypes", maps, persistent=False)
         self.register_buffer("seen", seen, persistent=False)
-        self._identify(distance, resolution, tuple(maps.shape), maps, seen)
 
 
 def _snapshot(prototypes: Prototypes | Tensor) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,8 @@ class CamMetric(Metric):
     does.
 
     Args:
+        *settings: everything that two metrics of this class may differ in, the tensors they compare with included; a subclass
+            passes it on.
         ignore_index: samples whose integer label is this are left out, whatever the metric looks at.
         **kwargs: of ``torchmetrics.Metric``, such as ``process_group`` or ``sync_on_compute``.
     """
@@ -66,10 +68,12 @@ class CamMetric(Metric):
 
     settings: Tensor
 
-    def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
+    def __init__(self, *settings: object, ignore_index: int = -100, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.ignore_index = ignore_index
         self._checks = ValueChecks()
+        # The first state of all: some versions of MetricCollection compare no other.
+        self._identify(ignore_index, *settings)
 
     def update(
         self,
@@ -128,7 +132,7 @@ class CamMetric(Metric):
         updates one of them only. Two thresholds, or two kinds of shortcut, may well agree on a batch.
         """
         digest = sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
-        for setting in (self.ignore_index, *settings):
+        for setting in settings:
             if isinstance(setting, Tensor):
                 digest.update(setting.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
             elif callable(setting):
@@ -169,9 +173,10 @@ class CamMetric(Metric):
 class MeanOverSamples(CamMetric):
     """The mean of a number a sample, over the samples that have one.
 
-    A subclass implements :meth:`values` and calls ``_identify(…)`` with its settings at the end of its constructor.
+    A subclass implements :meth:`values`.
 
     Args:
+        *settings: see :class:`CamMetric`.
         ignore_index: see :class:`CamMetric`.
         **kwargs: of ``torchmetrics.Metric``.
     """
@@ -179,8 +184,8 @@ class MeanOverSamples(CamMetric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
-        super().__init__(ignore_index=ignore_index, **kwargs)
+    def __init__(self, *settings: object, ignore_index: int = -100, **kwargs: Any) -> None:
+        super().__init__(*settings, ignore_index=ignore_index, **kwargs)
         self._add_sum("total")
         self._add_sum("count", wide=False)
 

@@ -48,7 +48,7 @@ class ClassCoherence(CamMetric):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(ignore_index=ignore_index, **kwargs)
+        super().__init__(num_classes, tuple(size), average, ignore_index=ignore_index, **kwargs)
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         if not 1 <= len(tuple(size)) <= 3 or min(size) < 1:
@@ -61,7 +61,6 @@ class ClassCoherence(CamMetric):
         self._add_sum("directions", num_classes, *self.size)
         self._add_sum("squares", num_classes)
         self._add_sum("counts", num_classes)
-        self._identify(num_classes, self.size, average)
 
     def _add(self, samples: Samples) -> None:
         assert samples.labels is not None

@@ -26,7 +26,6 @@ class DeadFraction(MeanOverSamples):
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
         super().__init__(ignore_index=ignore_index, **kwargs)
-        self._identify()
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """1 where dead, else 0: (N,)."""
@@ -46,7 +45,6 @@ class Sparsity(MeanOverSamples):
 
     def __init__(self, *, ignore_index: int = -100, **kwargs: Any) -> None:
         super().__init__(ignore_index=ignore_index, **kwargs)
-        self._identify()
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Gini indices (N,)."""
@@ -67,9 +65,8 @@ class CamEntropy(MeanOverSamples):
     plot_upper_bound = None
 
     def __init__(self, *, relative: bool = True, ignore_index: int = -100, **kwargs: Any) -> None:
-        super().__init__(ignore_index=ignore_index, **kwargs)
+        super().__init__(relative, ignore_index=ignore_index, **kwargs)
         self.relative = relative
-        self._identify(relative)
 
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """Entropies (N,)."""
