@@ -34,7 +34,7 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
         return images
     missing = removed.to(images.dtype)
     known = images * (1 - missing)
-    # The weights that are left at each place: 1 but at the edges.
+    # The weights that are left at each place: all of them but at the edges.
     degree = _neighbours(torch.ones_like(images[:1, :1]))
     # Of the mean a system of this kind has nothing to change.
     mean = known.sum((2, 3), keepdim=True) / (1 - missing).sum((2, 3), keepdim=True)
@@ -63,15 +63,14 @@ def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
 
 
 def _neighbours(values: Tensor) -> Tensor:
-    """Weighted sum of each pixel's eight neighbours; nothing beyond the edges.
+    """Weighted sum of each pixel's neighbours and itself; nothing beyond the edges.
 
-    The weights are (1, 2, 1) ⊗ (1, 2, 1) / 12 without their centre. Sums of shifted slices rather than a convolution, which
-    would be rounded to TF32 on a GPU.
+    The weights are (1, 2, 1) ⊗ (1, 2, 1) / 12: those of the paper, and 1/3 for the pixel itself, which cancels, as it counts in
+    the degree, too. Sums of shifted slices rather than a convolution, which would be rounded to TF32 on a GPU.
     """
     padded = F.pad(values, (1, 1, 1, 1))
     rows = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
-    both = rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]
-    return both / 12 - values / 3
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 12
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
