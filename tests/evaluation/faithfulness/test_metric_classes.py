@@ -19,6 +19,8 @@ from batchcam_captum.evaluation.metrics import (
     Road,
 )
 
+TWO = {"percentiles": (20, 60)}
+
 EVERY = {
     "insertion": (
         lambda case: InsertionAUC(case.model, {"steps": 4}),
@@ -28,9 +30,18 @@ EVERY = {
         lambda case: DeletionAUC(case.model, {"steps": 4, "fill": "mean"}),
         lambda *given: faithfulness.deletion_curve(*given, steps=4, fill="mean").auc,
     ),
-    "road": (lambda case: Road(case.model), lambda *given: faithfulness.road(*given).combined),
-    "morf": (lambda case: Road(case.model, "morf"), lambda *given: faithfulness.road(*given).morf.mean(1)),
-    "lerf": (lambda case: Road(case.model, "lerf"), lambda *given: faithfulness.road(*given).lerf.mean(1)),
+    "road": (
+        lambda case: Road(case.model, options=TWO),
+        lambda *given: faithfulness.road(*given, **TWO).combined,
+    ),
+    "morf": (
+        lambda case: Road(case.model, "morf", TWO),
+        lambda *given: faithfulness.road(*given, **TWO).morf.mean(1),
+    ),
+    "lerf": (
+        lambda case: Road(case.model, "lerf", TWO),
+        lambda *given: faithfulness.road(*given, **TWO).lerf.mean(1),
+    ),
     "infidelity": (
         lambda case: Infidelity(case.model, {"relative": True}),
         lambda *given: faithfulness.infidelity(*given, relative=True),
@@ -92,9 +103,9 @@ def test_the_model_is_no_part_of_the_metric(case):
 def test_other_options_are_another_metric(case):
     given = case.images, case.cams, case.targets
     cases = [
-        Road(case.model, "morf"),
-        Road(case.model, "lerf"),
-        Road(case.model, "lerf", {"noise": 0.5}),
+        Road(case.model, "morf", TWO),
+        Road(case.model, "lerf", TWO),
+        Road(case.model, "lerf", {"percentiles": (20, 60), "noise": 0.5}),
     ]
     for metric in cases:
         metric.update(*given)

@@ -71,7 +71,7 @@ def test_a_perfect_map_beats_a_random_one_and_that_its_inverse():
     evidence = weights.abs().expand(16, 1, 9, 9)
     chance = torch.randn(16, 1, 9, 9)
     perfect, random, inverse, nothing = (
-        road(Linear(weights / 10), images, maps, 0, score="logit").combined.mean()
+        road(Linear(weights / 10), images, maps, 0, score="logit", percentiles=[20, 50]).combined.mean()
         for maps in (evidence, chance, -evidence, torch.zeros(16, 1, 9, 9))
     )
     assert perfect > random + 1 > inverse + 2
