@@ -98,10 +98,13 @@ def run(
     """One run: train, measure, write. A run whose loss is no number is written as such, and enters no mean."""
     about = {"environment": environment(device), "commit": commit}
     began = time.monotonic()
+    # Not beside the results, so that a copy of these holds nothing unfinished.
+    checkpoint = folder / ".unfinished" / settings.file(folder).with_suffix(".pt").name
     try:
-        trained = train(settings, data, device, progress=progress)
+        trained = train(settings, data, device, checkpoint=checkpoint, progress=progress)
     except DivergedError as error:
         write(settings, folder, diverged=str(error), **about)
+        checkpoint.unlink(missing_ok=True)
         return
     seconds = time.monotonic() - began
     found = measure(
@@ -120,5 +123,6 @@ def run(
         seconds=seconds,
         **about,
     )
+    checkpoint.unlink(missing_ok=True)
     if progress:
         print(settings.name, {key: round(value, 4) for key, value in found.items()}, flush=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,11 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from batchcam_captum import BatchGradCam
+from batchcam_captum.files import written_whole
 
 from . import arms
 from .data import StudyData
 from .networks import NETWORKS
-from .settings import Settings
+from .settings import OtherStudyError, Settings
 
 _WARM_UP_STEPS = 5
 
@@ -32,8 +35,8 @@ class Trained:
 
     model: nn.Module
     layer: nn.Module
-    seconds: list[float] = field(default_factory=list)  #: of each step
-    losses: list[float] = field(default_factory=list)  #: the objective's mean over each epoch
+    seconds: list[float]  #: of each step
+    losses: list[float]  #: the objective's mean over each epoch
 
     @property
     def seconds_per_step(self) -> float:
@@ -41,67 +44,145 @@ class Trained:
         return median(self.seconds[_WARM_UP_STEPS:] or self.seconds)
 
 
-def train(settings: Settings, data: StudyData, device: torch.device, *, progress: bool = True) -> Trained:
+def train(
+    settings: Settings,
+    data: StudyData,
+    device: torch.device,
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> Trained:
     """Train one arm.
 
     Args:
         settings: of the run.
         data: of the run, on the CPU.
         device: where to train.
+        checkpoint: a file that is written after every epoch but the last, and gone on from where it is there.
         progress: show a bar.
 
     Raises:
-        DivergedError: the loss is not finite at the end of an epoch.
+        DivergedError: the loss, or a score, is not finite.
     """
-    torch.manual_seed(settings.seed)
-    network = NETWORKS[settings.network]
-    model = network.make(data.num_classes, data.channels)
-    model = model.to(device, memory_format=torch.channels_last).train()
-    layer = model.get_submodule(network.layer)
-    images, labels, masks = (
-        each.to(device)
-        for each in (data.standardized(data.train.images), data.train.labels, data.train.masks)
-    )
-    steps = len(labels) // settings.batch_size
-    regularizer = arms.regularizer(settings.arm, BatchGradCam(model, network.layer), data, steps)
-    if regularizer is not None:
-        regularizer.to(device)
-    with_masks = arms.needs_masks(settings.arm)
-    optimizer = network.optimizer(model, settings.learning_rate)
-    generator = torch.Generator().manual_seed(settings.seed)
-    trained = Trained(model, layer)
-    with tqdm(total=settings.epochs * steps, desc=settings.name, unit="step", disable=not progress) as bar:
-        for _ in range(settings.epochs):
-            order = torch.randperm(len(labels), generator=generator).to(device)
-            total = torch.zeros((), device=device)
-            for chosen in order[: steps * settings.batch_size].split(settings.batch_size):
-                batch = images[chosen].contiguous(memory_format=torch.channels_last)
-                wait_for(device)
-                start = time.perf_counter()
-                optimizer.zero_grad(set_to_none=True)
-                if regularizer is None:
-                    loss = F.cross_entropy(model(batch), labels[chosen])
-                else:
-                    with regularizer:
-                        scores = model(batch)
-                    given: dict[str, Tensor] = {"masks": masks[chosen]} if with_masks else {}
-                    loss = F.cross_entropy(scores, labels[chosen])
-                    loss = loss + regularizer(scores, labels[chosen], images=batch, **given)
-                loss.backward()
-                optimizer.step()
-                if regularizer is not None:
-                    regularizer.step()
-                wait_for(device)
-                trained.seconds.append(time.perf_counter() - start)
-                total += loss.detach()
-                bar.update()
-            trained.losses.append(float(total) / steps)
-            if not math.isfinite(trained.losses[-1]):
-                raise DivergedError(f"the loss was not finite in epoch {len(trained.losses)}")
-    if regularizer is not None:
-        regularizer.check()
-    model.eval()
-    return trained
+    training = _Training(settings, data, device)
+    if checkpoint is not None and checkpoint.exists():
+        training.load(checkpoint)
+    total = settings.epochs * training.steps
+    done = len(training.losses) * training.steps
+    with tqdm(total=total, initial=done, desc=settings.name, unit="step", disable=not progress) as bar:
+        while len(training.losses) < settings.epochs:
+            training.epoch(bar.update)
+            if checkpoint is not None and len(training.losses) < settings.epochs:
+                training.save(checkpoint)
+    return training.finished()
+
+
+class _Training:
+    """One arm in training."""
+
+    def __init__(self, settings: Settings, data: StudyData, device: torch.device) -> None:
+        torch.manual_seed(settings.seed)
+        network = NETWORKS[settings.network]
+        model = network.make(data.num_classes, data.channels)
+        self.settings = settings
+        self.device = device
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.layer = self.model.get_submodule(network.layer)
+        given = data.standardized(data.train.images), data.train.labels, data.train.masks
+        self.images, self.labels, self.masks = (each.to(device) for each in given)
+        self.steps = len(self.labels) // settings.batch_size
+        grad_cam = BatchGradCam(self.model, network.layer)
+        self.regularizer = arms.regularizer(settings.arm, grad_cam, data, self.steps)
+        if self.regularizer is not None:
+            self.regularizer.to(device)
+        self.with_masks = arms.needs_masks(settings.arm)
+        self.optimizer = network.optimizer(self.model, settings.learning_rate)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def epoch(self, after_step: Callable[[], object]) -> None:
+        """Every image once."""
+        order = torch.randperm(len(self.labels), generator=self.generator).to(self.device)
+        total = torch.zeros((), device=self.device)
+        size = self.settings.batch_size
+        for chosen in order[: self.steps * size].split(size):
+            images = self.images[chosen].contiguous(memory_format=torch.channels_last)
+            wait_for(self.device)
+            start = time.perf_counter()
+            total += self.step(images, chosen)
+            wait_for(self.device)
+            self.seconds.append(time.perf_counter() - start)
+            after_step()
+        mean = float(total) / self.steps
+        if not math.isfinite(mean):
+            raise DivergedError(f"the loss was not finite in epoch {len(self.losses) + 1}")
+        self.losses.append(mean)
+
+    def step(self, images: Tensor, chosen: Tensor) -> Tensor:
+        """One step; returns the detached loss."""
+        labels = self.labels[chosen]
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.regularizer is None:
+            loss = F.cross_entropy(self.model(images), labels)
+        else:
+            with self.regularizer:
+                scores = self.model(images)
+            masks = self.masks[chosen] if self.with_masks else None
+            try:
+                term = self.regularizer(scores, labels, images=images, masks=masks)
+            except ValueError as error:
+                if torch.isfinite(scores).all():
+                    raise
+                raise DivergedError(f"scores were not finite in epoch {len(self.losses) + 1}") from error
+            loss = F.cross_entropy(scores, labels) + term
+        loss.backward()
+        self.optimizer.step()
+        if self.regularizer is not None:
+            self.regularizer.step()
+        return loss.detach()
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the run depends on."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "settings": asdict(self.settings),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "regularizer": None if self.regularizer is None else self.regularizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": torch.get_rng_state(),
+            "random_on_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+        with written_whole(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        """Go on from what :meth:`save` has written.
+
+        Raises:
+            OtherStudyError: it is of another run.
+        """
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["settings"] != asdict(self.settings):
+            raise OtherStudyError(f"{path}: expected a checkpoint of the same settings; remove it")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.regularizer is not None:
+            self.regularizer.load_state_dict(state["regularizer"])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_on_device"] is not None:
+            torch.cuda.set_rng_state(state["random_on_device"].cpu(), self.device)
+        self.seconds, self.losses = state["seconds"], state["losses"]
+
+    def finished(self) -> Trained:
+        """What was trained, to be measured."""
+        if self.regularizer is not None:
+            self.regularizer.check()
+        return Trained(self.model.eval(), self.layer, self.seconds, self.losses)
 
 
 def wait_for(device: torch.device) -> None:

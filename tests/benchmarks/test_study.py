@@ -92,10 +92,32 @@ def test_an_interrupted_run_leaves_nothing_and_the_plan_goes_on(small, tmp_path,
     monkeypatch.setattr(run, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         runs(tmp_path, SHORT, other)
-    assert [path.name for path in tmp_path.iterdir()] == [SHORT.file(tmp_path).name]
+    assert [path.name for path in tmp_path.glob("*.json")] == [SHORT.file(tmp_path).name]
     monkeypatch.setattr(run, "measure", measure)
     assert runs(tmp_path, SHORT, other) == 0
     assert finished(other, tmp_path)
+
+
+def test_a_run_goes_on_at_the_epoch_where_it_was_cut_off(small, tmp_path, monkeypatch):
+    long = replace(SHORT, epochs=3, arm="foreground:0.1~2")
+    runs(tmp_path / "whole", long)
+    epoch = training._Training.epoch
+
+    def cut_off(self, *arguments):
+        if len(self.losses) == 2:
+            raise KeyboardInterrupt
+        epoch(self, *arguments)
+
+    monkeypatch.setattr(training._Training, "epoch", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        runs(tmp_path / "cut", long)
+    epochs = []
+    monkeypatch.setattr(training._Training, "epoch", lambda self, *a: epochs.append(epoch(self, *a)))
+    runs(tmp_path / "cut", long)
+    assert len(epochs) == 1
+    whole, cut = (read(long.file(tmp_path / name)) for name in ("whole", "cut"))
+    assert (whole["metrics"], whole["losses"]) == (cut["metrics"], cut["losses"])
+    assert not list((tmp_path / "cut").rglob("*.pt"))
 
 
 def test_no_run_begins_after_the_limit_and_processes_share_a_plan(small, tmp_path):
@@ -122,8 +144,10 @@ def test_a_file_that_is_no_result_is_an_error(tmp_path, text):
 
 def test_a_loss_that_is_no_number_is_written_as_such_and_enters_no_mean(small, tmp_path):
     broken = replace(SHORT, seed=1, learning_rate=1e30)
-    assert runs(tmp_path, SHORT, broken) == 0
-    assert "not finite" in read(broken.file(tmp_path))["diverged"]
+    regularized = replace(broken, arm="prototype-l1:1")
+    assert runs(tmp_path, SHORT, broken, regularized) == 0
+    for settings in (broken, regularized):
+        assert "not finite in epoch 1" in read(settings.file(tmp_path))["diverged"]
     cells = summary.collected(tmp_path, [SHORT, broken])
     cell = cells[SHORT.data, SHORT.network, SHORT.arm]
     assert cell.diverged == (1,)
