@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ClusterPrototypes,
         ForegroundPrototypes,
         MaskPrototypes,
+        MedianPrototypes,
         RunningPrototypes,
     )
     from .training import CamRegularizer, SplitRegularizer
@@ -64,6 +65,7 @@ __all__ = [
     "LayerCapture",
     "MaskPrototypes",
     "MaskTarget",
+    "MedianPrototypes",
     "MultiLabelTarget",
     "PrototypeContrastiveLoss",
     "PrototypeLoss",
@@ -97,6 +99,7 @@ _HOMES = {
     "LayerCapture": ".attribution",
     "MaskPrototypes": ".prototypes",
     "MaskTarget": ".attribution",
+    "MedianPrototypes": ".prototypes",
     "MultiLabelTarget": ".attribution",
     "PrototypeContrastiveLoss": ".losses",
     "PrototypeLoss": ".losses",

@@ -6,6 +6,7 @@ from .class_prototypes import ClassPrototypes
 from .clusters import ClusterPrototypes
 from .foreground import ForegroundPrototypes
 from .masks import MaskPrototypes
+from .median_prototypes import MedianPrototypes
 from .running import RunningPrototypes
 from .stored import StoredPrototypes
 
@@ -14,6 +15,7 @@ __all__ = [
     "ClusterPrototypes",
     "ForegroundPrototypes",
     "MaskPrototypes",
+    "MedianPrototypes",
     "Prototypes",
     "References",
     "RunningPrototypes",

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.testing import assert_close
 
-from batchcam_captum import ClassPrototypes
+from batchcam_captum import ClassPrototypes, MedianPrototypes
 from tests import reference
 from tests.distributed import checks_metrics
 from tests.distributed.group import WORLD, Checks
@@ -166,5 +166,83 @@ def ranks_that_do_not_fit(rank, what):
         "common": r"as many images that all have in common on all ranks, got \[0, 9\]; load them on all",
     }[what]
     with pytest.raises(ValueError, match=text):
+        prototypes.reduce()
+    assert torch.equal(prototypes.means, before)
+
+
+def check_medians(prototypes, images, labels):
+    """They are those of one process that has seen all images, to the last bit and on all ranks."""
+    whole = MedianPrototypes(K)
+    whole.update(images, labels)
+    assert torch.equal(prototypes.means, whole.means)
+    assert torch.equal(prototypes.counts, whole.counts)
+
+
+@CHECKS.each(sees=["shares", "the first", "the last", "none"])
+def medians_count_each_image_once(rank, sees):
+    images, prototypes = images_of(), MedianPrototypes(K)
+    if sees == "shares":
+        update(prototypes, images, LABELS, rank)
+    elif sees != "none" and rank == (0 if sees == "the first" else 1):
+        prototypes.update(images, LABELS)
+    for _ in range(2):
+        prototypes.reduce()
+    if sees == "none":
+        assert not prototypes.means.numel()
+        return
+    check_medians(prototypes, images, LABELS)
+    file = io.BytesIO()
+    torch.save(prototypes.state_dict(), file)
+    file.seek(0)
+    loaded = MedianPrototypes(K, bins=16)
+    loaded.load_state_dict(torch.load(file))
+    more = images_of()
+    for each in (prototypes, loaded):
+        update(each, more, LABELS, rank)
+        each = copy.deepcopy(each).half()
+        for _ in range(2):
+            each.reduce()
+        check_medians(each, torch.cat([images, more]), torch.cat([LABELS, LABELS]))
+
+
+@CHECKS.each()
+def medians_from_loader(rank):
+    images = images_of()
+    batches = list(zip(images.split((4, 2, 4)), LABELS.split((4, 2, 4)), strict=True))
+    batches = (batches, [])[rank]  # nothing on the last one
+    prototypes = MedianPrototypes.from_loader(batches, K, progress=False)
+    check_medians(prototypes, images, LABELS)
+    assert not prototypes.histogram.numel()
+    prototypes.reduce()  # they have everything in common
+    check_medians(prototypes, images, LABELS)
+    kept = MedianPrototypes.from_loader(
+        list(zip(images.split(5), LABELS.split(5), strict=True))[rank::2],
+        K,
+        progress=False,
+        sync=False,
+        keep_histogram=True,
+    )
+    kept.reduce()
+    check_medians(kept, images, LABELS)
+
+
+@CHECKS.each(what=["bins", "size", "dropped"])
+def medians_that_do_not_fit(rank, what):
+    """All ranks raise, and nothing has changed."""
+    images = images_of()
+    prototypes = MedianPrototypes(K, bins=8 + rank if what == "bins" else 256)
+    prototypes.update(images[..., : 5 - rank] if what == "size" else images, LABELS)
+    kind, text = {
+        "bins": (ValueError, r"one number of bins on all ranks, got \[8, 9\]; pass the same bins="),
+        "size": (ValueError, r"one spatial size of the images on all ranks, got \[\(6, 4\), \(6, 5\)\]"),
+        "dropped": (
+            RuntimeError,
+            "reduce: expected the histograms of the images so far, got none; pass keep",
+        ),
+    }[what]
+    if what == "dropped":
+        prototypes.drop_histogram()
+    before = prototypes.means.clone()
+    with pytest.raises(kind, match=text):
         prototypes.reduce()
     assert torch.equal(prototypes.means, before)

@@ -9,6 +9,7 @@ from batchcam_captum import (
     ClusterPrototypes,
     ForegroundPrototypes,
     MaskPrototypes,
+    MedianPrototypes,
     RunningPrototypes,
 )
 
@@ -31,6 +32,7 @@ MAKERS = {
     "foreground": lambda: ForegroundPrototypes.from_loader(
         _loader(), K, lit=0.6, share=0.2, dilate=0, progress=False
     ),
+    "median": lambda: MedianPrototypes.from_loader(_loader(), K, bins=32, quantile=0.6, progress=False),
     "running": _running,
     "mask": lambda: MaskPrototypes(K),
 }
@@ -41,5 +43,6 @@ FRESH = {
     "class": lambda: ClassPrototypes(K),
     "cluster": lambda: ClusterPrototypes(K, 2, size=(3, 3)),
     "foreground": lambda: ForegroundPrototypes(K, lit=0.6, share=0.2, dilate=0),
+    "median": lambda: MedianPrototypes(K),
     "running": lambda: RunningPrototypes(K),
 }

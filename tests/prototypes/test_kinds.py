@@ -108,7 +108,7 @@ def test_training_reads_no_value_on_the_host(kind, loss, labels):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("kind", ["class", "cluster", "foreground"])
+@pytest.mark.parametrize("kind", ["class", "cluster", "foreground", "median"])
 def test_class_without_a_prototype_is_named(kind, loss):
     prototypes = MAKERS[kind]()
     prototypes.counts[2] = 0
@@ -140,7 +140,7 @@ def test_state_dict_round_trip(kind, assign):
     prototypes, fresh = MAKERS[kind](), FRESH[kind]()
     state = copy.deepcopy(prototypes.state_dict())
     assert {"means", "counts"} <= set(state)
-    assert ("_extra_state" in state) == (kind == "foreground")
+    assert ("_extra_state" in state) == (kind in ("foreground", "median"))
     result = fresh.load_state_dict(state, strict=True, assign=assign)
     assert not result.missing_keys
     assert torch.equal(fresh.means, prototypes.means)
@@ -248,7 +248,7 @@ def test_maps_are_computed_once_until_they_change(kind):
     assert prototypes.maps((5, 6)) is not first
 
 
-@pytest.mark.parametrize("kind", ["cluster", "foreground", "running"])
+@pytest.mark.parametrize("kind", ["cluster", "foreground", "median", "running"])
 def test_made_under_inference_mode_they_serve_training(kind):
     with torch.inference_mode():
         prototypes = MAKERS[kind]()
