@@ -1,7 +1,17 @@
 """Cam losses in a training loop."""
 
+from .recipes import RECIPES, recipe_losses
 from .regularizer import CamRegularizer
 from .schedules import AutoWeight, Cosine, EveryKSteps, LinearWarmup
 from .split_regularizer import SplitRegularizer
 
-__all__ = ["AutoWeight", "CamRegularizer", "Cosine", "EveryKSteps", "LinearWarmup", "SplitRegularizer"]
+__all__ = [
+    "RECIPES",
+    "AutoWeight",
+    "CamRegularizer",
+    "Cosine",
+    "EveryKSteps",
+    "LinearWarmup",
+    "SplitRegularizer",
+    "recipe_losses",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,7 @@ from ..losses import CamLoss
 from .cams import ForwardCams
 from .norms import gradient_norm
 from .objective import Batch, CamObjective, CamsOf, GradientNorm
+from .recipes import DEFAULT_RECIPE, Recipe, recipe_losses
 from .recompute import Recomputation, checkpointing_error
 from .schedules import AutoWeight
 from .sharding import gathered_again, kept_unsharded
@@ -90,6 +91,50 @@ class CamRegularizer(CamObjective):
         self._watch = ForwardWatch(grad_cam)
         self._recomputation = Recomputation(grad_cam.forward_func)
         self._second_order_works = False
+
+    @classmethod
+    def from_loader(
+        cls,
+        grad_cam: BatchGradCam,
+        loader: Iterable[Any],
+        num_classes: int,
+        *,
+        recipe: str | Recipe = DEFAULT_RECIPE,
+        validate: bool = False,
+        **options: Any,
+    ) -> Self:
+        """A regularizer by a recipe, whose prototypes are taken from the training images; see :func:`recipe_losses`.
+
+        Args:
+            grad_cam: see the class.
+            loader: of batches that begin with images (N, C, *spatial) and labels (N,), without random augmentation.
+            num_classes: K.
+            recipe: ``"foreground_shape"``, ``"foreground"`` or ``"shape"``, or one of your own.
+            validate: see the class.
+            **options: of :func:`recipe_losses`: ``mean`` and ``std`` of standardised images, ``to_channel``, ``size``, …
+
+        Returns:
+            The regularizer, with the losses on the device of the prototypes.
+
+        Raises:
+            ValueError: see :func:`recipe_losses` and the class.
+            TypeError: see :func:`recipe_losses` and the class.
+
+        Example:
+            >>> import torch
+            >>> from batchcam_captum import BatchGradCam, CamRegularizer
+            >>> model = torch.nn.Sequential(
+            ...     torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 144, 2)
+            ... )
+            >>> images = torch.zeros(20, 1, 12, 12)
+            >>> images[:, :, 4:8, 4:8] = 0.9
+            >>> loader = [(images, torch.arange(20) % 2)]
+            >>> regularizer = CamRegularizer.from_loader(BatchGradCam(model, model[1]), loader, 2, progress=False)
+            >>> regularizer.weights
+            {'foreground': 0.3, 'shape': 1.0}
+        """
+        losses = recipe_losses(loader, num_classes, recipe=recipe, **options)
+        return cls(grad_cam, losses, validate=validate)
 
     def __enter__(self) -> Self:
         if self._watch.is_open:

@@ -1,0 +1,156 @@
+"""Recipes: what they are made of, that they train, and that what is shipped is what the study measured."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from batchcam_captum import (
+    BatchGradCam,
+    CamRegularizer,
+    ForegroundLoss,
+    ForegroundPrototypes,
+    MedianPrototypes,
+    PrototypeLoss,
+    SplitRegularizer,
+)
+from batchcam_captum.demo.model import SimpleCNN
+from batchcam_captum.training import RECIPES, recipe_losses
+from batchcam_captum.training.recipes import DEFAULT_RECIPE, Ingredient
+from benchmarks.study import arms, plans
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def data():
+    """A bar for each class, at a slightly different height each time, and a decoy, in each corner for a quarter of a class."""
+    labels = torch.arange(80) % CLASSES
+    images = torch.zeros(80, 1, 28, 28)
+    for index, label in enumerate(labels):
+        top = 6 + 4 * label + index % 2
+        images[index, 0, top : top + 3, 7:21] = 0.8
+    masks = torch.zeros(images.shape, dtype=torch.bool)
+    for index, (top, left) in enumerate([(0, 0), (0, 24), (24, 0), (24, 24)]):
+        masks[(torch.arange(80) // CLASSES) % 4 == index, :, top : top + 4, left : left + 4] = True
+    images[masks] = 0.9
+    return images, labels, masks
+
+
+@pytest.fixture
+def loader(data):
+    images, labels, _ = data
+    return [(images[:50], labels[:50]), (images[50:], labels[50:])]
+
+
+def losses(loader, **options):
+    return recipe_losses(loader, CLASSES, progress=False, **options)
+
+
+def test_the_default_is_what_the_study_measured():
+    measured = [(each.loss, each.prototypes, each.distance, each.weight) for each in arms.terms(plans.RECIPE)]
+    names = {ForegroundPrototypes: "foreground", MedianPrototypes: "median"}
+    shipped = []
+    for ingredient in RECIPES[DEFAULT_RECIPE].values():
+        loss = ingredient.loss(ingredient.prototypes.from_maps(torch.rand(2, 1, 4, 4)))
+        kind = {ForegroundLoss: ("foreground", None), PrototypeLoss: ("prototype", "ssim")}[type(loss)]
+        shipped.append((kind[0], names[ingredient.prototypes], kind[1], ingredient.weight))
+    assert shipped == measured
+
+
+def test_the_losses_are_those_made_by_hand(data, loader):
+    images, labels, _ = data
+    cams = torch.randn(80, 1, 14, 14, generator=torch.Generator().manual_seed(1))
+    made = losses(loader)
+    foreground = ForegroundLoss(ForegroundPrototypes.from_loader([(images, labels)], CLASSES, progress=False))
+    medians = torch.stack([images[labels == label].quantile(0.5, dim=0) for label in range(CLASSES)])
+    shape = PrototypeLoss(MedianPrototypes.from_maps(medians), distance="ssim")
+    torch.testing.assert_close(made["foreground"][0](cams, labels), foreground(cams, labels))
+    torch.testing.assert_close(made["shape"][0](cams, labels), shape(cams, labels), atol=1e-3, rtol=1e-2)
+    assert made["foreground"][0].method == "hires_cam"
+    assert made["foreground"][0].score == "log_prob_sum"
+
+
+def test_a_decoy_in_a_random_corner_is_in_neither_prototype(data, loader):
+    _, _, masks = data
+    anywhere = masks.any(0)
+    for loss, _ in losses(loader).values():
+        assert loss.prototypes.maps((28, 28))[:, anywhere].abs().max() == 0
+
+
+def test_standardised_images_are_brought_back(data, loader):
+    plain, standardised = (
+        losses(given, **options)
+        for given, options in (
+            (loader, {}),
+            ([((images - 0.2) / 0.3, labels) for images, labels in loader], {"mean": 0.2, "std": 0.3}),
+        )
+    )
+    for name in plain:
+        maps = [each[name][0].prototypes.maps() for each in (plain, standardised)]
+        torch.testing.assert_close(*maps, atol=4e-3, rtol=0)
+
+
+def trained(recipe, data, loader, *, regularized):
+    """The regularizer, after a few steps with cross-entropy, and with its term added or not."""
+    torch.manual_seed(0)
+    images, labels, _ = data
+    model = SimpleCNN(CLASSES)
+    regularizer = CamRegularizer.from_loader(
+        BatchGradCam(model, "features"), loader, CLASSES, recipe=recipe, progress=False
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(12):
+        optimizer.zero_grad()
+        with regularizer:
+            scores = model(images)
+        loss = F.cross_entropy(scores, labels)
+        if regularized:
+            term = regularizer(scores, labels)
+            assert torch.autograd.grad(term, model.classifier.weight, retain_graph=True)[0].abs().max() > 0
+            loss = loss + term
+        loss.backward()
+        optimizer.step()
+    return regularizer
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_training_by_a_recipe_lowers_its_terms(recipe, data, loader):
+    images, labels, _ = data
+    plain, regularized = (
+        trained(recipe, data, loader, regularized=each).evaluate(images, labels) for each in (False, True)
+    )
+    for name in RECIPES[recipe]:
+        assert regularized[name] < 0.9 * plain[name]
+
+
+def test_the_other_regularizer_takes_the_same_losses(data, loader):
+    torch.manual_seed(0)
+    images, labels, _ = data
+    model = SimpleCNN(CLASSES)
+
+    def head(activations):
+        return model.classifier(F.relu(model.hidden(F.max_pool2d(activations, 2).flatten(1))))
+
+    split = SplitRegularizer((model.features, head), losses(loader))
+    regularizer = CamRegularizer(BatchGradCam(model, "features"), losses(loader))
+    with regularizer:
+        scores = model(images)
+    torch.testing.assert_close(split(images, labels)[1], regularizer(scores, labels))
+
+
+def test_ignored_labels_take_no_part(data, loader):
+    images, labels, _ = data
+    ignoring = [(images, torch.where(labels == 3, 9, labels))]
+    made = losses(ignoring, ignore_index=9)
+    assert made["shape"][0].prototypes.seen.tolist() == [True, True, True, False]
+    cams = torch.randn(80, 1, 14, 14)
+    kept = labels != 3
+    for loss, _ in made.values():
+        torch.testing.assert_close(loss(cams, ignoring[0][1]), loss(cams[kept], labels[kept]))
+
+
+def test_recipes_of_ones_own(data, loader):
+    own = {"median": Ingredient(MedianPrototypes, PrototypeLoss, "auto")}
+    assert losses(loader, recipe=own)["median"][1] == "auto"
+    with pytest.raises(ValueError, match="recipe: expected one of 'foreground', 'foreground_shape', 'shape'"):
+        losses(loader, recipe="best")
