@@ -13,15 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
 from batchcam_captum import (
     BatchGradCam,
     CamRegularizer,
     ClassPrototypes,
     ForegroundPrototypes,
     MaskPrototypes,
+    MedianPrototypes,
 )
 from batchcam_captum.losses import LOSSES, CamLoss
 from batchcam_captum.training.schedules import LinearWarmup
@@ -136,20 +134,17 @@ def needs_masks(arm: str) -> bool:
     )
 
 
-def class_medians(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The median image of each class: what most of its images have in one place. (N, 1, H, W) -> (K, 1, H, W)."""
-    return torch.stack([images[labels == label].median(0).values for label in range(num_classes)])
-
-
 def _mean(data: StudyData) -> ClassPrototypes:
     prototypes = ClassPrototypes(data.num_classes, to_channel=brightest)
     prototypes.update(data.train.images, data.train.labels)
     return prototypes
 
 
-def _median(data: StudyData) -> ClassPrototypes:
-    medians = class_medians(brightest(data.train.images), data.train.labels, data.num_classes)
-    return ClassPrototypes.from_maps(medians)
+def _median(data: StudyData) -> MedianPrototypes:
+    prototypes = MedianPrototypes(data.num_classes, to_channel=brightest)
+    prototypes.update(data.train.images, data.train.labels)
+    prototypes.drop_histogram()
+    return prototypes
 
 
 def _foreground(data: StudyData) -> ForegroundPrototypes:
