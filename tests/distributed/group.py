@@ -1,7 +1,7 @@
 """A real process group of two on gloo, which runs many checks; each rank is a process of its own.
 
-``python -m tests.distributed.group RANK FOLDER MODULE`` runs the checks of a module on one rank. Each check has a group of its
-own, so that one that fails does not spoil the next, with a time limit, so that one that hangs fails.
+``python -m tests.distributed.group RANK FOLDER MODULE …`` runs the checks of some modules on one rank. Each check has a group of
+its own, so that one that fails does not spoil the next, with a time limit, so that one that hangs fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 WORLD = 2
 ROOT = Path(__file__).parents[2]
-#: Seconds for one message, and for all checks of a module.
+#: Seconds for one message, and for all checks.
 PATIENCE, LIMIT = 30, 240
 
 
@@ -43,14 +43,17 @@ class Checks(dict):
         return register
 
 
-def run_checks(folder, module):
-    """Run all checks of a module on every rank; name -> what failed, on which rank ("" if nothing did)."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def run_checks(folder, *modules):
+    """Run all checks of the modules on every rank; (module, name) -> what failed, on which rank ("" if nothing did)."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.distributed.group"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder), module], cwd=ROOT, env=environment)
-        for rank in range(WORLD)
-    ]
+    ranks = []
+    for rank in range(WORLD):
+        with Path(folder, f"{rank}.txt").open("w") as printed:
+            arguments = [*command, str(rank), str(folder), *modules]
+            ranks.append(
+                subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=printed, stderr=printed)
+            )
     until = time.monotonic() + LIMIT
     while any(process.poll() is None for process in ranks) and time.monotonic() < until:
         if any(process.poll() for process in ranks):  # it crashed: what the other one waits for will not come
@@ -61,21 +64,35 @@ def run_checks(folder, module):
         process.wait()
     files = [Path(folder) / f"{rank}.json" for rank in range(WORLD)]
     found = [json.loads(file.read_text()) if file.exists() else {} for file in files]
-    codes = [process.returncode for process in ranks]
-    return {
-        name: "\n".join(
-            f"rank {rank}, exit code {codes[rank]}: {of[name]}"
-            for rank, of in enumerate(found)
-            if of.setdefault(name, "crashed, hung, or not run")
+    crashed = [
+        f"crashed, hung, or not run; exit code {process.returncode}; it printed {printed[-2000:]}"
+        for process, printed in zip(
+            ranks, (Path(folder, f"{rank}.txt").read_text() for rank in range(WORLD)), strict=True
         )
-        for name in importlib.import_module(module).CHECKS
+    ]
+    return {
+        key: "\n".join(
+            f"rank {rank}: {failed}"
+            for rank, of in enumerate(found)
+            if (failed := of.get("::".join(key), crashed[rank]))
+        )
+        for key, *_ in checks_of(modules)
     }
 
 
-def _main(rank, folder, module):
+def checks_of(modules):
+    """((module, name), function, options) of each."""
+    return [
+        ((module, name), function, case)
+        for module in modules
+        for name, (function, case) in importlib.import_module(module).CHECKS.items()
+    ]
+
+
+def _main(rank, folder, modules):
     torch.set_num_threads(1)
     outcomes = {}
-    for number, (name, (function, case)) in enumerate(importlib.import_module(module).CHECKS.items()):
+    for number, (key, function, case) in enumerate(checks_of(modules)):
         store = dist.FileStore(str(folder / str(number)), WORLD)
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=PATIENCE)
@@ -83,12 +100,15 @@ def _main(rank, folder, module):
         torch.manual_seed(0)
         try:
             function(rank, **case)
-            outcomes[name] = ""
+            outcomes["::".join(key)] = ""
         except BaseException:
-            outcomes[name] = traceback.format_exc()
+            outcomes["::".join(key)] = traceback.format_exc()
         dist.destroy_process_group()
         (folder / f"{rank}.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    # All is written. What a check has left behind, a group in a reference cycle say, must not end the process by a signal while
+    # the other rank is still at work.
+    os._exit(0)

@@ -1,31 +1,27 @@
-"""Runs the checks of this folder in process groups of two: one test for each of them."""
+"""Runs all checks for several ranks in one process group of two: one test for each of them."""
 
 from __future__ import annotations
 
-import importlib
+from pathlib import Path
 
 import pytest
 
-from tests.distributed.group import run_checks
+from tests.distributed.group import checks_of, run_checks
 
-MODULES = [f"tests.distributed.checks_{what}" for what in ("losses", "prototypes", "split", "training")]
-NAMES = [(module, name) for module in MODULES for name in importlib.import_module(module).CHECKS]
+#: All files of checks in this folder, and two of other folders.
+MODULES = [
+    *(f"tests.distributed.{path.stem}" for path in sorted(Path(__file__).parent.glob("checks_*.py"))),
+    "tests.prototypes.checks_ranks",
+    "tests.training.checks_lightning",
+]
+KEYS = [key for key, *_ in checks_of(MODULES)]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Runs a module's checks where the first of them is asked for."""
-    found = {}
-
-    def of(module):
-        if module not in found:
-            found[module] = run_checks(tmp_path_factory.mktemp("ranks"), module)
-        return found[module]
-
-    return of
+    return run_checks(tmp_path_factory.mktemp("ranks"), *MODULES)
 
 
-@pytest.mark.parametrize(("module", "name"), NAMES, ids=[name for _, name in NAMES])
-def test_ranks(outcomes, module, name):
-    failed = outcomes(module)[name]
-    assert not failed, failed
+@pytest.mark.parametrize("key", KEYS, ids=["-".join((key[0].rpartition(".")[2], key[1])) for key in KEYS])
+def test_ranks(outcomes, key):
+    assert not outcomes[key], outcomes[key]

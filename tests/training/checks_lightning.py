@@ -1,19 +1,23 @@
-"""Lightning's DDP on two processes."""
+"""Lightning's DDP on two ranks trains what one process would."""
 
 from __future__ import annotations
 
-import pytest
+import os
+import tempfile
+
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, DistributedSampler
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss
 from batchcam_captum.training import AutoWeight, LinearWarmup
+from tests.distributed.group import WORLD, Checks
 from tests.training.lightning_models import PROTOTYPES, Classifier, data, loader, network, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+CHECKS = Checks()
 
 
 def terms():
@@ -25,10 +29,11 @@ def terms():
 
 
 class OnTwoRanks(Classifier):
-    """Looks at both ranks from inside; an assertion in a spawned process fails the fit."""
+    """Looks at both ranks from inside."""
 
     def __init__(self) -> None:
         super().__init__(terms())
+        self.looked = False
 
     def train_dataloader(self):
         rows = DistributedSampler(data(), shuffle=False)  # Lightning's own shuffles
@@ -41,7 +46,7 @@ class OnTwoRanks(Classifier):
                 loss.prototypes.means.zero_()
 
     def on_train_end(self):
-        assert self.trainer.world_size == 2
+        assert self.trainer.world_size == WORLD
         wrapper = self.trainer.strategy.model
         assert type(wrapper).__name__ == "DistributedDataParallel"
         sent = {id(buffer) for buffer in wrapper.modules_buffers}
@@ -51,15 +56,18 @@ class OnTwoRanks(Classifier):
             assert torch.equal(first, second)
         assert self.regularizer.steps == 4
         assert len({objective.item() for objective in self.objectives}) == 4
+        self.looked = True
 
 
-@pytest.mark.parametrize("option", [None, "static_graph", "find_unused_parameters"])
-def test_two_ranks_train_what_one_process_would(option, tmp_path):
+@CHECKS.each(option=[None, "static_graph", "find_unused_parameters"])
+def lightning_trains_what_one_process_would(rank, option):
+    os.environ |= {"LOCAL_RANK": str(rank)}  # so that Lightning starts no processes
     module = OnTwoRanks()
-    strategy = DDPStrategy(
-        start_method="spawn", process_group_backend="gloo", **({} if option is None else {option: True})
-    )
-    trainer(tmp_path, devices=2, strategy=strategy, use_distributed_sampler=False).fit(module)
+    strategy = DDPStrategy(process_group_backend="gloo", **({} if option is None else {option: True}))
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"strategy": strategy, "plugins": [LightningEnvironment()]}
+        trainer(folder, devices=WORLD, use_distributed_sampler=False, **options).fit(module)
+    assert module.looked
 
     model = network()
     regularizer = CamRegularizer(BatchGradCam(model, "2"), terms())
@@ -74,4 +82,3 @@ def test_two_ranks_train_what_one_process_would(option, tmp_path):
         regularizer.step()
     for (name, ours), theirs in zip(module.model.named_parameters(), model.parameters(), strict=True):
         assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-    assert module.regularizer.steps == 4  # came back with the weights
