@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -30,11 +32,18 @@ def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_demo_writes_its_files_and_the_table_it_prints(tmp_path, capsys):
-    folder = tmp_path / "new" / "folder"
-    assert main([*QUICK, "--output", str(folder)]) == 0
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of one run, which was not there before, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    with redirect_stdout(StringIO()) as printed:
+        assert main([*QUICK, "--output", str(folder)]) == 0
+    return folder, printed.getvalue()
+
+
+def test_demo_writes_its_files_and_the_table_it_prints(finished):
+    folder, printed = finished
     assert {path.name for path in folder.iterdir()} == FILES
-    printed = capsys.readouterr().out
     results = results_of(folder)
     assert results["table"] in printed
     assert results["environment"]["torch"] == torch.__version__
@@ -45,34 +54,30 @@ def test_demo_writes_its_files_and_the_table_it_prints(tmp_path, capsys):
         assert row in printed
 
 
-def test_checkpoint_gives_the_accuracy_of_the_table(tmp_path):
+def test_checkpoint_gives_the_accuracy_of_the_table(finished):
     from batchcam_captum.demo.data import load_data
 
-    assert main([*QUICK, "--output", str(tmp_path)]) == 0
+    folder, _ = finished
     data = load_data("digits")
     for name in ("cross_entropy", "regularized"):
-        checkpoint = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        checkpoint = torch.load(folder / f"{name}.pt", weights_only=True)
         model = SimpleCNN(checkpoint["num_classes"], checkpoint["image_size"])
         model.load_state_dict(checkpoint["model"])
         with torch.no_grad():
             accuracy = (model(data.test.images).argmax(1) == data.test.labels).double().mean()
-        assert accuracy.item() == pytest.approx(results_of(tmp_path)["runs"][0][name]["accuracy"])
+        assert accuracy.item() == pytest.approx(results_of(folder)["runs"][0][name]["accuracy"])
 
 
-def test_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert main([*QUICK, "--seeds", seed, "--output", str(tmp_path / name)]) == 0
-    a, b, c = (without_times(results_of(tmp_path / name)) for name in "abc")
-    assert a == b
-    assert a[0]["cross_entropy"] != c[0]["cross_entropy"]
-
-
-def test_several_seeds_give_a_spread_and_files_of_their_own(tmp_path, capsys):
+def test_several_seeds_give_a_spread_and_files_of_their_own(tmp_path, capsys, finished):
     assert main([*QUICK, "--seeds", "0", "1", "--output", str(tmp_path)]) == 0
     assert "±" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"results.json"} | {
         name.replace(".", f"-seed{seed}.") for name in FILES - {"results.json"} for seed in (0, 1)
     }
+    # The same seed gives the same numbers, and another seed others.
+    (alone,), (first, second) = (without_times(results_of(folder)) for folder in (finished[0], tmp_path))
+    assert alone == first
+    assert alone["cross_entropy"] != second["cross_entropy"]
 
 
 @pytest.mark.parametrize("loss", ["prototype", "prototype_contrastive", "image"])
