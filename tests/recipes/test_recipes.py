@@ -51,20 +51,21 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
-def test_plain_training_brings_the_cams_to_the_prototypes_and_learns(recipe, precision):
-    options = ("--device", "cpu", "--epochs", 3, "--batch-size", 32, "--precision", precision)
-    without, history = recipe("plain", *options, "--weight", NOTHING), recipe("plain", *options)
-    assert history[-1]["accuracy"] > 0.8
-    assert history[-1]["batch_cam"] < 0.5 * without[-1]["batch_cam"]
-    assert history[-1]["dead_fraction"] < without[-1]["dead_fraction"]
+def test_plain_training_brings_the_cams_to_the_prototypes_and_learns(recipe):
+    options = ("--device", "cpu", "--epochs", 3, "--batch-size", 32)
+    without = recipe("plain", *options, "--precision", "float32", "--weight", NOTHING)
+    for precision in ("bfloat16", "float16", "float32"):
+        history = recipe("plain", *options, "--precision", precision)
+        assert history[-1]["accuracy"] > 0.8, precision
+        assert history[-1]["batch_cam"] < 0.5 * without[-1]["batch_cam"], precision
+        assert history[-1]["dead_fraction"] < without[-1]["dead_fraction"], precision
 
 
 def test_plain_training_resumes_bit_for_bit(recipe, tmp_path):
     options = ("--device", "cpu", "--precision", "float16")  # with a GradScaler, whose state matters too
-    whole = recipe("plain", *options, "--epochs", 3, "--checkpoint", tmp_path / "whole.pt")
-    recipe("plain", *options, "--epochs", 2, "--checkpoint", tmp_path / "resumed.pt")
-    resumed = recipe("plain", *options, "--epochs", 3, "--checkpoint", tmp_path / "resumed.pt")
+    whole = recipe("plain", *options, "--epochs", 2, "--checkpoint", tmp_path / "whole.pt")
+    recipe("plain", *options, "--epochs", 1, "--checkpoint", tmp_path / "resumed.pt")
+    resumed = recipe("plain", *options, "--epochs", 2, "--checkpoint", tmp_path / "resumed.pt")
     assert resumed == whole
     ours, theirs = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "resumed"))
     for name, tensor in ours["model"].items():
@@ -72,7 +73,7 @@ def test_plain_training_resumes_bit_for_bit(recipe, tmp_path):
     assert (
         ours["regularizer"]["_extra_state"]["steps"]
         == theirs["regularizer"]["_extra_state"]["steps"]
-        == 3 * 22
+        == 2 * 22
     )
     assert ours["scaler"] == theirs["scaler"]
 

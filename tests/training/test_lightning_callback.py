@@ -346,6 +346,7 @@ pytorch_lightning.Trainer(
 ).fit(module, loader())
 print("STEPS", module.regularizer.steps)
 """
+    running = {}
     for first in ("lightning.pytorch", "pytorch_lightning"):
         folder = tmp_path / first
         code = (
@@ -354,9 +355,17 @@ print("STEPS", module.regularizer.steps)
             .replace("{first}", first)
             .replace("{folder!r}", repr(str(folder)))
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        assert "STEPS 8" in done.stdout
+        running[folder] = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+    for folder, process in running.items():
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        assert "STEPS 8" in printed
         tags = events(folder).Tags()
         assert "cam/maps" in tags["images"]
         assert "cam/weight/auto" in tags["scalars"]
