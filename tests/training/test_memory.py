@@ -75,7 +75,7 @@ def evaluated() -> Callable[[], object]:
 
 CALLS: dict[str, tuple[Callable[[], Callable[[], object]], int]] = {
     "hooks": (hooks, STEPS),
-    "split": (split, STEPS),
+    "split": (split, 300),
     "auto": (lambda: hooks(weight=AutoWeight(every=2)), 300),
     "checkpointing": (lambda: hooks(checkpointing=True), 300),
     "evaluate": (evaluated, 300),
@@ -112,7 +112,7 @@ def raising(how: str) -> Callable[[], object]:
 
 @pytest.mark.parametrize(
     ("how", "calls"),
-    [("labels", STEPS), ("scores", 200), ("in the block", 200), ("not called", 200), ("split", STEPS)],
+    [("labels", STEPS), ("scores", 200), ("in the block", 200), ("not called", 200), ("split", 300)],
 )
 def test_steps_that_raise(how: str, calls: int) -> None:
     step = raising(how)
