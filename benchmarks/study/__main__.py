@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from .plans import PLANS
+from .settings import Settings
 
 _RESULTS = Path(__file__).parent / "results"
 _PINNED = {
@@ -21,7 +23,8 @@ def main() -> int:
     """Run a plan, or list it."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
-        description="Run the runs of a plan that are not finished; call it again to go on after an interruption.",
+        description="Run the runs of a plan that are not finished; call it again to go on after an interruption, or at once for a "
+        "second process.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("plan", choices=PLANS)
@@ -33,12 +36,6 @@ def main() -> int:
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, on the CPU")
     made.add_argument(
         "--limit", type=float, default=float("inf"), help="seconds; no run begins that would not end by then"
-    )
-    made.add_argument(
-        "--share",
-        default="1/1",
-        metavar="I/N",
-        help="every N-th run from the I-th on, for N processes at once",
     )
     made.add_argument("--commit", help="of the code, where git cannot tell")
     made.add_argument("--list", action="store_true", help="say which runs are finished and which are missing")
@@ -53,16 +50,18 @@ def main() -> int:
 
     from .run import list_runs, run_all
 
+    def plan() -> Iterator[Settings]:
+        return PLANS[options.plan](options.results)
+
     try:
         if options.list:
-            return list_runs(PLANS[options.plan](options.results), options.results)
+            return list_runs(plan, options.results)
         return run_all(
-            PLANS[options.plan](options.results),
+            plan,
             options.results,
             options.data_root,
             torch.device(options.device),
             limit=options.limit,
-            share=_share(options.share),
             commit=options.commit,
         )
     except (ValueError, LookupError, OSError) as error:
@@ -71,13 +70,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("study: interrupted; the same command goes on", file=sys.stderr)
         return 130
-
-
-def _share(text: str) -> tuple[int, int]:
-    which, _, count = text.partition("/")
-    if not (which.isdigit() and count.isdigit() and 1 <= int(which) <= int(count)):
-        raise ValueError(f"--share: expected I/N with 1 ≤ I ≤ N, got {text!r}")
-    return int(which) - 1, int(count)
 
 
 if __name__ == "__main__":

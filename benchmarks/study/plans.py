@@ -59,11 +59,11 @@ SECOND: tuple[str, ...] = (
     "foreground:0.3+batch_cam-ssim@median:1",
     "foreground:0.1+prototype-ssim@median:1~1",
 )
-#: As Fashion-MNIST loses accuracy to the shape, less of it.
+#: As Fashion-MNIST loses accuracy to the shape, less of it, or later.
 THIRD: tuple[str, ...] = (
     "foreground:0.1+prototype-ssim@median:0.3",
     "foreground:0.3+prototype-ssim@median:0.3",
-    "foreground:0.3+prototype-cosine@median:0.3",
+    "foreground:0.3+prototype-ssim@median:1~1",
 )
 CANDIDATES = tuple(dict.fromkeys((*FIRST, *SECOND, *THIRD)))
 SEARCHED = ("development-mnist", "development-fashion-mnist", *CLEAN)
@@ -82,18 +82,16 @@ def search(folder: Path) -> Iterator[Settings]:
 
 
 def weights(folder: Path) -> Iterator[Settings]:
-    """Each arm with its weights, from the largest down, until one loses no accuracy."""
+    """Each arm with its largest weight, then those that lose accuracy with the next, and so on; the smallest needs no run."""
     runs = [of_choice(data, PLAIN) for data in CLEAN]
     yield from runs
-    for family, choices in FAMILIES.items():
-        # The choice asks for the runs that it needs; what it asks for and is not there is to be run.
-        for weight in sorted(choices, reverse=True)[:-1]:
-            yield from (replace(each, arm=f"{family}:{weight:g}") for each in runs)
+    for rank in range(max(map(len, FAMILIES.values())) - 1):
+        for family, choices in FAMILIES.items():
             try:
                 choose_weight(family, choices, runs, folder)
             except NotYetError:
-                continue
-            break
+                for weight in sorted(choices, reverse=True)[:-1][rank : rank + 1]:
+                    yield from (replace(each, arm=f"{family}:{weight:g}") for each in runs)
 
 
 def chosen_arms(folder: Path) -> dict[str, str]:

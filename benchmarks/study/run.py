@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,27 +18,28 @@ from .networks import NETWORKS
 from .settings import Settings, finished, write
 from .training import DivergedError, train
 
+#: A folder beside the results, for what is none yet.
+UNFINISHED = ".unfinished"
+
 
 def run_all(
-    wanted: Iterable[Settings],
+    plan: Callable[[], Iterable[Settings]],
     folder: Path,
     root: Path,
     device: torch.device,
     *,
     limit: float = float("inf"),
-    share: tuple[int, int] = (0, 1),
     commit: str | None = None,
     progress: bool = True,
 ) -> int:
-    """Run what is missing, one JSON a run.
+    """Run what is missing, one JSON a run. Several processes may do so at once; none takes what another is at.
 
     Args:
-        wanted: the runs.
+        plan: makes the runs. Those that hang on the results of earlier ones come when these are there.
         folder: of the results.
         root: torchvision's folder.
         device: where to train.
-        limit: seconds after which no further run begins.
-        share: (which, of how many): for several processes at once.
+        limit: seconds; no run begins that would not end by then, if it took as long as the longest so far.
         commit: of the code.
         progress: show bars.
 
@@ -47,38 +50,49 @@ def run_all(
         OtherStudyError: the folder has results by other settings.
     """
     start = time.monotonic()
-    missing = [
-        each
-        for index, each in enumerate(wanted)
-        if index % share[1] == share[0] and not finished(each, folder)
-    ]
     loaded: tuple[tuple[object, ...], StudyData] | None = None
     longest = 0.0
-    while missing and time.monotonic() - start + longest < limit:
-        settings = missing.pop(0)
-        padding = NETWORKS[settings.network].padding
-        key = (settings.data, settings.split, settings.train_size, padding)
-        if loaded is None or loaded[0] != key:
-            loaded = (
-                key,
-                load(
+    for settings in plan():
+        if time.monotonic() - start + longest >= limit:
+            break
+        with claimed(settings, folder) as ours:
+            if not ours or finished(settings, folder):
+                continue
+            padding = NETWORKS[settings.network].padding
+            key = (settings.data, settings.split, settings.train_size, padding)
+            if loaded is None or loaded[0] != key:
+                found = load(
                     settings.data, root, split=settings.split, train_size=settings.train_size, padding=padding
-                ),
-            )
-        began = time.monotonic()
-        run(settings, loaded[1], folder, device, commit=commit, progress=progress)
-        longest = max(longest, time.monotonic() - began)
-    return len(missing)
+                )
+                loaded = key, found
+            began = time.monotonic()
+            run(settings, loaded[1], folder, device, commit=commit, progress=progress)
+            longest = max(longest, time.monotonic() - began)
+    return sum(not finished(settings, folder) for settings in plan())
 
 
-def list_runs(wanted: Iterable[Settings], folder: Path) -> int:
+@contextmanager
+def claimed(settings: Settings, folder: Path) -> Iterator[bool]:
+    """Whether this process may do a run; while it does, no other may. A process that dies gives it back."""
+    path = folder / UNFINISHED / settings.file(folder).with_suffix(".lock").name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def list_runs(plan: Callable[[], Iterable[Settings]], folder: Path) -> int:
     """Say which runs are finished; return how many are missing.
 
     Raises:
         OtherStudyError: the folder has results by other settings.
     """
     missing = 0
-    for settings in wanted:
+    for settings in plan():
         there = finished(settings, folder)
         missing += not there
         print("finished" if there else "missing ", settings.name)
@@ -98,8 +112,7 @@ def run(
     """One run: train, measure, write. A run whose loss is no number is written as such, and enters no mean."""
     about = {"environment": environment(device), "commit": commit}
     began = time.monotonic()
-    # Not beside the results, so that a copy of these holds nothing unfinished.
-    checkpoint = folder / ".unfinished" / settings.file(folder).with_suffix(".pt").name
+    checkpoint = folder / UNFINISHED / settings.file(folder).with_suffix(".pt").name
     try:
         trained = train(settings, data, device, checkpoint=checkpoint, progress=progress)
     except DivergedError as error:
