@@ -56,7 +56,9 @@ def count_values(histograms: Tensor, images: Tensor, labels: Tensor) -> None:
 
 def number_of_images(histograms: Tensor) -> Tensor:
     """How many images of each class there are, each of which counts once at every pixel: (K, B, *spatial) -> (K,) int64."""
-    return histograms[(slice(None), slice(None), *[0] * (histograms.dim() - 2))].sum(1)
+    while histograms.dim() > 2:
+        histograms = histograms[..., 0]
+    return histograms.sum(1)
 
 
 def quantiles(histograms: Tensor, classes: Tensor, quantile: float) -> Tensor:

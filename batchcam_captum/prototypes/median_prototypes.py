@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MedianPrototypes(ClassPrototypes):
-    r"""The median training image of each class: at each pixel, the value that half of the class's images exceed.
+    r"""The median training image of each class: at each pixel, the value in the middle of those that the class's images have.
 
     What is lit in one place in fewer than half of a class's images is not in their median, whereas it is in their mean: a decoy
     in a random corner lights each corner in a quarter of the images. What more than half of them have in one place is in the

@@ -276,3 +276,15 @@ def test_state_of_another_kind_or_a_damaged_one_is_refused():
     state["histogram"] = state["histogram"][..., :3]
     with pytest.raises(RuntimeError, match=r"of one spatial size, got \(4, 256, 6, 3\) and \(4, 1, 6, 7\)"):
         MedianPrototypes(K).load_state_dict(state)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("images_on", ["cpu", "cuda"])
+def test_a_gpu_counts_as_the_cpu_does(images_on):
+    images, labels = data()
+    prototypes = MedianPrototypes(K).cuda()
+    for part in (slice(0, 6), slice(6, None)):
+        prototypes.update(images[part].to(images_on), labels[part].to(images_on))
+    assert {buffer.device.type for buffer in prototypes.buffers()} == {"cuda"}
+    assert_close(prototypes.means.cpu(), streamed(images, labels).means, rtol=1e-6, atol=0)
+    assert torch.equal(prototypes.counts.cpu(), streamed(images, labels).counts)
