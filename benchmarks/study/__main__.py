@@ -23,8 +23,8 @@ def main() -> int:
     """Run a plan, or list it."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
-        description="Run the runs of a plan that are not finished; call it again to go on after an interruption, or at once for a "
-        "second process.",
+        description="Run the runs of a plan that are not finished. Call it again to go on after an interruption, or at once for "
+        "a second process.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("plan", choices=PLANS)
