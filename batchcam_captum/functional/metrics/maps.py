@@ -14,18 +14,12 @@ from ..precision import no_autocast
 from .common import check_metric_cams, finite, undefined
 
 
-def _prepared(
-    cams: Tensor, counted: Tensor | None, checks: ValueChecks | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The rectified maps (N, pixels) which peak at 1, flat ones in the place of dead ones; which are dead; which count."""
+def _prepared(cams: Tensor, counted: Tensor | None, checks: ValueChecks | None) -> tuple[Tensor, Tensor]:
+    """The rectified maps (N, pixels) which peak at 1, flat ones in the place of dead ones; which samples count."""
     check_metric_cams(cams)
     counted = check_counted(cams, counted, None, checks)
     prepared = prepare(finite(cams, counted, checks))
-    return (
-        prepared.maps.flatten(1).masked_fill(prepared.dead.unsqueeze(1), 1),
-        prepared.dead,
-        counted,
-    )
+    return prepared.maps.flatten(1).masked_fill(prepared.dead.unsqueeze(1), 1), counted
 
 
 @torch.no_grad()
@@ -52,12 +46,12 @@ def sparsity(cams: Tensor, *, counted: Tensor | None = None, checks: ValueChecks
         TypeError: cams of a wrong kind.
     """
     with no_autocast(cams):
-        maps, dead, counted = _prepared(cams, counted, checks)
+        maps, counted = _prepared(cams, counted, checks)
         pixels = maps.shape[1]
         ascending = maps.sort(dim=1).values
         ranks = torch.arange(1 - pixels, pixels, 2, dtype=maps.dtype, device=maps.device)
         values = ((ranks * ascending).sum(1) / (pixels * maps.sum(1))).clamp(0, 1)
-        return undefined(values.masked_fill(dead, 0), counted)
+        return undefined(values, counted)
 
 
 @torch.no_grad()
@@ -89,10 +83,10 @@ def entropy(
         TypeError: cams of a wrong kind.
     """
     with no_autocast(cams):
-        maps, dead, counted = _prepared(cams, counted, checks)
+        maps, counted = _prepared(cams, counted, checks)
         shares = maps / maps.sum(1, keepdim=True)
         most = math.log(maps.shape[1])
-        values = torch.special.entr(shares).sum(1).clamp(0, most).masked_fill(dead, most)
+        values = torch.special.entr(shares).sum(1).clamp(0, most)
         if relative:
             # A map of one pixel is flat and has everything in one place at once.
             values = values / most if most else torch.ones_like(values)

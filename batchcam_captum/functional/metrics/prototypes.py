@@ -183,7 +183,7 @@ def nearest_prototype(
         raised(checks).require(
             seen.any(), "prototypes: expected at least one class with a prototype, got none"
         )
-        nowhere = prepared.dead if counted is None else prepared.dead | ~counted
+        nowhere = prepared.dead  # and so is what does not count, of which zeros are left
         if distance == CENTRED_COSINE:
             apart, flat = _centred_cosines(maps, prototypes, seen)
             nowhere = nowhere | flat

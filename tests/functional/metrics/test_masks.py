@@ -122,6 +122,13 @@ def test_masks_of_the_size_of_the_map():
     assert_close(mask_iou(cams, masks, resolution="map"), torch.tensor([1.0]))
 
 
+def test_a_map_that_is_gone_after_resizing_counts_as_dead():
+    cams, masks = torch.zeros(1, 1, 8, 4, 4), torch.ones(1, 1, 2, 8, 8)
+    cams[0, 0, 0] = 1  # linear interpolation to two planes looks at planes 1, 2, 5 and 6
+    assert energy_in_mask(cams, masks).tolist() == [0]
+    assert rank_accuracy(cams, masks).tolist() == [0]
+
+
 def test_half_types_inference_and_what_does_not_count(case):
     cams, masks = case
     cams, counted = cams.bfloat16(), torch.arange(6) != 2
