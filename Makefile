@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-output
 DEVICE ?= cpu
-BENCHMARKS := attribute classes layers step distributed_step compiled_step imports
+BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports
 
 .PHONY: demo test lint unit benchmarks comparison format clean
 

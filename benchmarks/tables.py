@@ -11,7 +11,16 @@ from update_readme import RESULTS, machine, put
 
 README = RESULTS.parent / "README.md"
 #: One block each; the results of a benchmark are NAME-cpu.json and whatever else begins with NAME-.
-BENCHMARKS = ("attribute", "classes", "layers", "step", "distributed_step", "compiled_step", "imports")
+BENCHMARKS = (
+    "attribute",
+    "classes",
+    "layers",
+    "step",
+    "recipe_step",
+    "distributed_step",
+    "compiled_step",
+    "imports",
+)
 
 
 def block(name: str, results: Path = RESULTS) -> str:
