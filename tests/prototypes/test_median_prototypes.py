@@ -140,8 +140,11 @@ def test_state_goes_on_streaming(into, assign, tmp_path):
     half = streamed(images[:6], labels[:6])
     half.save(tmp_path / "medians.pt")
     loaded = MedianPrototypes(K, **into)
-    result = loaded.load_state_dict(copy.deepcopy(half.state_dict()), strict=True, assign=assign)
+    state = copy.deepcopy(half.state_dict())
+    state["histogram"] = state["histogram"].long()
+    result = loaded.load_state_dict(state, strict=True, assign=assign)
     assert not result.missing_keys
+    assert loaded.histogram.dtype == torch.int32
     loaded.size = None
     for each in (loaded, MedianPrototypes.load(tmp_path / "medians.pt"), pickle.loads(pickle.dumps(half))):
         assert torch.equal(each.maps(), half.maps())
