@@ -111,7 +111,8 @@ class CamRegularizer(CamObjective):
             num_classes: K.
             recipe: ``"foreground_shape"``, ``"foreground"`` or ``"shape"``, or one of your own.
             validate: see the class.
-            **options: of :func:`recipe_losses`: ``mean`` and ``std`` of standardised images, ``to_channel``, ``size``, …
+            **options: of :func:`recipe_losses`: ``steps_per_epoch``, ``mean`` and ``std`` of standardised images,
+                ``to_channel``, ``size``, …
 
         Returns:
             The regularizer, with the losses on the device of the prototypes.
@@ -131,7 +132,7 @@ class CamRegularizer(CamObjective):
             >>> loader = [(images, torch.arange(20) % 2)]
             >>> regularizer = CamRegularizer.from_loader(BatchGradCam(model, model[1]), loader, 2, progress=False)
             >>> regularizer.weights
-            {'foreground': 0.3, 'shape': 1.0}
+            {'foreground': 0.1, 'shape': LinearWarmup(weight=1.0, steps=1, start=0.0)}
         """
         losses = recipe_losses(loader, num_classes, recipe=recipe, **options)
         return cls(grad_cam, losses, validate=validate)

@@ -24,9 +24,11 @@ from .settings import Settings, finished, read
 from .summary import Cell, Cells, collected, paired, plain_of
 
 PAGE = ROOT / "docs" / "study.md"
+#: Of its figures.
+FOLDER = ROOT / "docs" / "images"
 RESULTS = Path(__file__).parent / "results"
 #: metric -> (heading, factor, digits, which way is better)
-_METRICS = {
+METRICS = {
     "accuracy": ("accuracy, %", 100, 2, "higher"),
     "ssim": ("SSIM to prototype", 1, 3, "higher"),
     "l1": ("L1 to prototype", 1, 3, "lower"),
@@ -72,7 +74,7 @@ def markdown(heading: Sequence[str], rows: Rows) -> str:
 
 def written(cell: Cell, metric: str) -> str:
     """Mean ± standard deviation over the seeds, with what is missing said."""
-    _, factor, digits, _ = _METRICS[metric]
+    _, factor, digits, _ = METRICS[metric]
     mean, spread = cell.mean(metric), cell.spread(metric)
     if mean is None:
         return "diverged" if cell.diverged else "-"
@@ -87,7 +89,7 @@ def difference(arm: Cell, plain: Cell, metric: str) -> str:
     found = paired(arm, plain, metric)
     if found is None:
         return "-"
-    _, factor, digits, _ = _METRICS[metric]
+    _, factor, digits, _ = METRICS[metric]
     text = f"{found.mean * factor:+.{digits}f}"
     if found.p is not None:
         text += f" (p = {found.p:.2g})" if found.p >= 0.001 else " (p < 0.001)"
@@ -105,9 +107,9 @@ def by_arm(cells: Cells, arms: dict[str, str], data: str, network: str, metrics:
     heading = [
         "arm",
         "seeds",
-        _METRICS[first][0],
+        METRICS[first][0],
         "less cross-entropy",
-        *(_METRICS[each][0] for each in metrics[1:]),
+        *(METRICS[each][0] for each in metrics[1:]),
     ]
     rows = []
     for name, arm in arms.items():
@@ -169,7 +171,7 @@ def faithfulness(folder: Path, arms: dict[str, str], sets: Sequence[str]) -> str
                     *(difference(recipe, plain, metric) for metric in FAITHFULNESS),
                 ]
             )
-        heading = ["arm", *(f"{_METRICS[m][0]} ({_METRICS[m][3]} is better)" for m in FAITHFULNESS)]
+        heading = ["arm", *(f"{METRICS[m][0]} ({METRICS[m][3]} is better)" for m in FAITHFULNESS)]
         parts += [f"**{data}**", markdown(heading, rows) if rows else "Not run yet."]
     return "\n\n".join(parts)
 

@@ -14,7 +14,7 @@ from batchcam_captum import (
     SplitRegularizer,
 )
 from batchcam_captum.demo.model import SimpleCNN
-from batchcam_captum.training import RECIPES, recipe_losses
+from batchcam_captum.training import RECIPES, LinearWarmup, recipe_losses
 from batchcam_captum.training.recipes import DEFAULT_RECIPE, Ingredient
 from benchmarks.study import arms, plans
 
@@ -47,13 +47,18 @@ def losses(loader, **options):
 
 
 def test_the_default_is_what_the_study_measured():
-    measured = [(each.loss, each.prototypes, each.distance, each.weight) for each in arms.terms(plans.RECIPE)]
+    measured = [
+        (each.loss, each.prototypes, each.distance, each.weight, each.warm_up)
+        for each in arms.terms(plans.RECIPE)
+    ]
     names = {ForegroundPrototypes: "foreground", MedianPrototypes: "median"}
     shipped = []
     for ingredient in RECIPES[DEFAULT_RECIPE].values():
         loss = ingredient.loss(ingredient.prototypes.from_maps(torch.rand(2, 1, 4, 4)))
         kind = {ForegroundLoss: ("foreground", None), PrototypeLoss: ("prototype", "ssim")}[type(loss)]
-        shipped.append((kind[0], names[ingredient.prototypes], kind[1], ingredient.weight))
+        shipped.append(
+            (kind[0], names[ingredient.prototypes], kind[1], ingredient.weight, ingredient.warm_up)
+        )
     assert shipped == measured
 
 
@@ -105,11 +110,10 @@ def trained(recipe, data, loader, *, regularized):
             scores = model(images)
         loss = F.cross_entropy(scores, labels)
         if regularized:
-            term = regularizer(scores, labels)
-            assert torch.autograd.grad(term, model.classifier.weight, retain_graph=True)[0].abs().max() > 0
-            loss = loss + term
+            loss = loss + regularizer(scores, labels)
         loss.backward()
         optimizer.step()
+        regularizer.step()
     return regularizer
 
 
@@ -133,6 +137,8 @@ def test_the_other_regularizer_takes_the_same_losses(data, loader):
 
     split = SplitRegularizer((model.features, head), losses(loader))
     regularizer = CamRegularizer(BatchGradCam(model, "features"), losses(loader))
+    for each in (split, regularizer):
+        each.step()  # halfway up
     with regularizer:
         scores = model(images)
     torch.testing.assert_close(split(images, labels)[1], regularizer(scores, labels))
@@ -147,6 +153,16 @@ def test_ignored_labels_take_no_part(data, loader):
     kept = labels != 3
     for loss, _ in made.values():
         torch.testing.assert_close(loss(cams, ignoring[0][1]), loss(cams[kept], labels[kept]))
+
+
+def test_weights_warm_up_over_the_epochs_of_the_loader(loader):
+    assert losses(loader)["shape"][1] == LinearWarmup(1.0, steps=2)
+    assert losses(loader, steps_per_epoch=50)["shape"][1] == LinearWarmup(1.0, steps=50)
+    assert losses(iter(loader), recipe="foreground")["foreground"][1] == 0.1
+    with pytest.raises(TypeError, match="pass steps_per_epoch="):
+        losses(iter(loader), recipe="shape")
+    with pytest.raises(TypeError, match="to warm up to for 'own', got 'auto'"):
+        losses(loader, recipe={"own": Ingredient(MedianPrototypes, PrototypeLoss, "auto", warm_up=1.0)})
 
 
 def test_recipes_of_ones_own(data, loader):
