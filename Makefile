@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-output
 DEVICE ?= cpu
+WORKERS ?= 2
 BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports
 
 .PHONY: demo test lint unit benchmarks comparison format clean
@@ -22,8 +23,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Several processes with a thread each: most tests are too small for more threads. A file's tests share fixtures, and stay together.
 unit: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # The scripts pin the allocator themselves. DEVICE=cuda for a GPU, where training steps are also measured in bfloat16 and compiled.
 benchmarks: $(VENV)/.installed-benchmark
