@@ -2,7 +2,8 @@
 
 ``prototype-ssim@median:1`` is the prototype loss with the SSIM distance to class medians and the weight 1.
 ``foreground:0.1+batch_cam-l1:1~1`` are two terms, of which the second warms up over one epoch.
-``prototype-l1/hires_cam/log_prob_sum:1`` takes another cam, of another score. Nothing added is ``cross_entropy``. So
+``prototype-l1/hires_cam/log_prob_sum:1`` takes another cam, of another score; ``:auto`` is λ by the gradients;
+``!strict`` revives no dead cam, ``!minmax`` and ``!none`` name a normalisation. Nothing added is ``cross_entropy``. So
 the name of a result says what was trained.
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+import torch
 
 from batchcam_captum import (
     BatchGradCam,
@@ -20,9 +23,11 @@ from batchcam_captum import (
     ForegroundPrototypes,
     MaskPrototypes,
     MedianPrototypes,
+    RunningPrototypes,
 )
 from batchcam_captum.losses import LOSSES, CamLoss
-from batchcam_captum.training.schedules import LinearWarmup
+from batchcam_captum.training import LinearWarmup
+from batchcam_captum.training.terms import GivenWeight
 
 from .data import StudyData, brightest
 
@@ -30,7 +35,8 @@ PLAIN = "cross_entropy"
 
 _TERM = re.compile(
     r"(?P<loss>[a-z_]+)(-(?P<distance>[a-z0-9]+))?(@(?P<prototypes>[a-z_]+))?"
-    r"(/(?P<method>[a-z_]+)(/(?P<score>[a-z_]+))?)?(:(?P<weight>[0-9.]+))?(~(?P<warm_up>[0-9.]+))?"
+    r"(/(?P<method>[a-z_]+)(/(?P<score>[a-z_]+))?)?(?P<options>(!(strict|minmax|none))*)"
+    r"(:(?P<weight>[0-9.]+|auto))?(~(?P<warm_up>[0-9.]+))?"
 )
 #: What each loss compares with where the text does not say.
 _USUAL = {
@@ -50,7 +56,8 @@ class Term:
     prototypes: str | None = None  #: a name of :data:`PROTOTYPES`; None: the loss takes none
     method: str | None = None
     score: str | None = None
-    weight: float = 1.0
+    options: tuple[str, ...] = ()
+    weight: float | Literal["auto"] = 1.0
     warm_up: float = 0.0  #: in epochs
 
     @classmethod
@@ -66,7 +73,7 @@ class Term:
                 f"arm: expected terms loss[-distance][@prototypes][/method[/score]][:weight][~epochs] with a loss of "
                 f"{', '.join(sorted(LOSSES))}, got {text!r}"
             )
-        loss = found["loss"]
+        loss, weight = found["loss"], found["weight"] or "1"
         prototypes = found["prototypes"] or _USUAL.get(loss)
         if prototypes is not None and prototypes not in PROTOTYPES:
             raise ValueError(f"arm: expected prototypes of {', '.join(PROTOTYPES)}, got {prototypes!r}")
@@ -76,7 +83,8 @@ class Term:
             prototypes,
             found["method"],
             found["score"],
-            float(found["weight"] or 1),
+            tuple(found["options"].split("!")[1:]),
+            "auto" if weight == "auto" else float(weight),
             float(found["warm_up"] or 0),
         )
 
@@ -87,6 +95,8 @@ class Term:
             for name in ("distance", "method", "score")
             if (value := getattr(self, name)) is not None
         }
+        for option in self.options:
+            options |= {"revive": False} if option == "strict" else {"normalization": option}
         kind: Callable[..., CamLoss] = LOSSES[self.loss]
         if self.loss == "image":
             return kind(mean=data.mean, std=data.std, to_channel=brightest, **options)
@@ -94,10 +104,10 @@ class Term:
             return kind(**options)
         return kind(PROTOTYPES[self.prototypes](data), **options)
 
-    def schedule(self, steps_per_epoch: int) -> float | LinearWarmup:
-        """λ, or what it is at each step."""
+    def schedule(self, steps_per_epoch: int) -> GivenWeight:
+        """λ, or how it comes about at each step."""
         steps = round(self.warm_up * steps_per_epoch)
-        return LinearWarmup(self.weight, steps) if steps else self.weight
+        return self.weight if self.weight == "auto" or not steps else LinearWarmup(self.weight, steps)
 
 
 def terms(arm: str) -> list[Term]:
@@ -157,6 +167,19 @@ def _mean_in_foreground(data: StudyData) -> ClassPrototypes:
     return ClassPrototypes.from_maps(_mean(data).maps() * _foreground(data).maps())
 
 
+def _mean_of_erased(data: StudyData) -> ClassPrototypes:
+    """A quarter of each image's area is black, in a random rectangle, which leaves a shortcut in fewer of them."""
+    from torchvision.transforms.v2 import RandomErasing
+
+    erase = RandomErasing(p=1, scale=(0.25, 0.25), ratio=(0.5, 2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images = torch.stack([erase(image) for image in data.train.images])
+    prototypes = ClassPrototypes(data.num_classes, to_channel=brightest)
+    prototypes.update(images, data.train.labels)
+    return prototypes
+
+
 def _clean(data: StudyData) -> ClassPrototypes:
     return data.clean_prototypes()
 
@@ -165,6 +188,8 @@ def _clean(data: StudyData) -> ClassPrototypes:
 PROTOTYPES: dict[str, Callable[[StudyData], Any]] = {
     "mean": _mean,
     "median": _median,
+    "erased": _mean_of_erased,
+    "running": lambda data: RunningPrototypes(data.num_classes),
     "foreground": _foreground,
     "mean_in_foreground": _mean_in_foreground,
     "clean": _clean,

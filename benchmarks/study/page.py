@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..update_readme import ROOT, machine, put
+from .arms import PLAIN
 from .choosing import NotYetError, accuracy
 from .plans import (
     CANDIDATES,
@@ -14,9 +16,12 @@ from .plans import (
     DECOYED,
     FAMILIES,
     FURTHER,
+    OTHER_LAYER,
     PLANS,
     RECIPE,
     SEARCHED,
+    VARIATIONS,
+    VARIED,
     chosen_arms,
     of_choice,
 )
@@ -196,25 +201,40 @@ def weights(folder: Path) -> str:
 
 
 def search(folder: Path) -> str:
-    """The candidates of the recipe."""
-    heading = ["candidate", *(f"{data}: accuracy, %; SSIM; coherence; dead, %" for data in SEARCHED)]
+    """The candidates of the recipe, and the winner with one thing changed at a time."""
+    return "\n\n".join(
+        (
+            _validated(folder, SEARCHED, [(arm, of_choice("", arm)) for arm in (PLAIN, *CANDIDATES)]),
+            "The chosen one, with one thing changed at a time:",
+            _validated(
+                folder,
+                VARIED,
+                [
+                    *((arm, of_choice("", arm)) for arm in (RECIPE, *VARIATIONS)),
+                    (f"{RECIPE} at {OTHER_LAYER}", replace(of_choice("", RECIPE), layer=OTHER_LAYER)),
+                ],
+            ),
+        )
+    )
+
+
+def _validated(folder: Path, sets: Sequence[str], candidates: Iterable[tuple[str, Settings]]) -> str:
     rows = []
-    for arm in ("cross_entropy", *CANDIDATES):
-        row = [f"**`{arm}`**" if arm == RECIPE else f"`{arm}`"]
-        for data in SEARCHED:
-            settings = of_choice(data, arm)
-            if not finished(settings, folder):
-                row.append("-")
+    for name, settings in candidates:
+        row = [f"**`{name}`**" if name == RECIPE else f"`{name}`"]
+        for data in sets:
+            own = replace(settings, data=data)
+            if not finished(own, folder):
+                row.append("not run")
                 continue
-            result = read(settings.file(folder))
-            found = result.get("metrics")
+            found = read(own.file(folder)).get("metrics")
             row.append(
                 "diverged"
                 if found is None
                 else f"{found['accuracy']:.2%}; {found['ssim']:.2f}; {found['coherence']:.2f}; {found['dead_fraction']:.1%}"
             )
         rows.append(row)
-    return markdown(heading, rows)
+    return markdown(["", *sets], rows)
 
 
 def about(folder: Path, runs: Iterable[Settings]) -> str:

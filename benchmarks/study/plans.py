@@ -65,6 +65,19 @@ THIRD: tuple[str, ...] = (
     "foreground:0.3+prototype-ssim@median:0.3",
     "foreground:0.3+prototype-ssim@median:1~1",
 )
+#: The winner with one thing changed at a time: raw class means, means of partly erased images, the class's own running mean cam,
+#: λ by the gradients, strict, another normalisation; and another layer, the first ReLU (28×28).
+VARIATIONS: tuple[str, ...] = (
+    "foreground:0.1+prototype-ssim@mean:1~1",
+    "foreground:0.1+prototype-ssim@erased:1~1",
+    "foreground:0.1+prototype-ssim@running:1~1",
+    "foreground:auto+prototype-ssim@median:auto",
+    "foreground:0.1+prototype-ssim@median!strict:1~1",
+    "foreground:0.1+prototype-ssim@median!minmax:1~1",
+    "foreground:0.1+prototype-l1@median:1~1",
+)
+VARIED = ("development-mnist", "fashion-mnist")
+OTHER_LAYER = "features.1"
 CANDIDATES = tuple(dict.fromkeys((*FIRST, *SECOND, *THIRD)))
 SEARCHED = ("development-mnist", "development-fashion-mnist", *CLEAN)
 
@@ -79,6 +92,9 @@ def search(folder: Path) -> Iterator[Settings]:
     for data in SEARCHED[1:]:
         yield from (of_choice(data, arm) for arm in (PLAIN, *SECOND, *THIRD))
     yield from (of_choice(SEARCHED[0], arm) for arm in (PLAIN, *CANDIDATES))
+    for data in VARIED:
+        yield from (of_choice(data, arm) for arm in VARIATIONS)
+        yield replace(of_choice(data, RECIPE), layer=OTHER_LAYER)
 
 
 def weights(folder: Path) -> Iterator[Settings]:

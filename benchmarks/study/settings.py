@@ -33,11 +33,13 @@ class Settings:
     learning_rate: float = 1e-3
     faithfulness: int = 0  #: with how many images insertion, deletion and the like are measured
     protocol: int = PROTOCOL
+    layer: str | None = None  #: that is explained; None: the network's
 
     @property
     def name(self) -> str:
         """Of the run, and of its file."""
-        return f"{self.data}--{self.network}--{self.arm.replace('/', '.')}--s{self.seed}"
+        layer = "" if self.layer is None else f"--{self.layer}"
+        return f"{self.data}--{self.network}{layer}--{self.arm.replace('/', '.')}--s{self.seed}"
 
     def file(self, folder: Path) -> Path:
         """Where its result is."""

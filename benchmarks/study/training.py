@@ -87,11 +87,12 @@ class _Training:
         self.settings = settings
         self.device = device
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        self.layer = self.model.get_submodule(network.layer)
+        layer = settings.layer or network.layer
+        self.layer = self.model.get_submodule(layer)
         given = data.standardized(data.train.images), data.train.labels, data.train.masks
         self.images, self.labels, self.masks = (each.to(device) for each in given)
         self.steps = len(self.labels) // settings.batch_size
-        grad_cam = BatchGradCam(self.model, network.layer)
+        grad_cam = BatchGradCam(self.model, layer)
         self.regularizer = arms.regularizer(settings.arm, grad_cam, data, self.steps)
         if self.regularizer is not None:
             self.regularizer.to(device)
@@ -129,13 +130,13 @@ class _Training:
             with self.regularizer:
                 scores = self.model(images)
             masks = self.masks[chosen] if self.with_masks else None
+            loss = F.cross_entropy(scores, labels)
             try:
-                term = self.regularizer(scores, labels, images=images, masks=masks)
+                loss = loss + self.regularizer(scores, labels, images=images, masks=masks, task_loss=loss)
             except ValueError as error:
                 if torch.isfinite(scores).all():
                     raise
                 raise DivergedError(f"scores were not finite in epoch {len(self.losses) + 1}") from error
-            loss = F.cross_entropy(scores, labels) + term
         loss.backward()
         self.optimizer.step()
         if self.regularizer is not None:

@@ -41,11 +41,11 @@ def runs(folder, *wanted, **options):
 def test_every_arm_of_the_plans_can_be_read():
     for family in plans.FAMILIES:
         assert arms.terms(f"{family}:1")
-    for arm in (*plans.CANDIDATES, plans.RECIPE):
+    for arm in (*plans.CANDIDATES, *plans.VARIATIONS, plans.RECIPE):
         assert arms.terms(arm)
     first, second = arms.terms("foreground:0.1+prototype-ssim@median/hires_cam/log_prob_sum:3~0.5")
     assert first == arms.Term("foreground", prototypes="foreground", weight=0.1)
-    assert second == arms.Term("prototype", "ssim", "median", "hires_cam", "log_prob_sum", 3.0, 0.5)
+    assert second == arms.Term("prototype", "ssim", "median", "hires_cam", "log_prob_sum", (), 3.0, 0.5)
     assert second.schedule(steps_per_epoch=10)(5) == 3.0
     assert arms.terms(arms.PLAIN) == []
     assert [arms.needs_masks(arm) for arm in ("energy:1", "foreground@masks:1", "foreground:1")] == [
@@ -62,7 +62,8 @@ def test_an_arm_that_is_none_is_refused(arm):
 
 
 def test_a_run_is_written_whole_and_not_run_again(small, tmp_path):
-    other = replace(SHORT, arm="foreground:0.1+prototype-ssim@median:1", data="mnist", faithfulness=10)
+    arm = "foreground:auto+prototype-ssim@median!strict:1"
+    other = replace(SHORT, arm=arm, layer="features.1", data="mnist", faithfulness=10)
     assert runs(tmp_path, SHORT, other) == 0
     found, others = read(SHORT.file(tmp_path)), read(other.file(tmp_path))
     assert found["metrics"].keys() - others["metrics"].keys() == set(page.SHORTCUT)
