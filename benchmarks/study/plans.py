@@ -128,16 +128,16 @@ def grid(folder: Path) -> Iterator[Settings]:
     arms = chosen_arms(folder)
     first = [PLAIN, "recipe", "foreground", "foreground@masks"]
     others = [name for name in arms if name not in first]
-    for names, sets, seeds in (
-        (first, (*CLEAN, *DECOYED), SEEDS),
-        (first, DECOYED[:1], MORE_SEEDS[len(SEEDS) :]),
-        (first, FURTHER, SEEDS),
-        (others, (*CLEAN, *DECOYED), SEEDS),
+    for names, sets, seeds, faithfulness in (
+        (first, (*CLEAN, *DECOYED), SEEDS, 200),
+        (first, DECOYED[:1], MORE_SEEDS[len(SEEDS) :], 200),
+        (first, FURTHER, SEEDS, 0),
+        (others, (*CLEAN, *DECOYED), SEEDS, 200),
     ):
         for seed in seeds:
             for data in sets:
                 for name in names:
-                    yield Settings(data, "simple_cnn", arms[name], seed, faithfulness=200)
+                    yield Settings(data, "simple_cnn", arms[name], seed, faithfulness=faithfulness)
 
 
 def large(folder: Path) -> Iterator[Settings]:
