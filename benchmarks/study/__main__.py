@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from batchcam_captum.environment import first_line_of
+
+from .choosing import NotYetError
 from .plans import PLANS
 from .settings import Settings
 
@@ -37,7 +40,7 @@ def main() -> int:
     made.add_argument(
         "--limit", type=float, default=float("inf"), help="seconds; no run begins that would not end by then"
     )
-    made.add_argument("--commit", help="of the code, where git cannot tell")
+    made.add_argument("--commit", help="of the code, where git cannot tell; default: what git says")
     made.add_argument("--list", action="store_true", help="say which runs are finished and which are missing")
     options = made.parse_args()
     wanted = {"OMP_NUM_THREADS": str(options.threads)} | {
@@ -55,21 +58,38 @@ def main() -> int:
 
     try:
         if options.list:
-            return list_runs(plan, options.results)
-        return run_all(
+            list_runs(plan, options.results)
+            return 0
+        missing_runs = run_all(
             plan,
             options.results,
             options.data_root,
             torch.device(options.device),
             limit=options.limit,
-            commit=options.commit,
+            commit=options.commit or commit(),
         )
-    except (ValueError, LookupError, OSError) as error:
+        print(f"{missing_runs} missing")
+        return 0
+    except NotYetError as missing:
+        print(
+            f"study: expected the runs that choices hang on, {missing} is missing; run `weights` first",
+            file=sys.stderr,
+        )
+        return 2
+    except (ValueError, OSError) as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("study: interrupted; the same command goes on", file=sys.stderr)
         return 130
+
+
+def commit() -> str | None:
+    """Of the code that runs, by git; new results do not make it dirty."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    found = first_line_of(*git, "describe", "--always")
+    changed = first_line_of(*git, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    return f"{found}-dirty" if found and changed else found
 
 
 if __name__ == "__main__":

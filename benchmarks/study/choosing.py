@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from .arms import PLAIN
 from .settings import Settings, finished, read
 
 #: How much validation accuracy an arm may lose, on average over the data sets without a shortcut: 0.2 points.
 TOLERANCE = 0.002
+#: A recipe whose share of dead maps is as large as this is out.
+_DEAD = 0.01
 
 
 class NotYetError(LookupError):
@@ -62,12 +63,38 @@ def choose_weight(family: str, weights: Sequence[float], runs: Sequence[Settings
     Raises:
         NotYetError: a run is missing. The weights are asked for from the largest down, and no further than needed.
     """
-    for weight in sorted(weights, reverse=True)[:-1]:
+    for weight in sorted(weights, reverse=True):
         if passes(f"{family}:{weight:g}", runs, folder):
             return weight
     return min(weights)
 
 
-def plain(runs: Iterable[Settings]) -> list[Settings]:
-    """The same runs with cross-entropy alone."""
-    return [replace(each, arm=PLAIN) for each in runs]
+def choose_recipe(
+    candidates: Iterable[str], clean: Sequence[Settings], shortcut: Sequence[Settings], folder: Path
+) -> str:
+    """Choose by accuracy, with the development shortcut first.
+
+    Of the candidates that pass and have no dead maps to speak of, those that are the most accurate with the development
+    shortcut, or within the tolerance of that; of these the most accurate without a shortcut.
+
+    Args:
+        candidates: arms as text; those that were not run with all of the data are out.
+        clean: runs of cross-entropy without a shortcut.
+        shortcut: the same with the development shortcut.
+        folder: of the results.
+
+    Raises:
+        ValueError: none is left.
+    """
+    left = {}
+    for arm in candidates:
+        own = [replace(each, arm=arm) for each in (*clean, *shortcut)]
+        if not all(finished(each, folder) for each in own) or not passes(arm, clean, folder):
+            continue
+        results = [read(each.file(folder)) for each in own]
+        if all("metrics" in each and each["metrics"]["dead_fraction"] < _DEAD for each in results):
+            left[arm] = [mean_accuracy(half, folder) for half in (own[: len(clean)], own[len(clean) :])]
+    if not left:
+        raise ValueError("recipe: expected a candidate that keeps the accuracy and its maps alive, got none")
+    best = max(with_shortcut for _, with_shortcut in left.values())
+    return max((arm for arm in left if left[arm][1] >= best - TOLERANCE), key=lambda arm: left[arm][0])

@@ -48,8 +48,12 @@ class Part:
 
         Off the shortcut; on the object where there is no shortcut, or where it is the object's own colour.
         """
-        beside = self.shortcuts.any() and not torch.equal(self.shortcuts, self.objects)
-        return (~self.shortcuts if beside else self.objects).float()
+        return (~self.shortcuts if self.has_shortcut_beside else self.objects).float()
+
+    @property
+    def has_shortcut_beside(self) -> bool:
+        """Whether there is a shortcut, and it is not the object's own colour."""
+        return bool(self.shortcuts.any()) and not torch.equal(self.shortcuts, self.objects)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,6 @@ class StudyData:
     train: Part
     evaluation: Part
     clean_train: Tensor  #: (N, 1, H, W): the training images without their shortcut
-    clean_evaluation: Tensor
     mean: float
     std: float
     num_classes: int = 10
@@ -131,7 +134,7 @@ def load(
     images, other = (F.pad(each, [padding] * 4) for each in (images, other))
     train = _part(images, labels, shortcut, train=True)
     mean, std = float(train.images.mean()), float(train.images.std())
-    return StudyData(train, _part(other, other_labels, shortcut, train=False), images, other, mean, std)
+    return StudyData(train, _part(other, other_labels, shortcut, train=False), images, mean, std)
 
 
 def _part(images: Tensor, labels: Tensor, shortcut: str | None, *, train: bool) -> Part:

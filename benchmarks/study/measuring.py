@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -28,7 +29,7 @@ from batchcam_captum.functional import (
 )
 
 from .data import StudyData
-from .training import Trained
+from .training import DivergedError, Trained
 
 _BATCH = 500
 #: Of how many validation images the maps are measured; their accuracy is that of all.
@@ -48,14 +49,24 @@ def measure(
         faithfulness: with how many images it is measured how much the score hangs on what a map shows.
 
     Returns:
-        Means over the images. Shares of the shortcut only where there is one, and on images with one.
+        Means over the images. Shares of the shortcut only where there is one beside the object.
+
+    Raises:
+        DivergedError: scores, cams or measures that are not finite.
     """
     found = {"accuracy": _accuracy(trained, data, device)}
-    found |= _of_maps(
-        trained, data, device, min(len(data.evaluation.labels), maps or len(data.evaluation.labels))
-    )
-    if faithfulness:
-        found |= _of_faithfulness(trained, data, device, faithfulness)
+    try:
+        count = len(data.evaluation.labels)
+        found |= _of_maps(trained, data, device, min(count, maps or count))
+        if faithfulness:
+            found |= _of_faithfulness(trained, data, device, faithfulness)
+    except ValueError as error:  # the metrics refuse what is not finite
+        if "finite" not in str(error):
+            raise
+        raise DivergedError(f"{error} (after training)") from error
+    bad = [name for name, value in found.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(f"{', '.join(bad)} of the trained model were not finite")
     return found
 
 
@@ -99,7 +110,7 @@ def _of_maps(trained: Trained, data: StudyData, device: torch.device, count: int
             "pointing_game": pointing_game(cams, objects).float(),
             "hires_energy_in_object": energy_in_mask(fine, objects),
         }
-        if part.shortcuts.any():
+        if part.has_shortcut_beside:
             row["energy_in_shortcut"] = shortcut_share(cams, shortcuts).share
             row["hires_energy_in_shortcut"] = shortcut_share(fine, shortcuts).share
         rows.append(row)
@@ -110,20 +121,24 @@ def _of_maps(trained: Trained, data: StudyData, device: torch.device, count: int
 
 
 def _of_faithfulness(trained: Trained, data: StudyData, device: torch.device, count: int) -> dict[str, float]:
-    """Of the label's Grad-CAM, on images without a shortcut where it would be the answer to everything."""
+    """Of the label's Grad-CAM, on evaluation images as they are, with a shortcut where there is one."""
     grad_cam = BatchGradCam(trained.model, trained.layer)
     model = trained.model
     images, labels, _ = next(_batches(data, device, min(count, _BATCH)))
     cams = grad_cam.attribute(images, target=labels)
     sensitivity = max_sensitivity(grad_cam, images, labels, normalize="max")
-    scores = road(model, images, cams, labels)
     destroyed = cascading_randomization(grad_cam, images, labels, similarities=("ssim", "spearman"))
-    return {
-        "insertion_auc": float(insertion_curve(model, images, cams, labels).auc.mean()),
-        "deletion_auc": float(deletion_curve(model, images, cams, labels).auc.mean()),
-        "infidelity": float(infidelity(model, images, cams, labels, relative=True).mean()),
-        "max_sensitivity": float(sensitivity.values.mean()),
-        "road": float(scores.combined.mean()),
-        "randomized_ssim": float(destroyed.similarities["ssim"][-1].mean()),
-        "randomized_spearman": float(destroyed.similarities["spearman"][-1].mean()),
+    alive = ~destroyed.original_dead & ~destroyed.dead[-1]
+    found = {
+        "insertion_auc": insertion_curve(model, images, cams, labels).auc.mean(),
+        "deletion_auc": deletion_curve(model, images, cams, labels).auc.mean(),
+        "infidelity": infidelity(model, images, cams, labels, relative=True).mean(),
+        "road": road(model, images, cams, labels).combined.mean(),
+        # A dead map looks perfectly stable, and like nothing else: both are of live maps, and how many there are stands beside.
+        "max_sensitivity": sensitivity.values[~sensitivity.dead].mean(),
+        "randomized_ssim": destroyed.similarities["ssim"][-1, alive].mean(),
+        "randomized_spearman": destroyed.similarities["spearman"][-1, alive].mean(),
+        "randomized_dead": destroyed.dead[-1].float().mean(),
     }
+    # Without a live map there is nothing to measure; what is missing is said, and enters no mean.
+    return {name: value for name, each in found.items() if not math.isnan(value := float(each))}

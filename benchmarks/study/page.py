@@ -52,6 +52,9 @@ METRICS = {
     "max_sensitivity": ("max-sensitivity", 1, 3, "lower"),
     "randomized_ssim": ("SSIM to its map after randomisation", 1, 3, "lower"),
     "randomized_spearman": ("Spearman, likewise", 1, 3, "lower"),
+    "randomized_dead": ("dead after randomisation, %", 100, 1, "neither"),
+    "seconds_per_step": ("ms a step", 1000, 1, "lower"),
+    "hires_energy_in_object": ("the same of HiResCAM", 1, 3, "higher"),
 }
 _MAPS = (
     "ssim",
@@ -61,10 +64,13 @@ _MAPS = (
     "nearest_prototype",
     "dead_fraction",
     "energy_in_object",
+    "hires_energy_in_object",
     "pointing_game",
+    "seconds_per_step",
 )
 FAITHFULNESS = (
     "insertion_auc", "deletion_auc", "road", "infidelity", "max_sensitivity", "randomized_ssim", "randomized_spearman",
+    "randomized_dead",
 )  # fmt: skip
 SHORTCUT = ("energy_in_shortcut", "hires_energy_in_shortcut")
 

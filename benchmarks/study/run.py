@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from batchcam_captum.environment import environment
+from batchcam_captum.environment import environment, version_of
 
 from .data import StudyData, load
 from .measuring import VALIDATION_MAPS, measure
 from .networks import NETWORKS
 from .settings import Settings, finished, write
-from .training import DivergedError, train
+from .training import DivergedError, OutOfTimeError, train
 
 #: A folder beside the results, for what is none yet.
 UNFINISHED = ".unfinished"
@@ -28,7 +29,7 @@ def run_all(
     root: Path,
     device: torch.device,
     *,
-    limit: float = float("inf"),
+    limit: float = math.inf,
     commit: str | None = None,
     progress: bool = True,
 ) -> int:
@@ -39,7 +40,8 @@ def run_all(
         folder: of the results.
         root: torchvision's folder.
         device: where to train.
-        limit: seconds; no run begins that would not end by then, if it took as long as the longest so far.
+        limit: seconds. No run begins that would not end by then, if it took as long as the longest so far; one that is at it
+            stops at the end of an epoch, and goes on there the next time.
         commit: of the code.
         progress: show bars.
 
@@ -66,7 +68,19 @@ def run_all(
                 )
                 loaded = key, found
             began = time.monotonic()
-            run(settings, loaded[1], folder, device, commit=commit, progress=progress)
+            try:
+                run(
+                    settings,
+                    loaded[1],
+                    folder,
+                    device,
+                    commit=commit,
+                    deadline=start + limit,
+                    progress=progress,
+                )
+            except OutOfTimeError as stopped:
+                print(stopped)
+                break
             longest = max(longest, time.monotonic() - began)
     return sum(not finished(settings, folder) for settings in plan())
 
@@ -107,26 +121,28 @@ def run(
     device: torch.device,
     *,
     commit: str | None,
+    deadline: float = math.inf,
     progress: bool,
 ) -> None:
-    """One run: train, measure, write. A run whose loss is no number is written as such, and enters no mean."""
-    about = {"environment": environment(device), "commit": commit}
+    """One run: train, measure, write. A run whose numbers are none is written as such, and enters no mean."""
+    versions = {name: version_of(name) for name in ("timm", "torchvision")}
+    about = {"environment": environment(device) | versions, "commit": commit}
     began = time.monotonic()
     checkpoint = folder / UNFINISHED / settings.file(folder).with_suffix(".pt").name
     try:
-        trained = train(settings, data, device, checkpoint=checkpoint, progress=progress)
+        trained = train(settings, data, device, checkpoint=checkpoint, deadline=deadline, progress=progress)
+        seconds = time.monotonic() - began
+        found = measure(
+            trained,
+            data,
+            device,
+            maps=VALIDATION_MAPS if settings.split == "validation" else None,
+            faithfulness=settings.faithfulness,
+        )
     except DivergedError as error:
         write(settings, folder, diverged=str(error), **about)
         checkpoint.unlink(missing_ok=True)
         return
-    seconds = time.monotonic() - began
-    found = measure(
-        trained,
-        data,
-        device,
-        maps=VALIDATION_MAPS if settings.split == "validation" else None,
-        faithfulness=settings.faithfulness,
-    )
     write(
         settings,
         folder,

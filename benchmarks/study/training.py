@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from statistics import median
 
 import torch
@@ -26,7 +27,11 @@ _WARM_UP_STEPS = 5
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss, a score or a weight is no longer a number."""
+
+
+class OutOfTimeError(RuntimeError):
+    """The limit is reached; what was trained is in the checkpoint."""
 
 
 @dataclass
@@ -50,6 +55,7 @@ def train(
     device: torch.device,
     *,
     checkpoint: Path | None = None,
+    deadline: float = math.inf,
     progress: bool = True,
 ) -> Trained:
     """Train one arm.
@@ -59,10 +65,12 @@ def train(
         data: of the run, on the CPU.
         device: where to train.
         checkpoint: a file that is written after every epoch but the last, and gone on from where it is there.
+        deadline: no epoch begins that would end after it, by :func:`time.monotonic`, if it took as long as the one before.
         progress: show a bar.
 
     Raises:
-        DivergedError: the loss, or a score, is not finite.
+        DivergedError: the loss, a score, a cam or a weight is not finite.
+        OutOfTimeError: the deadline came first.
     """
     training = _Training(settings, data, device)
     if checkpoint is not None and checkpoint.exists():
@@ -71,9 +79,13 @@ def train(
     done = len(training.losses) * training.steps
     with tqdm(total=total, initial=done, desc=settings.name, unit="step", disable=not progress) as bar:
         while len(training.losses) < settings.epochs:
+            began = time.monotonic()
             training.epoch(bar.update)
             if checkpoint is not None and len(training.losses) < settings.epochs:
                 training.save(checkpoint)
+                now = time.monotonic()
+                if now + (now - began) > deadline:
+                    raise OutOfTimeError(f"{settings.name}: stopped after epoch {len(training.losses)}")
     return training.finished()
 
 
@@ -133,10 +145,10 @@ class _Training:
             loss = F.cross_entropy(scores, labels)
             try:
                 loss = loss + self.regularizer(scores, labels, images=images, masks=masks, task_loss=loss)
-            except ValueError as error:
-                if torch.isfinite(scores).all():
+            except ValueError as error:  # the losses refuse what is not finite
+                if "finite" not in str(error):
                     raise
-                raise DivergedError(f"scores were not finite in epoch {len(self.losses) + 1}") from error
+                raise DivergedError(f"{error} (epoch {len(self.losses) + 1})") from error
         loss.backward()
         self.optimizer.step()
         if self.regularizer is not None:
@@ -166,7 +178,12 @@ class _Training:
         Raises:
             OtherStudyError: it is of another run.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError) as error:
+            raise OSError(
+                f"{path}: expected a checkpoint, got a damaged file ({type(error).__name__}); remove it"
+            ) from error
         if state["settings"] != asdict(self.settings):
             raise OtherStudyError(f"{path}: expected a checkpoint of the same settings; remove it")
         self.model.load_state_dict(state["model"])
@@ -181,6 +198,8 @@ class _Training:
 
     def finished(self) -> Trained:
         """What was trained, to be measured."""
+        if not all(torch.isfinite(each).all() for each in self.model.state_dict().values()):
+            raise DivergedError("weights were not finite after the last step")
         if self.regularizer is not None:
             self.regularizer.check()
         return Trained(self.model.eval(), self.layer, self.seconds, self.losses)

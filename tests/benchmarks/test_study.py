@@ -1,6 +1,8 @@
 """The study: what is refused, what is never averaged in, what goes on after an interruption, and how choices are made."""
 
 import math
+import re
+import sys
 from contextlib import suppress
 from dataclasses import replace
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from batchcam_captum.datasets.torchvision_files import GreyImages
-from benchmarks.study import arms, choosing, data, page, plans, run, summary, training
+from benchmarks.study import __main__ as main
+from benchmarks.study import arms, choosing, data, measuring, page, plans, run, summary, training
 from benchmarks.study.development import development_mark
 from benchmarks.study.settings import OtherStudyError, Settings, finished, read, write
 
@@ -121,6 +124,81 @@ def test_a_run_goes_on_at_the_epoch_where_it_was_cut_off(small, tmp_path, monkey
     assert not list((tmp_path / "cut").rglob("*.pt"))
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_are_written_as_such_and_the_plan_goes_on(
+    small, tmp_path, monkeypatch
+):
+    step = training._Training.step
+
+    def broken(self, *arguments):
+        loss = step(self, *arguments)
+        if self.settings.seed == 1:
+            self.model.classifier.weight.data.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(training._Training, "step", broken)
+    last = replace(SHORT, seed=1, batch_size=300)  # one step
+    assert runs(tmp_path, last, SHORT) == 0
+    assert "weights were not finite" in read(last.file(tmp_path))["diverged"]
+    assert "metrics" in read(SHORT.file(tmp_path))
+
+
+def test_cams_that_are_no_numbers_are_written_as_such(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "measure", lambda *_, **__: measuring.measure(*_, **__))
+    monkeypatch.setattr(measuring, "dead_cams", lambda cams: torch.full((len(cams),), float("nan")))
+    assert runs(tmp_path, SHORT) == 0
+    assert "dead_fraction of the trained model" in read(SHORT.file(tmp_path))["diverged"]
+
+
+def test_a_limit_stops_a_run_at_the_end_of_an_epoch(small, tmp_path, monkeypatch):
+    long = replace(SHORT, epochs=3)
+    now = iter(range(10_000))
+    with monkeypatch.context() as patched:
+        patched.setattr(training.time, "monotonic", lambda: float(next(now)))
+        assert runs(tmp_path, long, limit=6) == 1
+    assert not finished(long, tmp_path)
+    assert list(tmp_path.rglob("*.pt"))
+    assert runs(tmp_path, long) == 0
+
+
+def test_a_damaged_checkpoint_is_named(small, tmp_path):
+    path = tmp_path / run.UNFINISHED / SHORT.file(tmp_path).with_suffix(".pt").name
+    path.parent.mkdir()
+    path.write_bytes(b"nothing")
+    with pytest.raises(OSError, match=r"s0\.pt: expected a checkpoint, got a damaged file"):
+        runs(tmp_path, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["weights", "--list"], 0, "missing"),
+        (["grid"], 2, "run `weights` first"),
+        (["search", "--limit", "0"], 0, "missing"),
+    ],
+)
+def test_the_command_says_what_is_missing(arguments, status, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main.os, "execve", lambda *_: None)  # it would start anew with a pinned allocator
+    options = ["--data-root", str(tmp_path), "--results", str(tmp_path / "results"), "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["study", *arguments, *options])
+    assert main.main() == status
+    assert said in "".join(capsys.readouterr())
+
+
+def test_missing_data_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main.os, "execve", lambda *_: None)
+    options = [
+        "--data-root",
+        str(tmp_path / "none"),
+        "--results",
+        str(tmp_path / "results"),
+        "--threads",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["study", "search", *options])
+    assert main.main() == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
 def test_no_run_begins_after_the_limit_or_while_another_process_is_at_it(small, tmp_path):
     other = replace(SHORT, seed=1)
     assert runs(tmp_path, SHORT, other, limit=0) == 2
@@ -152,7 +230,7 @@ def test_a_loss_that_is_no_number_is_written_as_such_and_enters_no_mean(small, t
     regularized = replace(broken, arm="prototype-l1:1")
     assert runs(tmp_path, SHORT, broken, regularized) == 0
     for settings in (broken, regularized):
-        assert "not finite in epoch 1" in read(settings.file(tmp_path))["diverged"]
+        assert re.search("finite.*epoch 1", read(settings.file(tmp_path))["diverged"])
     cells = summary.collected(tmp_path, [SHORT, broken])
     cell = cells[SHORT.data, SHORT.network, SHORT.arm]
     assert cell.diverged == (1,)
@@ -178,7 +256,15 @@ def test_the_largest_weight_that_costs_nothing_is_chosen(tmp_path):
         for weight in (1, 10):
             own = replace(settings, arm=f"hint:{weight}")
             write(own, tmp_path, diverged="the loss was not finite in epoch 1")
+        of_accuracy(tmp_path, replace(settings, arm="hint:0.1"), 0.5)
     assert choosing.choose_weight("hint", weights, plain, tmp_path) == 0.1
+
+
+def test_the_recipe_is_what_the_rule_chooses():
+    clean, shortcut = (
+        [plans.of_choice(name, arms.PLAIN) for name in sets] for sets in (plans.CLEAN, plans.SEARCHED[:2])
+    )
+    assert choosing.choose_recipe(plans.CANDIDATES, clean, shortcut, page.RESULTS) == plans.RECIPE
 
 
 def test_weights_are_tried_from_the_largest_down_and_no_further_than_needed(tmp_path, monkeypatch):
@@ -224,6 +310,7 @@ def test_masks_say_where_evidence_may_be(small, tmp_path):
     colored = data.load("color-mnist", tmp_path).train
     assert colored.images.shape[1] == 3
     assert torch.equal(colored.masks, clean.masks)
+    assert [part.has_shortcut_beside for part in (clean, decoyed, colored)] == [False, True, False]
 
 
 def test_the_development_shortcut_is_a_diamond_with_the_shade_of_its_class(small):
