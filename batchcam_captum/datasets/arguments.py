@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,53 @@ def choice(name: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+
+
+def positions(indices: Any, count: int) -> Tensor:
+    """The positions that integers or a mask choose.
+
+    Args:
+        indices: integers from 0 to N − 1, or N booleans, as a sequence, an array or a tensor.
+        count: N.
+
+    Returns:
+        (M,), int64, on the CPU.
+
+    Raises:
+        IndexError: a position is outside.
+        TypeError: neither integers nor booleans.
+        ValueError: a mask of another length, or another shape.
+    """
+    expected = f"expected integers from 0 to {count - 1} or {count} booleans"
+    try:
+        given = torch.as_tensor(indices).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"indices: {expected}, got {type(indices).__name__} ({error}); pass a list or a tensor"
+        ) from error
+    if given.dim() != 1:
+        raise ValueError(
+            f"indices: {expected} in one dimension, got shape {tuple(given.shape)}; flatten them"
+        )
+    if not len(given) and given.dtype != torch.bool:
+        return given.long()  # an empty list becomes a tensor of floats
+    if given.dtype == torch.bool:
+        if len(given) != count:
+            raise ValueError(
+                f"indices: {expected}, got {len(given)} booleans; make the mask of the labels of this data set"
+            )
+        return given.nonzero().flatten()
+    if given.dtype == torch.uint8:
+        raise TypeError(
+            f"indices: {expected}, got torch.uint8, which may mean either; pass a mask with .bool(), positions with .long()"
+        )
+    if given.is_floating_point() or given.is_complex():
+        raise TypeError(f"indices: {expected}, got {given.dtype}; pass positions with .long(), or a mask")
+    given = given.long()
+    outside = given[(given < 0) | (given >= count)]
+    if len(outside):
+        raise IndexError(f"indices: expected positions from 0 to {count - 1}, got {int(outside[0])}")
+    return given
 
 
 def share_of(name: str, value: float, low: float = 0.0) -> None:

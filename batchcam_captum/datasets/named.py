@@ -19,7 +19,7 @@ Root = str | os.PathLike[str]
 
 
 class _FromTorchvision(ShortcutDataset):
-    """What the ready-made kinds share."""
+    """What the ready-made kinds share: ``root`` and ``train`` are kept as torchvision's data sets keep them."""
 
     source: ClassVar[str]  #: see :data:`.torchvision_files.TORCHVISION_NAMES`
 
@@ -36,6 +36,7 @@ class _FromTorchvision(ShortcutDataset):
         download: bool,
         seed: int,
     ) -> None:
+        self.root, self.train = root, train
         super().__init__(
             grey_images(self.source, root, train=train, download=download),
             shortcut,
@@ -45,6 +46,11 @@ class _FromTorchvision(ShortcutDataset):
             joint_transform=joint_transform,
             seed=seed,
         )
+
+    def extra_repr(self) -> str:
+        """Root and split before the rest."""
+        split = "Train" if self.train else "Test"
+        return f"Root location: {self.root}\nSplit: {split}\n{super().extra_repr()}"
 
 
 class DecoyMNIST(_FromTorchvision):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .arguments import choice
+from .arguments import choice, positions
 
 Mode = Literal["train", "test", "clean"]
 
@@ -27,8 +28,9 @@ class Shortcut(Protocol):
 class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
     """A data set in memory with a shortcut in its images, and where the shortcut is.
 
-    All images are made once, here, from the seed: they are the same in every epoch, worker and rank, and an image has its
-    shortcut in the same place in every ``mode``.
+    All images of a mode are made once, from the seed: they are the same in every epoch, worker and rank, and an image has its
+    shortcut in the same place in every ``mode`` and :meth:`subset`. Data sets that :meth:`with_mode` makes of one another share
+    what has been made; a subset holds its own images alone.
 
     Args:
         dataset: grey images with ``data`` (N, H, W), uint8, and ``targets`` (N,), as torchvision's MNIST has them; or the pair
@@ -44,7 +46,10 @@ class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
 
     Attributes:
         mode: as given.
-        classes: names of the classes, where the data set has them.
+        classes: names of the classes, where the data set has them; otherwise none.
+        class_to_idx: the index of each of these names.
+        data: the images as they are stored, with the shortcut, before any transform.
+        targets: the labels before ``target_transform``.
 
     Indexing returns image, label (an int) and mask (1, H, W), bool.
 
@@ -83,8 +88,13 @@ class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
         self.joint_transform = joint_transform
         self.seed = seed
         self._base, self._labels, self.classes = _in_memory(dataset)
-        self._chosen: Tensor | None = None
-        self._images, self._masks = self._made()
+        self._is_subset = False
+        self._drawn: dict[bool, tuple[Tensor, Tensor]] = {}
+        drawn = self._draw(train=mode != "test")
+        self._channels = drawn[0].shape[1]
+        if mode != "clean":
+            self._drawn[mode == "train"] = drawn
+        self._show()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -102,10 +112,37 @@ class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
             label = self.target_transform(label)
         return image, label, mask
 
+    def __repr__(self) -> str:
+        """As torchvision's data sets have it."""
+        lines = [f"Number of datapoints: {len(self)}", *self.extra_repr().splitlines()]
+        for name in ("transform", "target_transform", "joint_transform"):
+            if (value := getattr(self, name)) is not None:
+                lines += f"{name}: {value!r}".splitlines()
+        return "\n    ".join([f"Dataset {type(self).__name__}", *lines])
+
+    def extra_repr(self) -> str:
+        """What a data set of this kind is made with, a line each."""
+        return f"Mode: {self.mode}\nShortcut: {_described(self.shortcut)}\nSeed: {self.seed}"
+
     @property
     def labels(self) -> Tensor:
         """(N,), int64."""
-        return self._labels if self._chosen is None else self._labels[self._chosen]
+        return self._labels
+
+    @property
+    def targets(self) -> Tensor:
+        """(N,), int64: :attr:`labels` by torchvision's name."""
+        return self._labels
+
+    @property
+    def data(self) -> Tensor:
+        """Images with the shortcut, in the dtype that they came in: (N, H, W), or (N, 3, H, W) in colour. No copy: to be read."""
+        return self._images.squeeze(1)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The index of each class's name; empty without names."""
+        return {name: index for index, name in enumerate(self.classes)}
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Everything at once: images (N, C, H, W), float32 from 0 to 1; labels (N,), int64; masks (N, 1, H, W), bool.
@@ -126,41 +163,70 @@ class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
             mode: ``"train"``, ``"test"`` or ``"clean"``.
         """
         choice("mode", mode, get_args(Mode))
-        return self._copy(mode, self._chosen)
+        other = self._copy()
+        other.mode = mode
+        other._show()
+        return other
 
-    def subset(self, indices: Sequence[int] | Tensor) -> ShortcutDataset:
+    def subset(self, indices: Sequence[int] | Sequence[bool] | Tensor) -> ShortcutDataset:
         """Some of the images, as they are here: to hold out a development set with shortcuts as in training.
 
         Args:
-            indices: positions in this data set.
+            indices: positions in this data set, integers in any order; or a mask of N booleans, such as
+                ``data.labels == 3``.
 
         Raises:
             IndexError: a position is outside.
+            TypeError: something else than integers or booleans.
+            ValueError: a mask of another length, or another shape.
         """
-        wanted = torch.as_tensor(indices, dtype=torch.int64)
-        outside = wanted[(wanted < 0) | (wanted >= len(self))]
-        if len(outside):
-            raise IndexError(f"indices: expected positions from 0 to {len(self) - 1}, got {int(outside[0])}")
-        return self._copy(self.mode, wanted if self._chosen is None else self._chosen[wanted])
-
-    def _copy(self, mode: Mode, chosen: Tensor | None) -> ShortcutDataset:
-        other: ShortcutDataset = type(self).__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other.mode, other._chosen = mode, chosen
-        other._images, other._masks = other._made()
+        chosen = positions(indices, len(self))
+        other = self._copy()
+        other._is_subset = True
+        # Drawn for all images and then chosen, in both modes: an image's shortcut does not depend on which others are chosen.
+        both = {train: self._made(train=train) for train in (True, False)}
+        other._drawn = {train: (images[chosen], masks[chosen]) for train, (images, masks) in both.items()}
+        other._base, other._labels = self._base[chosen], self._labels[chosen]
+        other._show()
         return other
 
-    def _made(self) -> tuple[Tensor, Tensor]:
-        """Draw for all images, then choose: an image's shortcut does not depend on which others are chosen."""
-        generator = torch.Generator().manual_seed(self.seed)
-        images, masks = self.shortcut(
-            self._base, self._labels, train=self.mode != "test", generator=generator
-        )
+    def _copy(self) -> ShortcutDataset:
+        other: ShortcutDataset = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be made again: workers that are spawned get this."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_images", "_masks")}
+        if not self._is_subset:  # a subset cannot draw, as it lacks the other images
+            state["_drawn"] = {
+                train: drawn
+                for train, drawn in self._drawn.items()
+                if self.mode == ("train" if train else "test")
+            }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._show()
+
+    def _show(self) -> None:
+        """Take the images and masks of the mode."""
         if self.mode == "clean":
-            images, masks = self._base.expand(-1, images.shape[1], -1, -1), torch.zeros_like(masks)
-        if self._chosen is None:
-            return images, masks
-        return images[self._chosen], masks[self._chosen]
+            self._images = self._base.expand(-1, self._channels, -1, -1)
+            self._masks = torch.zeros((), dtype=torch.bool, device=self._base.device).expand_as(self._base)
+        else:
+            self._images, self._masks = self._made(train=self.mode == "train")
+
+    def _made(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        """Images and masks as in training, or as in the test set; drawn once."""
+        if train not in self._drawn:
+            self._drawn[train] = self._draw(train=train)
+        return self._drawn[train]
+
+    def _draw(self, *, train: bool) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.shortcut(self._base, self._labels, train=train, generator=generator)
 
 
 def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -185,3 +251,14 @@ def _in_memory(dataset: Any) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 def _as_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)
+
+
+def _described(shortcut: Any) -> str:
+    """A function by its name, with the options that ``partial`` gave it."""
+    if isinstance(shortcut, partial):
+        options = [
+            *map(repr, shortcut.args),
+            *(f"{name}={value!r}" for name, value in shortcut.keywords.items()),
+        ]
+        return f"{_described(shortcut.func)}({', '.join(options)})"
+    return getattr(shortcut, "__name__", None) or repr(shortcut)

@@ -76,6 +76,114 @@ def test_an_image_keeps_its_place_in_every_mode_and_subset(grey):
         held_out.subset([10])
 
 
+def test_subsets_by_masks_and_by_any_integers(grey):
+    data = ShortcutDataset(grey, decoy)
+    threes = [3, 13, 23]
+    mask = data.labels == 3
+    for chosen in (
+        mask,
+        mask.tolist(),
+        mask.numpy(),
+        threes,
+        torch.tensor(threes, dtype=torch.int16).numpy().astype("uint16"),
+    ):
+        found = data.subset(chosen)
+        assert found.labels.tolist() == [3, 3, 3]
+        assert torch.equal(found.tensors()[0], data.tensors()[0][threes])
+    assert len(data.subset([])) == len(data.subset(data.labels == 77)) == 0
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        ([0.5, 1.9], TypeError, "expected integers from 0 to 29 or 30 booleans, got torch.float32"),
+        (torch.tensor([True, False]), ValueError, "or 30 booleans, got 2 booleans"),
+        (torch.zeros(30, dtype=torch.uint8), TypeError, r"got torch.uint8, .* a mask with .bool\(\)"),
+        (torch.tensor([[1], [2]]), ValueError, r"in one dimension, got shape \(2, 1\)"),
+        (3, ValueError, r"in one dimension, got shape \(\)"),
+        ({1, 2}, TypeError, "got set .* pass a list or a tensor"),
+        ([-1], IndexError, "expected positions from 0 to 29, got -1"),
+    ],
+)
+def test_what_chooses_no_subset(grey, indices, error, message):
+    with pytest.raises(error, match=f"^indices: .*{message}"):
+        ShortcutDataset(grey, decoy).subset(indices)
+
+
+def test_each_mode_is_drawn_once_and_a_subset_holds_its_own_images(grey):
+    calls = []
+
+    def counted(images, labels, *, train, generator):
+        calls.append((len(images), train))
+        return decoy(images, labels, train=train, generator=generator)
+
+    data = ShortcutDataset(grey, counted)
+    few = data.subset([4, 25])
+    for each in (data, few, few.subset([1])):
+        for mode in ("train", "test", "clean"):
+            each.with_mode(mode).subset([0]).with_mode("test")
+    assert sorted(calls) == [(30, False), (30, True)]
+    held = [tensor for tensor in vars(few).values() if isinstance(tensor, torch.Tensor)]
+    held += [tensor for drawn in few._drawn.values() for tensor in drawn]
+    assert len(held) >= 8
+    assert all(len(tensor) == 2 and len(tensor.untyped_storage()) <= 2 * 28 * 28 for tensor in held)
+
+
+def test_what_a_spawned_worker_gets_is_small_and_knows_every_mode(grey):
+    data = ShortcutDataset(grey, partial(decoy, variant="rrr"), seed=4)
+    few = data.subset([4, 25])
+    sent = pickle.dumps(few)
+    assert len(sent) < 6 * 2 * 28 * 28 + 8000  # five tensors of two images, and their envelopes
+    assert len(pickle.dumps(data)) < 3 * 30 * 28 * 28 + 8000  # the images, and those of this mode with masks
+    for here, there in ((few, pickle.loads(sent)), (data, pickle.loads(pickle.dumps(data)))):
+        for mode in ("train", "test", "clean"):
+            for one, other in zip(
+                here.with_mode(mode).tensors(), there.with_mode(mode).tensors(), strict=True
+            ):
+                assert torch.equal(one, other)
+
+
+def test_a_clean_data_set_that_was_made_so_has_the_other_modes_too(grey):
+    clean = ShortcutDataset(grey, color, mode="clean")
+    assert not clean._drawn
+    assert torch.equal(
+        clean.with_mode("test").tensors()[0], ShortcutDataset(grey, color, mode="test").tensors()[0]
+    )
+    assert torch.equal(clean.subset([3]).with_mode("train")[0][0], ShortcutDataset(grey, color)[3][0])
+
+
+def test_attributes_of_torchvision(grey, root):
+    data = ShortcutDataset(grey, partial(decoy, place="fixed"), seed=2)
+    assert data.data.shape == (30, 28, 28)
+    assert data.data.dtype == torch.uint8
+    assert torch.equal(data.data / 255, data.tensors()[0][:, 0])
+    assert torch.equal(data.targets, grey[1])
+    assert (data.classes, data.class_to_idx) == ((), {})
+    assert torch.equal(data.clean.data, grey[0])
+    assert repr(data).splitlines() == [
+        "Dataset ShortcutDataset",
+        "    Number of datapoints: 30",
+        "    Mode: train",
+        "    Shortcut: decoy(place='fixed')",
+        "    Seed: 2",
+    ]
+    colored = ColorMNIST(root, train=False, transform=torch.nn.Identity())
+    assert colored.data.shape == (20, 3, 28, 28)
+    assert colored.class_to_idx["three"] == 3
+    assert list(colored.class_to_idx) == list(colored.classes)
+    lines = repr(colored.subset([1, 2]).clean).splitlines()
+    assert lines[:5] == [
+        "Dataset ColorMNIST",
+        "    Number of datapoints: 2",
+        f"    Root location: {root}",
+        "    Split: Test",
+        "    Mode: clean",
+    ]
+    assert lines[-1] == "    transform: Identity()"
+    again = ShortcutDataset(data, watermark)  # which has what a data set in memory needs
+    assert torch.equal(again.clean.data, data.data)
+
+
 @pytest.mark.parametrize("shortcut", [decoy, color, watermark])
 def test_clean_images_are_those_without(grey, shortcut):
     clean = ShortcutDataset(grey, shortcut).clean
