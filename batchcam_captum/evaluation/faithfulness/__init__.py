@@ -4,7 +4,7 @@ A map that looks right may have nothing to do with the model, and a loss on maps
 beside every measure of the maps alone.
 """
 
-from .captum_metrics import Explain, Sensitivity, infidelity, max_sensitivity
+from .captum_metrics import Explain, Perturbation, Sensitivity, infidelity, max_sensitivity
 from .cascade import CascadingRandomization, Similarity, cascading_randomization
 from .fills import Fill, filled_images
 from .imputation import linear_imputation
@@ -18,6 +18,7 @@ __all__ = [
     "Explain",
     "Fill",
     "Model",
+    "Perturbation",
     "PerturbationCurves",
     "RoadScores",
     "Score",

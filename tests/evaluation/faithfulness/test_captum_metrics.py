@@ -13,23 +13,37 @@ from batchcam_captum.functional import prepare
 from .networks import Linear
 
 
+@pytest.mark.parametrize("perturbation", ["square", "noise"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_infidelity_equals_a_loop(case, normalize):
-    options = {"noise_std": 0.3, "samples": 6, "normalize": normalize, "seed": 5}
+def test_infidelity_equals_a_loop(case, normalize, perturbation):
+    options = {"samples": 6, "normalize": normalize, "seed": 5, "perturbation": perturbation}
+    options |= {"noise_std": 0.3} if perturbation == "noise" else {"side": 0.4, "fill": "mean"}
     found = infidelity(case.model, case.images, case.cams, case.targets, **options)
     small = infidelity(
         case.model, case.images, case.cams, case.targets, **options, batch_size=4
     )  # less than the samples
     relative = infidelity(case.model, case.images, case.cams, case.targets, **options, relative=True)
-    noise = 0.3 * torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    if perturbation == "noise":
+        noise = 0.3 * torch.randn(6, 3, 8, 8, generator=generator)
+    else:  # three of eight pixels a side
+        top, left = (torch.randint(6, (6, 1), generator=generator).flatten().tolist() for _ in "hw")
     heat = F.interpolate(case.cams, (8, 8), mode="bilinear")
     for row, image in enumerate(case.images):
         predicted, happened = [], []
-        for change in noise:
+        for sample in range(6):
+            changed = image.clone()
+            if perturbation == "noise":
+                changed -= noise[sample]
+                predicted.append((noise[sample] * heat[row]).sum())
+            else:
+                square = (slice(top[sample], top[sample] + 3), slice(left[sample], left[sample] + 3))
+                for channel in range(3):
+                    changed[channel][square] = image[channel].mean()
+                predicted.append(heat[row, 0][square].sum())
             with torch.no_grad():
-                before, after = case.model(torch.stack([image, image - change]))[:, case.targets[row]]
+                before, after = case.model(torch.stack([image, changed]))[:, case.targets[row]]
             happened.append(before - after)
-            predicted.append((change * heat[row]).sum())
         predicted, happened = torch.stack(predicted), torch.stack(happened)
         if normalize:  # the factor of least squares
             predicted = predicted * torch.linalg.lstsq(predicted[:, None], happened[:, None]).solution.item()
@@ -39,13 +53,57 @@ def test_infidelity_equals_a_loop(case, normalize):
         assert_close(relative[row], expected / happened.square().mean(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_square_tells_a_coarse_map_from_those_that_know_nothing():
+    """A model that looks for a bright patch near the middle of one quarter, the target's."""
+    detectors = torch.zeros(4, 1, 16, 16)
+    for quarter, detector in enumerate(detectors):
+        rows, columns = 8 * (quarter // 2), 8 * (quarter % 2)
+        detector[0, rows + 2 : rows + 6, columns + 2 : columns + 6] = 1
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 4, bias=False), torch.nn.ReLU())
+    model[1].weight.data = detectors.flatten(1)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(16) % 4
+    images = detectors[targets] + 0.2 * torch.rand(16, 1, 16, 16, generator=generator)
+    cams = F.avg_pool2d(detectors[targets], 4)  # 4×4, as coarse as the map of a late layer
+
+    def mean(maps):
+        return infidelity(model, images, maps, targets, relative=True).mean()
+
+    shuffled = cams.flatten(2)[:, :, torch.randperm(16, generator=generator)].reshape(cams.shape)
+    others = {
+        "another image's": cams.roll(1, 0),
+        "shuffled": shuffled,
+        "constant": torch.ones_like(cams),
+        "white noise": torch.randn(images.shape, generator=generator),
+    }
+    own = mean(cams)
+    assert own < 0.2
+    for name, maps in others.items():
+        assert mean(maps) > own + 0.2, name
+
+
+def test_squares_in_one_and_three_dimensions_see_every_place():
+    """Of a linear model every drop is a sum over the square, so the products of weights and pixels predict it."""
+    for size in ((9,), (5, 4, 6)):
+        weights, images = torch.randn(1, *size), torch.rand(2, 1, *size)
+        found = infidelity(Linear(weights), images, weights * images, 0, normalize=False, side=0.3)
+        assert_close(found, torch.zeros(2), atol=1e-9, rtol=0)
+    with pytest.raises(ValueError, match=r"perturbation: expected 'square' or 'noise', got 'circle'"):
+        infidelity(Linear(weights), images, images, 0, perturbation="circle")
+    with pytest.raises(ValueError, match=r"side: expected a share of the image's side, .* got 7"):
+        infidelity(Linear(weights), images, images, 0, side=7)
+
+
 def test_the_weights_of_a_linear_model_are_faithful_and_the_zero_map_is_not():
     weights = torch.randn(1, 1, 5, 5)
     images = torch.rand(3, 1, 5, 5)
     model, maps = Linear(weights[0]), weights.expand(3, 1, 5, 5)
-    assert_close(infidelity(model, images, maps, 0, normalize=False), torch.zeros(3), atol=1e-9, rtol=0)
-    assert_close(infidelity(model, images, 7 * maps, 0), torch.zeros(3), atol=1e-7, rtol=0)
-    assert (infidelity(model, images, 7 * maps, 0, normalize=False) > 1e-2).all()
+    noise = {"perturbation": "noise"}
+    assert_close(
+        infidelity(model, images, maps, 0, normalize=False, **noise), torch.zeros(3), atol=1e-9, rtol=0
+    )
+    assert_close(infidelity(model, images, 7 * maps, 0, **noise), torch.zeros(3), atol=1e-7, rtol=0)
+    assert (infidelity(model, images, 7 * maps, 0, normalize=False, **noise) > 1e-2).all()
     for normalize in (True, False):
         nothing = infidelity(model, images, torch.zeros_like(maps), 0, normalize=normalize, relative=True)
         assert_close(nothing, torch.ones(3))
