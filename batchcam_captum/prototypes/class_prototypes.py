@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..distributed import Ranks, gathered, group_of, sending_device, total_over_ranks
+from ..distributed import gathered, group_of, sending_device, total_over_ranks
 from ..functional import class_sums
 from ..functional.images import PerChannel, ToChannel, per_channel
 from .stored import StoredPrototypes
-from .streaming import Reading, batches
+from .streaming import Reading, take_together
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -133,25 +133,15 @@ class ClassPrototypes(StoredPrototypes):
         sync: bool | ProcessGroup,
     ) -> None:
         """Update with all batches of a loader, see :meth:`from_loader`."""
-        self.to(device)
-        group = Ranks(sync).group
-        shown = progress and (group is None or group.rank() == 0)
-        empty = True
-        for images, labels in batches(loader, device, description="prototypes", progress=shown):
-            self._take_batch(images, labels)
-            empty = False
-        if group is not None:
-            self.reduce(group)
-        if not bool(self.counts.any()):
-            what = "batch" if empty else "image whose label is not ignored"
-            raise ValueError(
-                f"loader: expected at least one {what}, got none; check the data set and drop_last"
-            )
-        self._drop_sums(in_common=group is not None)
+        take_together([self], loader, device, progress=progress, sync=sync)
 
     def _take_batch(self, images: Tensor, labels: Tensor) -> None:
-        """Add a batch of a loader. What can wait for the last one, a subclass leaves to :meth:`_drop_sums`."""
+        """Add a batch of a loader. What can wait for the last one, a subclass leaves to :meth:`_taken`."""
         self.update(images, labels)
+
+    def _taken(self, *, in_common: bool) -> None:
+        """All batches of a loader are in, and those of the other ranks."""
+        self._drop_sums(in_common=in_common)
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:

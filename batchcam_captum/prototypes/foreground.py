@@ -145,8 +145,11 @@ class ForegroundPrototypes(ClassPrototypes):
             ignore_index=ignore_index,
         )
         prototypes._take(loader, device, progress=progress, sync=sync)
-        prototypes._warn_of_useless()
         return prototypes
+
+    def _taken(self, *, in_common: bool) -> None:
+        super()._taken(in_common=in_common)
+        self._warn_of_useless()
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:
@@ -211,7 +214,7 @@ class ForegroundPrototypes(ClassPrototypes):
                     f"ForegroundPrototypes: expected {what} in every class, got {got} in classes {classes[:10]}; {remedy}, "
                     f"now lit={self.lit}, share={self.share}, dilate={self.dilate}",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=6,
                 )
 
     @torch.no_grad()

@@ -98,6 +98,7 @@ class MedianPrototypes(ClassPrototypes):
             self.register_buffer("histogram", torch.zeros(num_classes, bins, dtype=torch.int32))
         self._known: Tensor | None = None  #: the part of the histogram that all ranks have in common
         self._all_known = False  #: whether that is all of it
+        self._keeps_histogram = False  #: after a loader
 
     @classmethod
     def from_loader(
@@ -154,12 +155,16 @@ class MedianPrototypes(ClassPrototypes):
             size=size,
             ignore_index=ignore_index,
         )
+        prototypes._keeps_histogram = keep_histogram
         prototypes._take(loader, device, progress=progress, sync=sync)
-        prototypes._settle(torch.nonzero(prototypes.counts).flatten())
-        if not keep_histogram:
-            prototypes.drop_histogram()
-        prototypes._warn_of_flat()
         return prototypes
+
+    def _taken(self, *, in_common: bool) -> None:
+        super()._taken(in_common=in_common)
+        self._settle(torch.nonzero(self.counts).flatten())
+        if not self._keeps_histogram:
+            self.drop_histogram()
+        self._warn_of_flat()
 
     @classmethod
     def from_maps(cls, maps: Tensor) -> Self:
@@ -320,5 +325,5 @@ class MedianPrototypes(ClassPrototypes):
                 f"everywhere in classes {classes[:10]}, whose images have nothing in one place; raise quantile=, now "
                 f"{self.quantile}, or take ClassPrototypes",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=6,
             )

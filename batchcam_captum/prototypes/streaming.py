@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..distributed import Ranks
 from ..functional import ValueChecks, class_weights, resize, to_one_channel
 from ..functional.images import PerChannel, ToChannel
 
 #: How far an image may leave [0, 1] by rounding, such as that of a half type or of undoing a standardisation.
 _ROUNDING = 0.01
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from .class_prototypes import ClassPrototypes
 
 
 class Reading(NamedTuple):
@@ -80,6 +86,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The images and labels of a loader's batches, on the device.
 
+    What a loader draws from torch's global generator on the CPU, such as the order of a shuffling ``DataLoader`` or random
+    transforms, it draws from a copy: the global generator stays as it was, and a training that follows is not changed by it.
+
     Args:
         loader: of batches that begin with images (N, C, *spatial) and labels (N,).
         device: where to put them; None leaves them.
@@ -94,10 +103,67 @@ def batches(
     """
     from tqdm.auto import tqdm
 
-    for batch in tqdm(loader, desc=description, unit="batch", disable=not progress, leave=False):
+    for batch in _apart(tqdm(loader, desc=description, unit="batch", disable=not progress, leave=False)):
         if not isinstance(batch, tuple | list) or len(batch) < 2:
             raise TypeError(
                 f"loader: expected batches (images, labels, …), got {type(batch).__name__}; call update(images, labels) in "
                 f"a loop of your own"
             )
         yield batch[0].to(device), batch[1].to(device)
+
+
+def take_together(
+    several: Sequence[ClassPrototypes],
+    loader: Iterable[Any],
+    device: torch.device | str | None,
+    *,
+    progress: bool,
+    sync: bool | ProcessGroup,
+) -> None:
+    """Fill prototypes of several kinds in one pass over a loader; see :meth:`~batchcam_captum.ClassPrototypes.from_loader`.
+
+    Args:
+        several: new prototypes.
+        loader: of batches that begin with images (N, C, *spatial) and labels (N,).
+        device: where to add up, and where the result lies. None: the CPU.
+        progress: show a progress bar; in a process group its first rank does.
+        sync: over which ranks to add up.
+
+    Raises:
+        ValueError: images or labels that do not fit, or an empty loader (on all ranks).
+        TypeError: batches, or ``sync``, of another kind.
+    """
+    for each in several:
+        each.to(device)
+    group = Ranks(sync).group
+    shown = progress and (group is None or group.rank() == 0)
+    empty = True
+    for images, labels in batches(loader, device, description="prototypes", progress=shown):
+        for each in several:
+            each._take_batch(images, labels)
+        empty = False
+    for each in several:
+        if group is not None:
+            each.reduce(group)
+        if not bool(each.counts.any()):
+            what = "batch" if empty else "image whose label is not ignored"
+            raise ValueError(
+                f"loader: expected at least one {what}, got none; check the data set and drop_last"
+            )
+        each._taken(in_common=group is not None)
+
+
+def _apart(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, drawing on with a copy of the global generator's state, which is put in for the time of each step alone."""
+    own, steps, end = torch.get_rng_state(), iter(items), object()
+    while True:
+        outside = torch.get_rng_state()
+        torch.set_rng_state(own)
+        try:
+            item = next(steps, end)
+        finally:
+            own = torch.get_rng_state()
+            torch.set_rng_state(outside)
+        if item is end:
+            return
+        yield item

@@ -12,6 +12,7 @@ from ..functional import Registry
 from ..functional.images import PerChannel, ToChannel
 from ..losses import CamLoss, ForegroundLoss, PrototypeLoss
 from ..prototypes import ClassPrototypes, ForegroundPrototypes, MedianPrototypes
+from ..prototypes.streaming import take_together
 from .schedules import AutoWeight, LinearWarmup
 from .terms import GivenWeight
 
@@ -44,7 +45,7 @@ def _shape(prototypes: ClassPrototypes) -> CamLoss:
 
 
 _FOREGROUND = Ingredient(ForegroundPrototypes, _foreground, 0.1)
-# From the first step on, the shape costs Fashion-MNIST accuracy; after an epoch of growing it does not.
+# In the search the shape cost Fashion-MNIST accuracy from the first step on, and none when it grew over an epoch.
 _SHAPE = Ingredient(MedianPrototypes, _shape, 1.0, warm_up=1.0)
 
 RECIPES.register("foreground_shape")({"foreground": _FOREGROUND, "shape": _SHAPE})
@@ -78,14 +79,14 @@ def recipe_losses(
     - ``"foreground"``: the first of them alone. ``"shape"``: the second alone, at nearly no cost in time, which does little
       against shortcuts.
 
-    Weights and rules were chosen on validation images of MNIST and Fashion-MNIST, and confirmed on fresh seeds and other
-    shortcuts; ``docs/study.md`` has the numbers and the limits. They are for objects in a usual place on a dark background: for
+    Weights and rules were chosen on validation images of MNIST and Fashion-MNIST; ``docs/study.md`` has how they did on test
+    images, fresh seeds and other shortcuts, and where they fail. They are for objects in a usual place on a dark background: for
     other images see :class:`ForegroundPrototypes`, and bring the images there with ``to_channel``. A shortcut that is always
     in one place is foreground by this rule, and stays.
 
     Args:
-        loader: of batches that begin with images (N, C, *spatial) and labels (N,), gone through once for each term;
-            without random augmentation, for prototypes that say where things are.
+        loader: of batches that begin with images (N, C, *spatial) and labels (N,), gone through once; without random
+            augmentation, for prototypes that say where things are.
         num_classes: K.
         recipe: a name of :data:`RECIPES`, or a recipe of your own.
         steps_per_epoch: how many steps the weights that warm up take as one epoch. Default: the length of the loader. With such
@@ -103,8 +104,9 @@ def recipe_losses(
         Name of the term -> loss and weight.
 
     Raises:
-        ValueError: an unknown recipe, or images or labels that do not fit; see :class:`ForegroundPrototypes`.
-        TypeError: labels or batches of another kind, or a loader without a length and no ``steps_per_epoch``.
+        ValueError: an unknown recipe, no step an epoch, or images or labels that do not fit; see :class:`ForegroundPrototypes`.
+        TypeError: labels or batches of another kind, a recipe of another kind, or a loader without a length and no
+            ``steps_per_epoch``.
 
     Warns:
         UserWarning: classes without any foreground, or without anything else.
@@ -119,25 +121,28 @@ def recipe_losses(
         >>> losses["foreground"][1], losses["shape"][1]
         (0.1, LinearWarmup(weight=1.0, steps=1, start=0.0))
     """
-    ingredients = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    ingredients = _ingredients(recipe)
     weights = {name: _weight(name, each, loader, steps_per_epoch) for name, each in ingredients.items()}
-    found: dict[str, tuple[CamLoss, GivenWeight]] = {}
-    for name, ingredient in ingredients.items():
-        prototypes = ingredient.prototypes.from_loader(
-            loader,
-            num_classes,
-            mean=mean,
-            std=std,
-            to_channel=to_channel,
-            size=size,
-            ignore_index=ignore_index,
-            device=device,
-            progress=progress,
-            sync=sync,
+    prototypes = {
+        name: each.prototypes(
+            num_classes, mean=mean, std=std, to_channel=to_channel, size=size, ignore_index=ignore_index
         )
-        loss = ingredient.loss(prototypes)
+        for name, each in ingredients.items()
+    }
+    take_together(list(prototypes.values()), loader, device, progress=progress, sync=sync)
+    losses = {name: each.loss(prototypes[name]) for name, each in ingredients.items()}
+    for loss in losses.values():
         loss.ignore_index = ignore_index
-        found[name] = loss, weights[name]
+    return {name: (loss, weights[name]) for name, loss in losses.items()}
+
+
+def _ingredients(recipe: str | Recipe) -> Recipe:
+    found = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    if not isinstance(found, Mapping) or not all(isinstance(each, Ingredient) for each in found.values()):
+        raise TypeError(
+            f"recipe: expected a name, or names of terms with an Ingredient each, got {type(recipe).__name__}; known names are "
+            f"{', '.join(map(repr, RECIPES))}"
+        )
     return found
 
 
@@ -150,6 +155,8 @@ def _weight(
         raise TypeError(
             f"recipe: expected a number or a function of the steps to warm up to for {name!r}, got 'auto'"
         )
+    if steps_per_epoch is not None and steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch: expected 1 or more, got {steps_per_epoch}")
     if steps_per_epoch is None:
         if not isinstance(loader, Sized):
             raise TypeError(

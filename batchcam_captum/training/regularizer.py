@@ -83,9 +83,7 @@ class CamRegularizer(CamObjective):
         validate: bool = False,
     ) -> None:
         if not isinstance(grad_cam, BatchGradCam):
-            raise TypeError(
-                f"grad_cam: expected a BatchGradCam, got {type(grad_cam).__name__}; SplitRegularizer takes trunk and head"
-            )
+            raise _no_grad_cam(grad_cam)
         super().__init__(losses, weight, validate=validate, layer_names=grad_cam.layer_names)
         self.grad_cam = grad_cam
         self._watch = ForwardWatch(grad_cam)
@@ -115,7 +113,7 @@ class CamRegularizer(CamObjective):
                 ``to_channel``, ``size``, …
 
         Returns:
-            The regularizer, with the losses on the device of the prototypes.
+            The regularizer, with the losses on the model's device, unless ``device`` names another.
 
         Raises:
             ValueError: see :func:`recipe_losses` and the class.
@@ -134,6 +132,9 @@ class CamRegularizer(CamObjective):
             >>> regularizer.weights
             {'foreground': 0.1, 'shape': LinearWarmup(weight=1.0, steps=1, start=0.0)}
         """
+        if not isinstance(grad_cam, BatchGradCam):
+            raise _no_grad_cam(grad_cam)
+        options.setdefault("device", _device_of(grad_cam))
         losses = recipe_losses(loader, num_classes, recipe=recipe, **options)
         return cls(grad_cam, losses, validate=validate)
 
@@ -344,3 +345,16 @@ class CamRegularizer(CamObjective):
                 "detach; for validation call evaluate(images, labels)"
             )
         self._check_values(scores, active)
+
+
+def _no_grad_cam(given: object) -> TypeError:
+    return TypeError(
+        f"grad_cam: expected a BatchGradCam, got {type(given).__name__}; SplitRegularizer takes trunk and head"
+    )
+
+
+def _device_of(grad_cam: BatchGradCam) -> torch.device | None:
+    """Where the model's first parameter lies; None where that cannot be told."""
+    model = grad_cam.forward_func
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    return next((each.device for each in parameters), None)

@@ -165,6 +165,33 @@ def test_weights_warm_up_over_the_epochs_of_the_loader(loader):
         losses(loader, recipe={"own": Ingredient(MedianPrototypes, PrototypeLoss, "auto", warm_up=1.0)})
 
 
+def test_the_loader_is_gone_through_once(loader):
+    assert losses(iter(loader), steps_per_epoch=2).keys() == {"foreground", "shape"}
+
+
+def test_the_losses_lie_where_the_model_does(loader):
+    model = SimpleCNN(CLASSES).to("meta")
+    with pytest.raises(RuntimeError, match="meta"):  # it tries to add up there
+        CamRegularizer.from_loader(BatchGradCam(model, "features"), loader, CLASSES, progress=False)
+    made = CamRegularizer.from_loader(
+        BatchGradCam(model, "features"), loader, CLASSES, device="cpu", progress=False
+    )
+    assert made.terms["shape"].prototypes.means.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"recipe": None}, "recipe: expected a name, .* got NoneType; known names are 'foreground'"),
+        ({"recipe": {"own": PrototypeLoss}}, "recipe: expected a name"),
+        ({"steps_per_epoch": -5}, "steps_per_epoch: expected 1 or more, got -5"),
+    ],
+)
+def test_bad_options_are_refused(loader, options, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        losses(loader, **options)
+
+
 def test_recipes_of_ones_own(data, loader):
     own = {"median": Ingredient(MedianPrototypes, PrototypeLoss, "auto")}
     assert losses(loader, recipe=own)["median"][1] == "auto"
