@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .page import FOLDER, METRICS, RESULTS
-from .plans import CLEAN, DECOYED, PLANS, chosen_arms
+from .plans import CLEAN, DECOYED, known, known_arms
 from .summary import Cell, Cells, collected
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def main() -> None:
     made.add_argument("--results", type=Path, default=RESULTS)
     made.add_argument("--output", type=Path, default=FOLDER)
     options = made.parse_args()
-    cells = collected(options.results, PLANS["grid"](options.results))
-    arms = chosen_arms(options.results)
+    cells = collected(options.results, known("grid", options.results)[0])
+    arms = known_arms(options.results)
     options.output.mkdir(parents=True, exist_ok=True)
     for name, metric in FIGURES.items():
         figure = dots(cells, arms, "simple_cnn", metric, (*CLEAN, *DECOYED))

@@ -17,12 +17,13 @@ from .plans import (
     FAMILIES,
     FURTHER,
     OTHER_LAYER,
-    PLANS,
     RECIPE,
     SEARCHED,
     VARIATIONS,
     VARIED,
     chosen_arms,
+    known,
+    known_arms,
     of_choice,
 )
 from .settings import Settings, finished, read
@@ -150,10 +151,10 @@ def _code(text: str) -> str:
 
 def grid(folder: Path, arms: dict[str, str], sets: Sequence[str], network: str, plan: str) -> str:
     """The tables of several data sets."""
-    runs = list(PLANS[plan](folder))
+    runs, hindrance = known(plan, folder)
     cells = collected(folder, runs)
     parts = [
-        _progress(runs, folder, network),
+        _progress(runs, hindrance, folder, network),
         about(folder, [each for each in runs if each.network == network]),
     ]
     for data in sets:
@@ -165,7 +166,7 @@ def grid(folder: Path, arms: dict[str, str], sets: Sequence[str], network: str, 
 
 def faithfulness(folder: Path, arms: dict[str, str], sets: Sequence[str]) -> str:
     """Whether maps that look better are still the model's own."""
-    cells = collected(folder, PLANS["grid"](folder))
+    cells = collected(folder, known("grid", folder)[0])
     parts = []
     for data in sets:
         plain = plain_of(cells, data, "simple_cnn")
@@ -198,10 +199,12 @@ def weights(folder: Path) -> str:
             for data in CLEAN:
                 settings = of_choice(data, f"{family}:{weight:g}")
                 values.append(f"{accuracy(settings, folder):.2%}" if finished(settings, folder) else None)
-            tried.append(f"{weight:g}: {' / '.join(values)}" if all(values) else f"{weight:g}: not needed")
+            if all(values):
+                tried.append(f"{weight:g}: {' / '.join(values)}")
         rows.append([f"`{family}`", "; ".join(tried), arms[family].rpartition(":")[2]])
     plain = " / ".join(f"{accuracy(of_choice(data, 'cross_entropy'), folder):.2%}" for data in CLEAN)
-    return f"Cross-entropy alone: {plain}.\n\n" + markdown(
+    machines = about(folder, known("weights", folder)[0])
+    return f"{machines}\n\nCross-entropy alone: {plain}.\n\n" + markdown(
         ["arm", "validation accuracy, MNIST / Fashion-MNIST", "chosen λ"], rows
     )
 
@@ -210,6 +213,7 @@ def search(folder: Path) -> str:
     """The candidates of the recipe, and the winner with one thing changed at a time."""
     return "\n\n".join(
         (
+            about(folder, known("search", folder)[0]),
             _validated(folder, SEARCHED, [(arm, of_choice("", arm)) for arm in (PLAIN, *CANDIDATES)]),
             "The chosen one, with one thing changed at a time:",
             _validated(
@@ -253,10 +257,15 @@ def about(folder: Path, runs: Iterable[Settings]) -> str:
     return f"*{'; '.join(found)}.*" if found else ""
 
 
-def _progress(runs: Sequence[Settings], folder: Path, network: str) -> str:
+def _progress(runs: Sequence[Settings], hindrance: str | None, folder: Path, network: str) -> str:
     own = [each for each in runs if each.network == network]
     missing = sum(not finished(each, folder) for each in own)
-    return f"{missing} of {len(own)} runs are not there yet." if missing else ""
+    said = [f"{missing} of {len(own)} runs are not there yet."] if missing else []
+    if hindrance is not None:
+        said.append(
+            f"Not planned yet are those that hang on the choice of the weights, where {_code(hindrance)} is missing."
+        )
+    return " ".join(said)
 
 
 def filled(text: str, folder: Path = RESULTS) -> str:
@@ -264,12 +273,12 @@ def filled(text: str, folder: Path = RESULTS) -> str:
     blocks: dict[str, Callable[[], str]] = {
         "search": lambda: search(folder),
         "weights": lambda: weights(folder),
-        "grid": lambda: grid(folder, chosen_arms(folder), (*CLEAN, *DECOYED), "simple_cnn", "grid"),
-        "faithfulness": lambda: faithfulness(folder, chosen_arms(folder), (*CLEAN, *DECOYED)),
-        "further": lambda: grid(folder, chosen_arms(folder), FURTHER, "simple_cnn", "grid"),
-        "resnet18": lambda: grid(folder, chosen_arms(folder), ("mnist", "decoy-mnist"), "resnet18", "large"),
+        "grid": lambda: grid(folder, known_arms(folder), (*CLEAN, *DECOYED), "simple_cnn", "grid"),
+        "faithfulness": lambda: faithfulness(folder, known_arms(folder), (*CLEAN, *DECOYED)),
+        "further": lambda: grid(folder, known_arms(folder), FURTHER, "simple_cnn", "grid"),
+        "resnet18": lambda: grid(folder, known_arms(folder), ("mnist", "decoy-mnist"), "resnet18", "large"),
         "convnextv2_tiny": lambda: grid(
-            folder, chosen_arms(folder), ("mnist", "decoy-mnist"), "convnextv2_tiny", "large"
+            folder, known_arms(folder), ("mnist", "decoy-mnist"), "convnextv2_tiny", "large"
         ),
     }
     made = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,34 +125,50 @@ def _decided(family: str, tried: Sequence[float], runs: Sequence[Settings], fold
     return False
 
 
+#: The arms whose weights the search has fixed.
+FIXED = {PLAIN: PLAIN, "recipe": RECIPE, **HALVES}
+
+
 def chosen_arms(folder: Path) -> dict[str, str]:
-    """Name -> arm as text, of the grid: cross-entropy, every family with its weight, the recipe.
+    """Name -> arm as text, of the grid: cross-entropy, the recipe and its halves, every family with its weight.
 
     Raises:
         NotYetError: weights are not chosen yet.
     """
     runs = [of_choice(data, PLAIN) for data in CLEAN]
-    arms = {PLAIN: PLAIN, "recipe": RECIPE, **HALVES}
-    for family, choices in FAMILIES.items():
-        arms[family] = f"{family}:{choose_weight(family, choices, runs, folder):g}"
-    return arms
+    return FIXED | {
+        family: f"{family}:{choose_weight(family, choices, runs, folder):g}"
+        for family, choices in FAMILIES.items()
+    }
 
 
 def grid(folder: Path) -> Iterator[Settings]:
-    """SimpleCNN: every arm, every data set; those first that say the most."""
+    """SimpleCNN: every arm, every data set; those first that say the most.
+
+    Raises:
+        NotYetError: weights are not chosen yet, when the arms that need none have come.
+    """
+    yield from _grid(FIXED)
     arms = chosen_arms(folder)
-    first = [PLAIN, "recipe", *HALVES, "foreground@masks"]
-    others = [name for name in arms if name not in first]
-    for names, sets, seeds, faithfulness in (
-        (first, (*CLEAN, *DECOYED), SEEDS, 200),
-        (first, DECOYED[:1], MORE_SEEDS[len(SEEDS) :], 200),
-        (first, FURTHER, SEEDS, 0),
-        (others, (*CLEAN, *DECOYED), SEEDS, 200),
-    ):
-        for seed in seeds:
-            for data in sets:
-                for name in names:
-                    yield Settings(data, "simple_cnn", arms[name], seed, faithfulness=faithfulness)
+    upper = {"foreground@masks": arms["foreground@masks"]}
+    yield from _grid(upper)
+    yield from _part(arms.items() - (FIXED | upper).items(), (*CLEAN, *DECOYED), SEEDS, 200)
+
+
+def _grid(arms: dict[str, str]) -> Iterator[Settings]:
+    """Arms that are shown with more seeds and further shortcuts."""
+    yield from _part(arms.items(), DECOYED[:1], MORE_SEEDS, 200)
+    yield from _part(arms.items(), (*CLEAN, *DECOYED[1:]), SEEDS, 200)
+    yield from _part(arms.items(), FURTHER, SEEDS, 0)
+
+
+def _part(
+    arms: Iterable[tuple[str, str]], sets: Sequence[str], seeds: Sequence[int], faithfulness: int
+) -> Iterator[Settings]:
+    for seed in seeds:
+        for data in sets:
+            for _, arm in sorted(arms):
+                yield Settings(data, "simple_cnn", arm, seed, faithfulness=faithfulness)
 
 
 def large(folder: Path) -> Iterator[Settings]:
@@ -170,3 +186,22 @@ def large(folder: Path) -> Iterator[Settings]:
 PLANS: dict[str, Callable[[Path], Iterator[Settings]]] = {
     "search": search, "weights": weights, "grid": grid, "large": large,
 }  # fmt: skip
+
+
+def known(plan: str, folder: Path) -> tuple[list[Settings], str | None]:
+    """The runs of a plan, as far as they can be told, and which run hinders telling the rest."""
+    runs: list[Settings] = []
+    try:
+        for settings in PLANS[plan](folder):
+            runs.append(settings)  # noqa: PERF402  what came before an error counts
+    except NotYetError as missing:
+        return runs, str(missing)
+    return runs, None
+
+
+def known_arms(folder: Path) -> dict[str, str]:
+    """:func:`chosen_arms`; before the weights are chosen, the arms that need none."""
+    try:
+        return chosen_arms(folder)
+    except NotYetError:
+        return FIXED
