@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -103,7 +104,16 @@ def batches(
     """
     from tqdm.auto import tqdm
 
-    for batch in _apart(tqdm(loader, desc=description, unit="batch", disable=not progress, leave=False)):
+    # Around the generator, as tqdm may begin with an iterator of its own, which would draw as well.
+    bar = tqdm(
+        _apart(loader),
+        desc=description,
+        total=length_hint(loader) or None,
+        unit="batch",
+        disable=not progress,
+        leave=False,
+    )
+    for batch in bar:
         if not isinstance(batch, tuple | list) or len(batch) < 2:
             raise TypeError(
                 f"loader: expected batches (images, labels, …), got {type(batch).__name__}; call update(images, labels) in "
@@ -155,11 +165,13 @@ def take_together(
 
 def _apart(items: Iterable[Any]) -> Iterator[Any]:
     """The items, drawing on with a copy of the global generator's state, which is put in for the time of each step alone."""
-    own, steps, end = torch.get_rng_state(), iter(items), object()
+    own, end = torch.get_rng_state(), object()
+    steps: Iterator[Any] | None = None
     while True:
         outside = torch.get_rng_state()
         torch.set_rng_state(own)
         try:
+            steps = iter(items) if steps is None else steps
             item = next(steps, end)
         finally:
             own = torch.get_rng_state()
