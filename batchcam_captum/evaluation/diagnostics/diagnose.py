@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ def diagnose(
     """Diagnose a model by its maps, in one pass and in memory that does not grow with the data set.
 
     It gives for each class the mean map of the true class, which prototypes its maps are nearest to and how many are dead; and
-    the worst mistakes, each with the maps of the predicted and of the true class. It sees what one process sees.
+    the worst mistakes, each with the maps of the predicted and of the true class. It sees what one process sees. Torch's global
+    generator on the CPU stays as it was, whatever the loader draws; a model in training mode draws from it as ever.
 
     Args:
         grad_cam: the model, in the mode it should be diagnosed in, and its layer.
@@ -128,7 +129,7 @@ def _cams(
 
 def _classes(grad_cam: BatchGradCam, loader: Iterable[Any], device: torch.device | str | None) -> int:
     """K, from the first sample."""
-    if iter(loader) is loader:
+    if isinstance(loader, Iterator):
         raise ValueError(
             "prototypes: expected some, as the loader can be gone through only once, got None; pass prototypes, or a loader that "
             "starts anew"
@@ -142,11 +143,13 @@ def _classes(grad_cam: BatchGradCam, loader: Iterable[Any], device: torch.device
 def _mistakes(grad_cam: BatchGradCam, worst: WorstMistakes, size: tuple[int, ...]) -> tuple[Mistakes, int]:
     kept, in_all = worst.result()
     maps = [kept.images.new_zeros(0, 1, *size)] * 2
+    dead = [kept.labels.new_zeros(0, dtype=torch.bool)] * 2
     if len(kept.labels):
-        maps = [
-            prepare(grad_cam.attribute(kept.images, target=target)).maps
+        prepared = [
+            prepare(grad_cam.attribute(kept.images, target=target))
             for target in (kept.predictions, kept.labels)
         ]
+        maps, dead = [each.maps for each in prepared], [each.dead for each in prepared]
     found = Mistakes(
         positions=kept.positions.cpu(),
         labels=kept.labels.cpu(),
@@ -156,6 +159,8 @@ def _mistakes(grad_cam: BatchGradCam, worst: WorstMistakes, size: tuple[int, ...
         images=kept.images.cpu(),
         maps_of_prediction=maps[0].float().cpu(),
         maps_of_label=maps[1].float().cpu(),
+        dead_of_prediction=dead[0].cpu(),
+        dead_of_label=dead[1].cpu(),
     )
     return found, in_all
 

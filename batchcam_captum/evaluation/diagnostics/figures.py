@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: With more classes the grid shows those whose maps say least of their class, and the matrix has no numbers.
 _MOST_CLASSES = 20
 
+#: Of the figure of mistakes.
+_MISTAKE_COLUMNS = 6
+
 Columns = dict[str, tuple[Tensor, bool | Literal["difference"]]]
 
 
@@ -121,7 +124,10 @@ def _draw_confusion(axis: Axes, heading: str, part: ClassDiagnosis, names: tuple
 
 
 def misclassified(diagnosis: Diagnosis) -> Figure:
-    """A row a mistake: the image, the maps of the predicted and of the true class, where they differ, and both prototypes."""
+    """A row a mistake: the image, the maps of the predicted and of the true class, where they differ, and both prototypes.
+
+    A dead map is marked as such, and the difference from it is not drawn.
+    """
     mistakes, names = diagnosis.mistakes, diagnosis.class_names
     samples = int(diagnosis.after.samples.sum())
     if not diagnosis.mistakes_in_all:
@@ -147,7 +153,7 @@ def misclassified(diagnosis: Diagnosis) -> Figure:
         mistakes.label_probabilities.tolist(),
         strict=True,
     )
-    return map_grid(
+    figure = map_grid(
         {
             "image": (diagnosis.pictures, False),
             "map of\nprediction": (enlarged(mistakes.maps_of_prediction), True),
@@ -164,3 +170,24 @@ def misclassified(diagnosis: Diagnosis) -> Figure:
         f"maps: {diagnosis.settings['method']} of {diagnosis.settings['layer']}, {steps}",
         difference="difference of the two maps",
     )
+    dead = torch.stack([mistakes.dead_of_prediction, mistakes.dead_of_label], dim=1)
+    for row, (prediction, label) in enumerate(dead.tolist()):
+        # The axes come row by row, as the columns above; those of the colour bars come last.
+        for column, is_dead, colour, text in (
+            (1, prediction, "white", "dead"),
+            (2, label, "white", "dead"),
+            (3, prediction or label, "black", "none: a map\nis dead"),
+        ):
+            if is_dead:
+                axis = figure.axes[_MISTAKE_COLUMNS * row + column]
+                axis.text(
+                    0.5,
+                    0.5,
+                    text,
+                    transform=axis.transAxes,
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color=colour,
+                )
+    return figure

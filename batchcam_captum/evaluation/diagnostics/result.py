@@ -77,17 +77,24 @@ class Mistakes:
     images: Tensor = field(repr=False)  #: (P, C, *spatial), as the model got them
     maps_of_prediction: Tensor = field(repr=False)  #: (P, 1, *spatial), relu(C) / max
     maps_of_label: Tensor = field(repr=False)  #: the same for the true class
+    dead_of_prediction: Tensor  #: (P,) booleans: the map of the predicted class has no positive value
+    dead_of_label: Tensor  #: (P,) the same for the true class
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @property
     def differences(self) -> Tensor:
-        """(P, 1, *spatial) in [−1, 1]: above 0 where the predicted class has more evidence than the true one."""
-        return self.maps_of_prediction - self.maps_of_label
+        """(P, 1, *spatial) in [−1, 1]: above 0 where the predicted class has more evidence than the true one.
+
+        NaN where one of the two maps is dead: it has no evidence anywhere, and the difference would be the other map.
+        """
+        differences = self.maps_of_prediction - self.maps_of_label
+        dead = (self.dead_of_prediction | self.dead_of_label).reshape(-1, *[1] * (differences.dim() - 1))
+        return differences.masked_fill(dead, torch.nan)
 
     def to_dicts(self, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-        """One entry a sample, for JSON."""
+        """One entry a sample, for JSON; ``mean_difference_of_maps`` is None where one of the two maps is dead."""
         rows = zip(
             self.positions.tolist(),
             self.labels.tolist(),
@@ -95,6 +102,8 @@ class Mistakes:
             self.confidences.tolist(),
             self.label_probabilities.tolist(),
             self.differences.abs().flatten(1).mean(1).tolist() if len(self) else [],
+            self.dead_of_prediction.tolist(),
+            self.dead_of_label.tolist(),
             strict=True,
         )
         return [
@@ -104,9 +113,11 @@ class Mistakes:
                 "prediction": class_names[prediction],
                 "confidence": confidence,
                 "label_probability": probability,
-                "mean_difference_of_maps": difference,
+                "mean_difference_of_maps": None if difference != difference else difference,
+                "map_of_prediction_dead": dead_of_prediction,
+                "map_of_label_dead": dead_of_label,
             }
-            for position, label, prediction, confidence, probability, difference in rows
+            for position, label, prediction, confidence, probability, difference, dead_of_prediction, dead_of_label in rows
         ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from batchcam_captum import BatchGradCam, ClassPrototypes
 from batchcam_captum.evaluation import diagnose
@@ -154,6 +155,29 @@ def test_without_prototypes_they_are_the_means_of_the_loader(models, loader):
     assert given.before is None
     assert taken.settings["prototypes"] == "mean images of the diagnosed data set"
     assert taken.settings["layer"] == "layer"
+
+
+def test_a_shuffling_loader_leaves_the_global_generator_as_it_was(models, data):
+    seen = []
+
+    def collate(samples):
+        seen.append(torch.rand(()).item())  # as a random transform draws
+        return torch.stack([image for image, _ in samples]), torch.stack([label for _, label in samples])
+
+    loader = DataLoader(TensorDataset(*data), batch_size=6, shuffle=True, collate_fn=collate)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    found = diagnose(models[0], loader, panels=1)  # iterates for the classes, the prototypes and the maps
+    assert torch.equal(torch.rand(4), expected)
+    assert int(found.after.samples.sum()) == 23
+    assert len(seen) >= 9
+    assert len(set(seen[-4:])) == 4  # each batch has draws of its own
+    torch.manual_seed(3)
+    wrong = DataLoader(TensorDataset(data[0]), shuffle=True)
+    with pytest.raises(TypeError, match="expected batches"):
+        diagnose(models[0], wrong)
+    assert torch.equal(torch.rand(4), expected)
 
 
 def test_what_cannot_be_diagnosed(models, loader, prototypes):

@@ -124,6 +124,57 @@ def test_figure_of_mistakes(diagnosis):
     assert "bilinearly" in figure.get_suptitle()
 
 
+def test_dead_maps_of_mistakes_are_marked_and_have_no_difference(tmp_path):
+    """Three mistakes: the map of the label dead, that of the prediction, none."""
+    generator = torch.Generator().manual_seed(8)
+    images = torch.rand(3, 3, 12, 12, generator=generator)
+    dead = [[False, True], [True, False], [False, False]]  # of the prediction, of the label
+
+    class Fixed(BatchGradCam):
+        """With the maps of the mistakes made dead as listed, whatever the order of the samples."""
+
+        def attribute(self, inputs, target):
+            cams = super().attribute(inputs, target=target).abs() + 0.1
+            for place, image in enumerate(inputs):
+                sample = next(number for number in range(3) if torch.equal(image, images[number]))
+                if dead[sample][int(target[place] == labels[sample])]:
+                    cams[place] = -cams[place]
+            return cams
+
+    torch.manual_seed(1)
+    model = SmallCnn(num_classes=3)
+    with torch.no_grad():
+        labels = (model(images).argmax(1) + 1) % 3
+    prototypes = ClassPrototypes.from_maps(torch.rand(3, 1, 5, 5, generator=generator))
+    found = diagnose(Fixed(model, model.layer), [(images, labels)], prototypes, panels=3)
+    mistakes = found.mistakes
+    order = mistakes.positions.tolist()
+    assert torch.stack([mistakes.dead_of_prediction, mistakes.dead_of_label], 1).tolist() == [
+        dead[position] for position in order
+    ]
+    found.save(tmp_path)
+    entries = json.loads((tmp_path / "diagnosis.json").read_text())["mistakes"]["worst"]
+    arrays = np.load(tmp_path / "diagnosis.npz")
+    axes = figures.misclassified(found).axes
+    for row, position in enumerate(order):
+        of_prediction, of_label = dead[position]
+        assert (
+            entries[row]["map_of_prediction_dead"]
+            == arrays["mistakes_dead_of_prediction"][row]
+            == of_prediction
+        )
+        assert entries[row]["map_of_label_dead"] == arrays["mistakes_dead_of_label"][row] == of_label
+        either = of_prediction or of_label
+        expected = (mistakes.maps_of_prediction[row] - mistakes.maps_of_label[row]).abs().mean().item()
+        assert entries[row]["mean_difference_of_maps"] == (None if either else pytest.approx(expected))
+        texts = [[text.get_text() for text in axis.texts] for axis in axes[6 * row : 6 * row + 6]]
+        assert texts == [
+            [], ["dead"] * of_prediction, ["dead"] * of_label, ["none: a map\nis dead"] * either, [], [],
+        ]  # fmt: skip
+        drawn = axes[6 * row + 3].images[0].get_array()
+        assert bool(np.ma.getmaskarray(np.ma.masked_invalid(drawn)).all()) == either
+
+
 def test_nothing_wrong_and_nothing_kept_are_said():
     none_wrong, none_kept = made(before=False, right=True), made(panels=0)
     assert len(none_wrong.mistakes) == 0
