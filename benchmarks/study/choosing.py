@@ -72,10 +72,10 @@ def choose_weight(family: str, weights: Sequence[float], runs: Sequence[Settings
 def choose_recipe(
     candidates: Iterable[str], clean: Sequence[Settings], shortcut: Sequence[Settings], folder: Path
 ) -> str:
-    """Choose by accuracy, with the development shortcut first.
+    """Choose by accuracy with the development shortcut, then by how near the maps are to the prototypes.
 
     Of the candidates that pass and have no dead maps to speak of, those that are the most accurate with the development
-    shortcut, or within the tolerance of that; of these the most accurate without a shortcut.
+    shortcut, or within the tolerance of that; of these the one with the highest SSIM, over all of the data.
 
     Args:
         candidates: arms as text; those that were not run with all of the data are out.
@@ -91,10 +91,10 @@ def choose_recipe(
         own = [replace(each, arm=arm) for each in (*clean, *shortcut)]
         if not all(finished(each, folder) for each in own) or not passes(arm, clean, folder):
             continue
-        results = [read(each.file(folder)) for each in own]
-        if all("metrics" in each and each["metrics"]["dead_fraction"] < _DEAD for each in results):
-            left[arm] = [mean_accuracy(half, folder) for half in (own[: len(clean)], own[len(clean) :])]
+        found = [read(each.file(folder)).get("metrics") for each in own]
+        if all(each is not None and each["dead_fraction"] < _DEAD for each in found):
+            left[arm] = (mean_accuracy(own[len(clean) :], folder), fmean(each["ssim"] for each in found))
     if not left:
         raise ValueError("recipe: expected a candidate that keeps the accuracy and its maps alive, got none")
-    best = max(with_shortcut for _, with_shortcut in left.values())
-    return max((arm for arm in left if left[arm][1] >= best - TOLERANCE), key=lambda arm: left[arm][0])
+    best = max(with_shortcut for with_shortcut, _ in left.values())
+    return max((arm for arm in left if left[arm][0] >= best - TOLERANCE), key=lambda arm: left[arm][1])

@@ -21,6 +21,7 @@ from .plans import (
     SEARCHED,
     VARIATIONS,
     VARIED,
+    VARIED_FROM,
     chosen_arms,
     known,
     known_arms,
@@ -215,13 +216,17 @@ def search(folder: Path) -> str:
         (
             about(folder, known("search", folder)[0]),
             _validated(folder, SEARCHED, [(arm, of_choice("", arm)) for arm in (PLAIN, *CANDIDATES)]),
-            "The chosen one, with one thing changed at a time:",
+            "What the third round had found best, with one thing changed at a time:",
             _validated(
                 folder,
                 VARIED,
+                VARIED_FROM,
                 [
-                    *((arm, of_choice("", arm)) for arm in (RECIPE, *VARIATIONS)),
-                    (f"{RECIPE} at {OTHER_LAYER}", replace(of_choice("", RECIPE), layer=OTHER_LAYER)),
+                    *((arm, of_choice("", arm)) for arm in (VARIED_FROM, *VARIATIONS)),
+                    (
+                        f"{VARIED_FROM} at {OTHER_LAYER}",
+                        replace(of_choice("", VARIED_FROM), layer=OTHER_LAYER),
+                    ),
                 ],
             ),
         )
