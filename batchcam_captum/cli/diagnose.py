@@ -139,12 +139,14 @@ def _diagnosed(options: argparse.Namespace) -> Diagnosis:
     from ..evaluation.diagnostics import diagnose
     from ..loading import find_layer
     from ..prototypes import ClassPrototypes
+    from ..prototypes.streaming import batches
     from .diagnose_inputs import load_inputs
 
     inputs = load_inputs(options, _KNOWN_DATA)
     shown = not options.quiet and sys.stderr.isatty()
-    images = next(iter(inputs.data))[0][:2].to(options.device)
-    checked = _check(inputs.models[0], images, len(inputs.class_names), options.model)
+    first, _ = next(batches(inputs.data, None, description="", progress=False))
+    images = first[:2].to(options.device)
+    checked = _check(inputs.models[0], images, len(inputs.class_names), options)
     layer = find_layer(checked, options.layer, images)
     grad_cams = [
         BatchGradCam(model, layer.name, method=options.method, reshape=layer.reshape)
@@ -199,17 +201,18 @@ def _diagnosed(options: argparse.Namespace) -> Diagnosis:
     return diagnosis
 
 
-def _check(model: Any, images: Any, classes: int, name: str) -> Any:
+def _check(model: Any, images: Any, classes: int, options: argparse.Namespace) -> Any:
     """The model, if it takes the images and scores the classes."""
     import torch
 
+    name = options.model
     try:
         with torch.no_grad():
             scores = model(images)
     except Exception as error:  # whatever a model raises
         raise ValueError(
-            f"model: expected {name} to take images of shape {tuple(images.shape)}, got {type(error).__name__}: {error}; --size "
-            "and --mean (one number a channel) change the images of a folder"
+            f"model: expected {name} to take images of shape {tuple(images.shape)}, got {type(error).__name__}: {error}; "
+            f"{_remedy(options)}"
         ) from error
     if not isinstance(scores, torch.Tensor) or scores.shape != (len(images), classes):
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
@@ -218,3 +221,15 @@ def _check(model: Any, images: Any, classes: int, name: str) -> Any:
             "pass the data that it was trained on"
         )
     return model
+
+
+def _remedy(options: argparse.Namespace) -> str:
+    """What helps where a model does not take the images."""
+    if options.data not in _KNOWN_DATA:
+        return "--size and --mean (one number a channel) change the images of a folder"
+    if options.model == "demo":
+        return f"pass --data with the data set that the checkpoint was trained on, or a checkpoint of {options.data}"
+    return (
+        f"the images of {options.data} are grey and stay as they are: pass a model that was trained on them, or a folder of "
+        "images as --data"
+    )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..datasets.torchvision_files import WITHOUT_DOWNLOAD
 from ..demo.data import DataName, Images, load_data
 from ..demo.model import SimpleCNN
 from ..loading import load_checkpoint, load_model, preprocessing
@@ -119,7 +120,7 @@ def _from_known(options: argparse.Namespace, saved: dict[str, Any] | None) -> In
         raise ValueError(f"--train: expected it with a folder alone, got it with {name}; leave it out")
     if options.size is not None:
         raise ValueError(f"--size: expected it with a folder alone, got it with {name}; leave it out")
-    data = load_data(name, options.data_root)
+    data = load_data(name, options.data_root, wording=WITHOUT_DOWNLOAD)
     mean, std = _one("--mean", options.mean), _one("--std", options.std)
     mean = mean if mean is not None else saved["mean"] if saved else data.mean
     std = std if std is not None else saved["std"] if saved else data.std

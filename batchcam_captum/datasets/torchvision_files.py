@@ -21,11 +21,12 @@ class Wording(NamedTuple):
 
     root: str  #: the argument's name
     pass_root: str  #: how to give it
-    pass_download: str  #: how to ask for a download
+    pass_download: str | None  #: how to ask for a download; None: the caller has none
 
 
 IN_PYTHON = Wording("root", "root=DIR", "download=True")
 ON_THE_COMMAND_LINE = Wording("--data-root", "--data-root DIR", "--download")
+WITHOUT_DOWNLOAD = Wording("--data-root", "--data-root DIR", None)
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,18 @@ def grey_images(
     kind_name = TORCHVISION_NAMES[name]
     if root is None:
         raise FileNotFoundError(
-            f"{wording.root}: expected the folder that holds {name}, got none; pass {wording.pass_root}, and "
-            f"{wording.pass_download} to fill it"
+            f"{wording.root}: expected the folder that holds {name}, got none; pass {wording.pass_root}"
+            + (
+                f", and {wording.pass_download} to fill it"
+                if wording.pass_download
+                else f", the one above {kind_name}"
+            )
         )
     root = Path(root)
     if not download and not root.is_dir():
         raise FileNotFoundError(
-            f"{wording.root}: expected a folder, got {root}; check the path, or pass {wording.pass_download}"
+            f"{wording.root}: expected a folder, got {root}; check the path"
+            + (f", or pass {wording.pass_download}" if wording.pass_download else "")
         )
     datasets = load("torchvision.datasets", purpose=name, package="torchvision")
     raw = root / kind_name / "raw"
@@ -77,6 +83,11 @@ def grey_images(
             loaded = getattr(datasets, kind_name)(root, train=train, download=download)
     except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
         if isinstance(error, RuntimeError) and "download" in str(error).lower():  # it is not there
+            if wording.pass_download is None:  # torchvision's own words recommend one as well
+                raise FileNotFoundError(
+                    f"{wording.root}: expected the four files of {name} in {raw}, got less; pass {wording.pass_root}, the folder "
+                    f"above {kind_name}"
+                ) from error
             raise FileNotFoundError(
                 f"{wording.root}: expected the four files of {name} in {raw}, got: {error}; pass {wording.pass_download} on a "
                 f"machine with access to the internet, or the folder above {kind_name}"

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..datasets.torchvision_files import ON_THE_COMMAND_LINE, grey_images
+from ..datasets.torchvision_files import ON_THE_COMMAND_LINE, Wording, grey_images
 
 DataName = Literal["digits", "mnist", "fashion-mnist"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
@@ -55,13 +55,20 @@ class DemoData:
         return self.train.images.shape[-1]
 
 
-def load_data(name: DataName, root: Path | None = None, *, download: bool = False) -> DemoData:
+def load_data(
+    name: DataName,
+    root: Path | None = None,
+    *,
+    download: bool = False,
+    wording: Wording = ON_THE_COMMAND_LINE,
+) -> DemoData:
     """Load a data set into memory.
 
     Args:
         name: ``"digits"`` (1,797 images of 8×8, inside scikit-learn), ``"mnist"`` or ``"fashion-mnist"`` (28×28).
         root: the folder that torchvision keeps its data sets in; not needed for the digits.
         download: let torchvision download what is missing.
+        wording: what errors call the arguments.
 
     Returns:
         Images standardised by the training set's mean and standard deviation.
@@ -75,7 +82,7 @@ def load_data(name: DataName, root: Path | None = None, *, download: bool = Fals
         train, train_labels, test, test_labels = _digits()
         class_names = tuple(str(digit) for digit in range(10))
     else:
-        train, train_labels, test, test_labels, class_names = _from_torchvision(name, root, download)
+        train, train_labels, test, test_labels, class_names = _from_torchvision(name, root, download, wording)
     mean, std = float(train.mean()), float(train.std())
     return DemoData(
         train=Images((train - mean) / std, train_labels),
@@ -105,11 +112,10 @@ def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _from_torchvision(
-    name: str, root: Path | None, download: bool
+    name: str, root: Path | None, download: bool, wording: Wording
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
     train, test = (
-        grey_images(name, root, train=part, download=download, wording=ON_THE_COMMAND_LINE)
-        for part in (True, False)
+        grey_images(name, root, train=part, download=download, wording=wording) for part in (True, False)
     )
     return (
         train.data.unsqueeze(1) / 255,

@@ -127,8 +127,13 @@ def test_bad_input_gives_one_clear_line_and_leaves_nothing(files, tmp_path, caps
         ([*demo, "--data", "nowhere"], "--data: expected digits, mnist, fashion-mnist or a folder with a folder for each class"),
         ([*demo, "--data", files / "test" / "cats"], "--data: expected a folder with a folder of images for each class"),
         ([*demo, "--data", files / "test"], "one for each class of the data, got shape (2, 10)"),
-        ([*demo, "--data", "mnist"], "--data-root: expected the folder that holds mnist, got none"),
+        ([*demo, "--data", "mnist"], "got none; pass --data-root DIR, the one above MNIST\n"),
+        ([*demo, "--data", "mnist", "--data-root", tmp_path / "gone"], "gone; check the path\n"),
+        ([*demo, "--data", "mnist", "--data-root", tmp_path], "got less; pass --data-root DIR, the folder above MNIST\n"),
         ([*demo, "--data", "mnist", "--data-root", files], "model: expected demo to take images of shape (2, 1, 28, 28)"),
+        ([*demo, "--data", "mnist", "--data-root", files], "that the checkpoint was trained on, or a checkpoint of mnist\n"),
+        ([model, "--data", "digits"], "; the images of digits are grey and stay as they are: pass a model that"),
+        ([model, "--data", files / "test", "--size", "1"], "; --size and --mean (one number a channel) change"),
         ([*demo, "--data", "digits", "--layer", "feature"], "feature"),
         ([*demo, "--data", "digits", "--before", files / "mnist.pt"], "does not fit SimpleCNN"),
         ([*demo, "--data", "digits", "--method", "cam"], "cam"),
@@ -151,4 +156,5 @@ def test_bad_input_gives_one_clear_line_and_leaves_nothing(files, tmp_path, caps
         assert error.startswith("batchcam: "), error
         assert error.count("\n") == 1, error
         assert message in error, error
+        assert "download" not in error, error  # the command has no such argument
         assert not output.parent.exists()
