@@ -220,7 +220,6 @@ def search(folder: Path) -> str:
             _validated(
                 folder,
                 VARIED,
-                VARIED_FROM,
                 [
                     *((arm, of_choice("", arm)) for arm in (VARIED_FROM, *VARIATIONS)),
                     (
@@ -254,12 +253,13 @@ def _validated(folder: Path, sets: Sequence[str], candidates: Iterable[tuple[str
 
 def about(folder: Path, runs: Iterable[Settings]) -> str:
     """Machines and commits of the finished runs."""
-    found: dict[str, None] = {}
+    found: dict[str, dict[str, None]] = {}
     for settings in runs:
         if finished(settings, folder):
             result = read(settings.file(folder))
-            found[f"{machine(result['environment'])}, commit {result['commit'] or 'unknown'}"] = None
-    return f"*{'; '.join(found)}.*" if found else ""
+            found.setdefault(machine(result["environment"]), {})[result["commit"] or "unknown"] = None
+    said = (f"{where}, commit {', '.join(commits)}" for where, commits in found.items())
+    return f"*{'; '.join(said)}.*" if found else ""
 
 
 def _progress(runs: Sequence[Settings], hindrance: str | None, folder: Path, network: str) -> str:
