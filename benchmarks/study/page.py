@@ -10,6 +10,7 @@ from pathlib import Path
 from ..update_readme import ROOT, machine, put
 from .arms import PLAIN
 from .choosing import NotYetError, accuracy
+from .data import base_and_shortcut
 from .plans import (
     CANDIDATES,
     CLEAN,
@@ -165,6 +166,49 @@ def grid(folder: Path, arms: dict[str, str], sets: Sequence[str], network: str, 
     return "\n\n".join(part for part in parts if part)
 
 
+def in_short(folder: Path) -> str:
+    """The recipe next to cross-entropy, to what it gets without the shortcut, and to an arm that is told masks."""
+    cells = collected(folder, known("grid", folder)[0])
+    arms = known_arms(folder)
+    told = arms.get("foreground@masks", "")
+    rows = []
+    for data in (*CLEAN, *DECOYED, *FURTHER):
+        base, shortcut = base_and_shortcut(data)
+        plain, recipe, annotated, clean = (
+            cells.get((name, "simple_cnn", arm), Cell({}, ()))
+            for name, arm in ((data, PLAIN), (data, RECIPE), (data, told), (base, PLAIN))
+        )
+        if not recipe.metrics:
+            continue
+        rows.append(
+            [
+                data,
+                written(plain, "accuracy"),
+                f"**{written(recipe, 'accuracy')}**",
+                difference(recipe, plain, "accuracy"),
+                written(annotated, "accuracy"),
+                "" if shortcut is None else written(clean, "accuracy"),
+                *(
+                    f"{written(plain, metric)} → {written(recipe, metric)}"
+                    for metric in ("ssim", "coherence")
+                ),
+                written(recipe, "dead_fraction"),
+            ]
+        )
+    heading = [
+        "",
+        "cross-entropy, %",
+        "recipe, %",
+        "difference",
+        "told masks, %",
+        "cross-entropy without the shortcut, %",
+        "SSIM to prototype",
+        "coherence",
+        "dead, %",
+    ]
+    return markdown(heading, rows) if rows else "Not run yet."
+
+
 def faithfulness(folder: Path, arms: dict[str, str], sets: Sequence[str]) -> str:
     """Whether maps that look better are still the model's own."""
     cells = collected(folder, known("grid", folder)[0])
@@ -276,6 +320,7 @@ def _progress(runs: Sequence[Settings], hindrance: str | None, folder: Path, net
 def filled(text: str, folder: Path = RESULTS) -> str:
     """The page with its tables."""
     blocks: dict[str, Callable[[], str]] = {
+        "in-short": lambda: in_short(folder),
         "search": lambda: search(folder),
         "weights": lambda: weights(folder),
         "grid": lambda: grid(folder, known_arms(folder), (*CLEAN, *DECOYED), "simple_cnn", "grid"),
