@@ -1,9 +1,10 @@
-"""Kinds of arguments that commands share."""
+"""Arguments that commands share."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,3 +23,37 @@ def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
             raise argparse.ArgumentTypeError(f"{error}; put commas between values") from None
 
     return values
+
+
+#: What ``MODEL`` may be.
+MODEL = (
+    "a model of timm or torchvision (resnet18, timm/resnet18, torchvision/resnet18), or a function without arguments that makes "
+    "one (package.module:function, path/to/file.py:function)"
+)
+
+
+def add_model(group: argparse._ArgumentGroup) -> None:
+    """The options of a model that every command has, beside its ``MODEL``.
+
+    Args:
+        group: of the options.
+    """
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="weights: a state_dict, or safetensors"
+    )
+    group.add_argument(
+        "--layer", metavar="NAME", help="what the maps are of; default: the one that is suggested"
+    )
+    group.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, … or mps")
+
+
+def add_images(group: argparse._ArgumentGroup, size: str) -> None:
+    """How images are brought to what a model takes.
+
+    Args:
+        group: of the options.
+        size: what ``--size`` says of itself.
+    """
+    group.add_argument("--size", type=several(int), action="extend", metavar="PIXELS", help=size)
+    for name in ("--mean", "--std"):
+        group.add_argument(name, type=several(float), action="extend", metavar="NUMBER", help="one a channel")

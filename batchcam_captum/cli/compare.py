@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import several
+from .arguments import MODEL, add_images, add_model, several
 from .compare_checks import METHODS, libraries_named, refuse_values
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def add(commands: Any) -> None:
     compare.add_argument(
         "model",
         metavar="MODEL",
-        help="a model of timm or torchvision (resnet18, timm/resnet18, torchvision/resnet18), or a function without arguments "
-        "that makes one (package.module:function, path/to/file.py:function)",
+        help=MODEL,
     )
     compare.add_argument(
         "image",
@@ -51,9 +50,7 @@ def add(commands: Any) -> None:
     )
 
     model = compare.add_argument_group("model")
-    model.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="weights: a state_dict, or safetensors"
-    )
+    add_model(model)
     model.add_argument(
         "--pretrained",
         action="store_true",
@@ -61,14 +58,10 @@ def add(commands: Any) -> None:
     )
     model.add_argument("--num-classes", type=int, metavar="K", help="default: as the library makes the model")
     model.add_argument(
-        "--layer", metavar="NAME", help="what the maps are of; default: the one that is suggested"
-    )
-    model.add_argument(
         "--reshape",
         choices=["auto", "tokens", "channels_last"],
         help="for layers of transformers; default: auto where it is needed and can be told",
     )
-    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, … or mps")
     model.add_argument(
         "--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; default: the model's"
     )
@@ -78,17 +71,7 @@ def add(commands: Any) -> None:
     images = compare.add_argument_group(
         "images", "Default: what the model was trained with, where its library says so."
     )
-    images.add_argument(
-        "--size",
-        type=several(int),
-        action="extend",
-        metavar="PIXELS",
-        help="height and width, or one for both",
-    )
-    images.add_argument(
-        "--mean", type=several(float), action="extend", metavar="NUMBER", help="one a channel"
-    )
-    images.add_argument("--std", type=several(float), action="extend", metavar="NUMBER", help="one a channel")
+    add_images(images, "height and width, or one for both")
     images.add_argument(
         "--target",
         type=several(int),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import several
+from .arguments import MODEL, add_images, add_model
 
 if TYPE_CHECKING:
     from ..evaluation.diagnostics import Diagnosis
@@ -32,9 +32,7 @@ def add(commands: Any) -> None:
     diagnose.add_argument(
         "model",
         metavar="MODEL",
-        help="demo, for a checkpoint of batchcam demo; a model of timm or torchvision (resnet18, timm/resnet18, "
-        "torchvision/resnet18); or a function without arguments that makes one (package.module:function, "
-        "path/to/file.py:function)",
+        help=f"demo, for a checkpoint of batchcam demo; or {MODEL}",
     )
     diagnose.add_argument(
         "--data",
@@ -64,9 +62,7 @@ def add(commands: Any) -> None:
     )
 
     model = diagnose.add_argument_group("model")
-    model.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="weights: a state_dict, or safetensors"
-    )
+    add_model(model)
     model.add_argument(
         "--before",
         type=Path,
@@ -79,28 +75,14 @@ def add(commands: Any) -> None:
     model.add_argument(
         "--num-classes", type=int, metavar="K", help="default: the number of classes of the data"
     )
-    model.add_argument(
-        "--layer", metavar="NAME", help="what the maps are of; default: the one that is suggested"
-    )
     model.add_argument("--method", default="grad_cam", metavar="NAME", help="of the maps; default: grad_cam")
-    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, cuda:1, … or mps")
 
     images = diagnose.add_argument_group(
         "images",
         "Default: what the model was trained with, where that is known; otherwise the mean and the standard deviation of a data "
         "set's training images, and for a folder what is usual for ImageNet.",
     )
-    images.add_argument(
-        "--size",
-        type=several(int),
-        action="extend",
-        metavar="PIXELS",
-        help="height and width that a folder's images are brought to, or one number for both",
-    )
-    images.add_argument(
-        "--mean", type=several(float), action="extend", metavar="NUMBER", help="one a channel"
-    )
-    images.add_argument("--std", type=several(float), action="extend", metavar="NUMBER", help="one a channel")
+    add_images(images, "height and width that a folder's images are brought to, or one number for both")
 
     what = diagnose.add_argument_group("diagnosis")
     what.add_argument("--panels", type=int, default=8, help="mistakes to show, at most; default: 8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor
 
@@ -18,34 +18,29 @@ from .watermark import WatermarkTest, watermark
 Root = str | os.PathLike[str]
 
 
+class Options(TypedDict, total=False):
+    """What all of them take by keyword."""
+
+    #: ``"train"``, ``"test"`` or ``"clean"``, to choose the shortcuts apart from the images; None: those of the set.
+    mode: Mode | None
+    transform: Callable[[Tensor], Any] | None  #: see :class:`ShortcutDataset`
+    target_transform: Callable[[int], Any] | None  #: of each label
+    joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None  #: of image and mask together
+    download: bool  #: let torchvision download what is missing
+    seed: int  #: of what is drawn
+
+
 class _FromTorchvision(ShortcutDataset):
     """What the ready-made kinds share: ``root`` and ``train`` are kept as torchvision's data sets keep them."""
 
     source: ClassVar[str]  #: see :data:`.torchvision_files.TORCHVISION_NAMES`
 
-    def __init__(
-        self,
-        root: Root,
-        train: bool,
-        shortcut: Shortcut,
-        *,
-        mode: Mode | None,
-        transform: Callable[[Tensor], Any] | None,
-        target_transform: Callable[[int], Any] | None,
-        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None,
-        download: bool,
-        seed: int,
-    ) -> None:
+    def __init__(self, root: Root, train: bool, shortcut: Shortcut, options: Options) -> None:
         self.root, self.train = root, train
-        super().__init__(
-            grey_images(self.source, root, train=train, download=download),
-            shortcut,
-            mode=mode or ("train" if train else "test"),
-            transform=transform,
-            target_transform=target_transform,
-            joint_transform=joint_transform,
-            seed=seed,
-        )
+        rest: dict[str, Any] = {**options}
+        images = grey_images(self.source, root, train=train, download=rest.pop("download", False))
+        mode: Mode = rest.pop("mode", None) or ("train" if train else "test")
+        super().__init__(images, shortcut, mode=mode, **rest)
 
     def extra_repr(self) -> str:
         """Root and split before the rest."""
@@ -61,12 +56,8 @@ class DecoyMNIST(_FromTorchvision):
         train: the training or the test images, with that set's shortcuts.
         variant: ``"rrr"`` or ``"cdep"``.
         place: ``"random"`` corner, or ``"fixed"``.
-        mode: ``"train"``, ``"test"`` or ``"clean"``, to choose the shortcuts apart from the images; None: those of the set.
-        transform: see :class:`ShortcutDataset`.
-        target_transform: of each label.
-        joint_transform: of image and mask together.
-        download: let torchvision download what is missing.
-        seed: of the corners and shades.
+        **options: ``mode``, ``transform``, ``target_transform``, ``joint_transform``, ``download``, ``seed``: see
+            :class:`Options`.
 
     Raises:
         FileNotFoundError: the folder, or the data set in it, is missing.
@@ -84,23 +75,13 @@ class DecoyMNIST(_FromTorchvision):
         *,
         variant: DecoyVariant = "rrr",
         place: Place = "random",
-        mode: Mode | None = None,
-        transform: Callable[[Tensor], Any] | None = None,
-        target_transform: Callable[[int], Any] | None = None,
-        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
-        download: bool = False,
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             root,
             train,
             partial(decoy, variant=variant, place=place),
-            mode=mode,
-            transform=transform,
-            target_transform=target_transform,
-            joint_transform=joint_transform,
-            download=download,
-            seed=seed,
+            options,
         )
 
 
@@ -120,12 +101,8 @@ class ColorMNIST(_FromTorchvision):
         correlation: the share of training images with their own class's colour.
         spread: standard deviation of noise on the colours.
         test: ``"reversed"`` or ``"random"``.
-        mode: ``"train"``, ``"test"`` or ``"clean"``, to choose the colours apart from the images; None: those of the set.
-        transform: see :class:`ShortcutDataset`.
-        target_transform: of each label.
-        joint_transform: of image and mask together.
-        download: let torchvision download what is missing.
-        seed: of the colours.
+        **options: ``mode``, ``transform``, ``target_transform``, ``joint_transform``, ``download``, ``seed``: see
+            :class:`Options`.
 
     Raises:
         FileNotFoundError: the folder, or the data set in it, is missing.
@@ -145,23 +122,13 @@ class ColorMNIST(_FromTorchvision):
         correlation: float = 1.0,
         spread: float = 0.0,
         test: ColorTest = "reversed",
-        mode: Mode | None = None,
-        transform: Callable[[Tensor], Any] | None = None,
-        target_transform: Callable[[int], Any] | None = None,
-        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
-        download: bool = False,
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             root,
             train,
             partial(color, variant=variant, correlation=correlation, spread=spread, test=test),
-            mode=mode,
-            transform=transform,
-            target_transform=target_transform,
-            joint_transform=joint_transform,
-            download=download,
-            seed=seed,
+            options,
         )
 
 
@@ -175,12 +142,8 @@ class WatermarkMNIST(_FromTorchvision):
         share: of the images that have a mark.
         opacity: of the mark.
         test: ``"other"`` or ``"none"``.
-        mode: ``"train"``, ``"test"`` or ``"clean"``, to choose the marks apart from the images; None: those of the set.
-        transform: see :class:`ShortcutDataset`.
-        target_transform: of each label.
-        joint_transform: of image and mask together.
-        download: let torchvision download what is missing.
-        seed: of the marks and their places.
+        **options: ``mode``, ``transform``, ``target_transform``, ``joint_transform``, ``download``, ``seed``: see
+            :class:`Options`.
 
     Raises:
         FileNotFoundError: the folder, or the data set in it, is missing.
@@ -200,23 +163,13 @@ class WatermarkMNIST(_FromTorchvision):
         share: float = 1.0,
         opacity: float = 0.7,
         test: WatermarkTest = "other",
-        mode: Mode | None = None,
-        transform: Callable[[Tensor], Any] | None = None,
-        target_transform: Callable[[int], Any] | None = None,
-        joint_transform: Callable[[Any, Tensor], tuple[Any, Tensor]] | None = None,
-        download: bool = False,
-        seed: int = 0,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             root,
             train,
             partial(watermark, place=place, share=share, opacity=opacity, test=test),
-            mode=mode,
-            transform=transform,
-            target_transform=target_transform,
-            joint_transform=joint_transform,
-            download=download,
-            seed=seed,
+            options,
         )
 
 
