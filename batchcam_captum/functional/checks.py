@@ -54,7 +54,12 @@ class ValueChecks:
         Raises:
             ValueError: a condition did not hold since the last call.
         """
-        failed, self._failed = self._failed, {}
+        failed = self.take_failed()
         messages = [message for message, flag in failed.items() if bool(flag)]
         if messages:
             raise ValueError("; ".join(messages) + " (in a batch since the last check)")
+
+    def take_failed(self) -> dict[str, Tensor]:
+        """Message -> whether it has to be raised (a boolean on its device), of all that could not be read; forgets them."""
+        failed, self._failed = self._failed, {}
+        return failed
