@@ -12,6 +12,7 @@ from ...attribution import BatchGradCam, _captum
 from ...attribution.chunks import row_chunks
 from ...functional import Normalization, dead_cams, full_precision, prepare
 from ...functional.maps import check_normalization
+from ...functional.metrics.common import check_whole
 from .fills import Fill, check_fill, filled_images
 from .scoring import (
     Model,
@@ -19,11 +20,14 @@ from .scoring import (
     Targets,
     TargetScores,
     check_batch_size,
+    check_common,
     check_images,
+    check_number,
     finite,
     heatmaps,
     measuring,
     target_indices,
+    warn_of_dropout,
 )
 
 #: Images and class indices -> cams (N, 1, *spatial), signed.
@@ -69,8 +73,8 @@ def infidelity(
     another: take it for maps of the input's size.
 
     Measured with ``relative=True`` on a small CNN and 256 images of MNIST, squares give HiResCAM 0.26, Grad-CAM 0.47, a constant
-    map 0.58, another image's Grad-CAM 0.61, shuffled pixels 0.68 and white noise 0.93; noise gives Grad-CAM 0.958, shuffled
-    pixels 0.959, a constant map 0.954 and white noise 0.931. Any positive map predicts the mean drop, so compare with the
+    map 0.58, another image's Grad-CAM 0.61, shuffled pixels 0.68 and white noise 0.93; noise gives HiResCAM 0.96, Grad-CAM
+    0.98 and all the others 0.97. Any positive map predicts the mean drop, so compare with the
     constant map's value.
 
     All images share the places, or the noise, so that an image's value does not depend on the batch, and two maps of one model
@@ -94,7 +98,7 @@ def infidelity(
             predict. Scores of differently trained models differ in scale, so compare models by this one. Costs a second run.
         score: ``"logit"``, as in the paper, or ``"probability"``.
         batch_size: how many perturbed images go through the model at a time; bounds the memory.
-        seed: of the places, or of the noise.
+        seed: of the places, or of the noise: one draw for all images, so more images do not average it out, but more samples do.
 
     Returns:
         (N,), at least 0; **smaller is better**. In the units of the score squared; with ``relative`` 0 to 1 if normalised, and
@@ -103,16 +107,14 @@ def infidelity(
         of that. Where no perturbation changes the score, ``relative`` gives 0.
 
     Raises:
-        TypeError: images, cams or targets of a wrong kind.
-        ValueError: shapes, targets or options that do not fit; cams that are not finite; scores that are not finite.
+        TypeError: images, cams, targets or options of a wrong kind.
+        ValueError: shapes, targets or options that do not fit; images or cams that are not finite; scores that are not finite.
 
     Warns:
-        UserWarning: a BatchNorm uses the statistics of its batch.
+        UserWarning: a BatchNorm uses the statistics of its batch, or a Dropout is active.
     """
+    check_infidelity_options(perturbation, side, fill, noise_std, samples, score, batch_size, seed)
     maps = heatmaps(images, cams).to(images.dtype)
-    check_batch_size(batch_size)
-    _check_samples(samples)
-    _check_perturbation(perturbation, side, fill, noise_std)
     scores = TargetScores(model, targets, images, score)
     if perturbation == "square":
         changes = _squares(samples, images, side, seed)
@@ -194,7 +196,7 @@ def max_sensitivity(
             :func:`~batchcam_captum.functional.prepare` does; a dead cam is the zero map then. None: the signed cams as they are,
             which is what Captum measures.
         batch_size: how many perturbed images are explained at a time; bounds the memory.
-        seed: of the perturbations.
+        seed: of the perturbations, one draw for all images: more images do not average it out.
 
     Returns:
         Values (N,), at least 0, without an upper bound; **smaller is better**. An image whose cam is all-zero gets the norm of
@@ -202,18 +204,18 @@ def max_sensitivity(
 
     Raises:
         TypeError: images or targets of a wrong kind, or something else than a single cam an image.
-        ValueError: shapes, targets or options that do not fit; cams that are not finite.
+        ValueError: shapes, targets or options that do not fit; images or cams that are not finite.
+
+    Warns:
+        UserWarning: a Dropout of the ``BatchGradCam``'s model is active.
     """
+    check_sensitivity_options(explain, radius, samples, normalize, batch_size, seed)
     check_images(images)
-    check_batch_size(batch_size)
-    _check_samples(samples)
-    if not radius > 0:
-        raise ValueError(f"radius: expected more than 0, got {radius}")
-    if normalize is not None:
-        check_normalization(normalize)
     indices = target_indices(targets, images)
     noise = radius * (2 * _noise(torch.rand, samples, images, seed) - 1)
     make = _explain_with(explain)
+    if isinstance(explain, BatchGradCam):
+        warn_of_dropout(explain.forward_func)
 
     def maps_of(images: Tensor, target: Tensor) -> Tensor:
         return _checked_cams(make(images, target), len(images))
@@ -247,17 +249,35 @@ def max_sensitivity(
     return Sensitivity(torch.cat(values), torch.cat(dead))
 
 
-def _explain_with(explain: BatchGradCam | Explain) -> Explain:
+def check_sensitivity_options(
+    explain: object, radius: float, samples: int, normalize: str | None, batch_size: int, seed: int
+) -> None:
+    """Check what :func:`max_sensitivity` is given beside images and targets.
+
+    Raises:
+        TypeError: something of another kind.
+        ValueError: an option out of range, or several layers.
+    """
     if isinstance(explain, BatchGradCam):
         if len(explain.layers) != 1:
             raise ValueError(
                 f"explain: expected one layer, got {len(explain.layers)}; measure the layers one after the other"
             )
-        return lambda images, target: explain.attribute(images, target=target)
-    if not callable(explain):
+    elif not callable(explain):
         raise TypeError(
             f"explain: expected a BatchGradCam or a function of images and class indices, got {type(explain).__name__}"
         )
+    check_number("radius", radius)
+    check_whole("samples", samples, 1)
+    if normalize is not None:
+        check_normalization(normalize)
+    check_batch_size(batch_size)
+    check_whole("seed", seed)
+
+
+def _explain_with(explain: BatchGradCam | Explain) -> Explain:
+    if isinstance(explain, BatchGradCam):
+        return lambda images, target: explain.attribute(images, target=target)
     return explain
 
 
@@ -272,21 +292,33 @@ def _checked_cams(cams: object, samples: int) -> Tensor:
     return cams.contiguous()
 
 
-def _check_samples(samples: int) -> None:
-    if samples < 1:
-        raise ValueError(f"samples: expected at least 1, got {samples}")
+def check_infidelity_options(
+    perturbation: str,
+    side: float,
+    fill: object,
+    noise_std: float,
+    samples: int,
+    score: str,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Check the options of :func:`infidelity`.
 
-
-def _check_perturbation(perturbation: str, side: float, fill: object, noise_std: float) -> None:
+    Raises:
+        TypeError: an option of another kind.
+        ValueError: an option out of range.
+    """
     if perturbation not in get_args(Perturbation):
         raise ValueError(f"perturbation: expected 'square' or 'noise', got {perturbation!r}")
-    if not 0 < side < 1:
+    check_number("side", side)
+    if side >= 1:
         raise ValueError(
             f"side: expected a share of the image's side, more than 0 and less than 1, got {side}"
         )
     check_fill("fill", fill)
-    if not noise_std > 0:
-        raise ValueError(f"noise_std: expected more than 0, got {noise_std}")
+    check_number("noise_std", noise_std)
+    check_whole("samples", samples, 1)
+    check_common(score, batch_size, seed)
 
 
 def _squares(samples: int, images: Tensor, side: float, seed: int) -> Tensor:

@@ -14,7 +14,8 @@ from ...attribution import BatchGradCam
 from ...attribution.chunks import row_chunks
 from ...attribution.state import rng_kept
 from ...functional import cosine_similarity, full_precision, prepare, rank_correlation, ssim
-from .scoring import Targets, check_batch_size, check_images, target_indices
+from ...functional.metrics.common import check_whole
+from .scoring import Targets, check_batch_size, check_images, target_indices, warn_of_dropout
 
 #: How maps are compared: structural similarity, Spearman's rank correlation, cosine.
 Similarity = Literal["ssim", "spearman", "cosine"]
@@ -74,8 +75,10 @@ def cascading_randomization(
             not finite.
     """
     _check(grad_cam, similarities, layers)
-    check_images(images)
     check_batch_size(batch_size)
+    check_whole("seed", seed)
+    check_images(images)
+    warn_of_dropout(grad_cam.forward_func)
     indices = target_indices(targets, images)
     # One copy of both: the layer is the copied model's own.
     copied = deepcopy(grad_cam)
@@ -141,8 +144,8 @@ def _check(grad_cam: object, similarities: Sequence[str], layers: int | None) ->
     for name in similarities:
         if name not in get_args(Similarity):
             raise ValueError(f"similarities: expected 'ssim', 'spearman' or 'cosine', got {name!r}")
-    if layers is not None and layers < 1:
-        raise ValueError(f"layers: expected at least 1, got {layers}; None randomises all of them")
+    if layers is not None:
+        check_whole("layers", layers, 1)
 
 
 def _cams(grad_cam: BatchGradCam, images: Tensor, indices: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ...attribution.chunks import row_chunks
 from ...functional import area_under_curve, pixel_ranks
+from ...functional.metrics.common import check_whole
 from .fills import Fill, check_fill, filled_images
 from .scoring import (
     Model,
     Score,
     Targets,
     TargetScores,
-    check_batch_size,
+    check_common,
     finite,
     heatmaps,
     measuring,
@@ -30,13 +31,32 @@ class PerturbationCurves(NamedTuple):
     fractions: Tensor  #: (steps + 1,), the share of pixels inserted or deleted, from 0 to 1
 
 
+#: As many as there are rows in MNIST; a step of 28 × 28 pixels then is a row's worth.
+_STEPS = 28
+
+
+def check_curve_options(
+    steps: int | None, name: str, fill: object, score: str, batch_size: int, seed: int
+) -> None:
+    """Check the options of both curves, as far as they do not depend on the images.
+
+    Raises:
+        TypeError: an option of another kind.
+        ValueError: an option out of range.
+    """
+    if steps is not None:
+        check_whole("steps", steps, 1)
+    check_fill(name, fill)
+    check_common(score, batch_size, seed)
+
+
 def insertion_curve(
     model: Model,
     images: Tensor,
     cams: Tensor,
     targets: Targets,
     *,
-    steps: int = 28,
+    steps: int | None = None,
     start: Fill | Tensor = "blur",
     score: Score = "probability",
     batch_size: int = 256,
@@ -57,12 +77,13 @@ def insertion_curve(
         cams: (N, 1, *spatial), signed, of any size; resized linearly to the images. The sign counts: pass ``rectify(cams)`` to
             have only what the relu keeps put in order.
         targets: class indices, one for all or one an image.
-        steps: in how many equal parts the pixels are inserted.
+        steps: in how many equal parts the pixels are inserted. Default: 28, or as many as there are pixels.
         start: what there is at first, see :func:`~batchcam_captum.evaluation.faithfulness.fills.filled_images`. The blur, as in
             the paper, leaves no edges that the first pixels would make.
         score: ``"probability"``, the softmax's, as in the paper; or ``"logit"``, which has no bounds.
         batch_size: how many images go through the model at a time; bounds the memory.
-        seed: of the order of pixels of equal value.
+        seed: of the order of pixels of equal value, one order for all images: the value of a map with many ties, such as an
+            all-zero one, moves with the seed, and more images do not average that out. Take several seeds to see by how much.
 
     Returns:
         Areas (N,), in [0, 1] for probabilities; **larger is better**. An all-zero cam, or one that is dead and rectified, gets
@@ -73,9 +94,9 @@ def insertion_curve(
         ValueError: shapes, targets or options that do not fit; cams that are not finite; scores that are not finite.
 
     Warns:
-        UserWarning: a BatchNorm uses the statistics of its batch.
+        UserWarning: a BatchNorm uses the statistics of its batch, or a Dropout is active.
     """
-    check_fill("start", start)
+    check_curve_options(steps, "start", start, score, batch_size, seed)
     return _curves(model, images, cams, targets, steps, start, score, batch_size, seed, insert=True)
 
 
@@ -85,7 +106,7 @@ def deletion_curve(
     cams: Tensor,
     targets: Targets,
     *,
-    steps: int = 28,
+    steps: int | None = None,
     fill: Fill | Tensor = "zero",
     score: Score = "probability",
     batch_size: int = 256,
@@ -102,7 +123,7 @@ def deletion_curve(
         images: see :func:`insertion_curve`.
         cams: see :func:`insertion_curve`.
         targets: see :func:`insertion_curve`.
-        steps: in how many equal parts the pixels are removed.
+        steps: in how many equal parts the pixels are removed. Default: 28, or as many as there are pixels.
         fill: what a removed pixel becomes, see :func:`~batchcam_captum.evaluation.faithfulness.fills.filled_images`. Zero, as in
             the paper. On images whose background is zero the removal of background changes nothing.
         score: see :func:`insertion_curve`.
@@ -118,9 +139,9 @@ def deletion_curve(
         ValueError: see :func:`insertion_curve`.
 
     Warns:
-        UserWarning: a BatchNorm uses the statistics of its batch.
+        UserWarning: a BatchNorm uses the statistics of its batch, or a Dropout is active.
     """
-    check_fill("fill", fill)
+    check_curve_options(steps, "fill", fill, score, batch_size, seed)
     return _curves(model, images, cams, targets, steps, fill, score, batch_size, seed, insert=False)
 
 
@@ -129,7 +150,7 @@ def _curves(
     images: Tensor,
     cams: Tensor,
     targets: Targets,
-    steps: int,
+    steps: int | None,
     fill: Fill | Tensor,
     score: Score,
     batch_size: int,
@@ -138,9 +159,10 @@ def _curves(
     insert: bool,
 ) -> PerturbationCurves:
     maps = heatmaps(images, cams)
-    check_batch_size(batch_size)
     pixels = images.shape[2:].numel()
-    if not 1 <= steps <= pixels:
+    if steps is None:
+        steps = min(_STEPS, pixels)
+    if steps > pixels:
         raise ValueError(
             f"steps: expected 1 to {pixels}, the number of pixels, got {steps}; pass fewer steps"
         )

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ...attribution.chunks import row_chunks
 from ...functional import pixel_ranks
+from ...functional.metrics.common import is_number
 from .imputation import linear_imputation
 from .scoring import (
     Model,
     Score,
     Targets,
     TargetScores,
-    check_batch_size,
+    check_common,
+    check_number,
     finite,
     heatmaps,
     measuring,
@@ -33,6 +35,28 @@ class RoadScores(NamedTuple):
     morf: Tensor  #: (N, L), the score with the most relevant pixels removed first; smaller is better
     lerf: Tensor  #: (N, L), the score with the least relevant pixels removed first; larger is better
     percentiles: tuple[float, ...]  #: L, how many per cent of the pixels are removed
+
+
+def check_road_options(
+    percentiles: object, noise: float, score: str, batch_size: int, seed: int
+) -> tuple[float, ...]:
+    """Check the options of :func:`road`, and give the percentiles.
+
+    Raises:
+        TypeError: an option of another kind.
+        ValueError: an option out of range.
+    """
+    if not isinstance(percentiles, Sequence) or isinstance(percentiles, str):
+        raise TypeError(
+            f"percentiles: expected numbers between 0 and 100, got {percentiles!r}; pass a list, such as [20, 50, 80]"
+        )
+    if not percentiles or not all(
+        is_number(percentile) and 0 < percentile < 100 for percentile in percentiles
+    ):
+        raise ValueError(f"percentiles: expected numbers between 0 and 100, got {tuple(percentiles)}")
+    check_number("noise", noise, zero=True)
+    check_common(score, batch_size, seed)
+    return tuple(percentiles)
 
 
 def road(
@@ -69,7 +93,9 @@ def road(
         noise: standard deviation of what is added to the replaced pixels, in the units of the images.
         score: ``"probability"``, the softmax's; or ``"logit"``, which has no bounds.
         batch_size: how many images go through the model at a time; bounds the memory.
-        seed: of the noise, which all images share, and of the order of pixels of equal value.
+        seed: of the noise, and of the order of pixels of equal value, both of which all images share: the value of a map with
+            many ties, such as an all-zero one, moves with the seed, and more images do not average that out. Take several seeds
+            to see by how much.
 
     Returns:
         The combined scores (N,), in [−0.5, 0.5] for probabilities; **larger is better**. An all-zero cam, or one that is dead
@@ -80,20 +106,15 @@ def road(
         ValueError: shapes, targets or options that do not fit; cams that are not finite; scores that are not finite.
 
     Warns:
-        UserWarning: a BatchNorm uses the statistics of its batch.
+        UserWarning: a BatchNorm uses the statistics of its batch, or a Dropout is active.
     """
+    percentiles = check_road_options(percentiles, noise, score, batch_size, seed)
     maps = heatmaps(images, cams)
-    check_batch_size(batch_size)
     if images.dim() != 4:
         raise ValueError(
             f"images: expected (N, C, H, W), got {tuple(images.shape)}; the surroundings of a pixel are defined for two "
             f"dimensions, use insertion and deletion"
         )
-    percentiles = tuple(percentiles)
-    if not percentiles or not all(0 < percentile < 100 for percentile in percentiles):
-        raise ValueError(f"percentiles: expected numbers between 0 and 100, got {percentiles}")
-    if not noise >= 0:
-        raise ValueError(f"noise: expected at least 0, got {noise}")
     scores = TargetScores(model, targets, images, score)
     pixels = images.shape[2:].numel()
     counts = [min(max(round(percentile * pixels / 100), 1), pixels - 1) for percentile in percentiles]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from ...attribution.chunks import check_size
 from ...attribution.state import state_kept
 from ...attribution.survey import survey
 from ...attribution.target_kinds import out_of_range
 from ...attribution.warn import warn_user
 from ...functional import full_precision, resize
+from ...functional.metrics.common import check_whole, is_number
 
 #: The classes that are explained: one for all images, or one for each.
 Targets = int | Sequence[int] | Tensor
@@ -27,11 +29,11 @@ _SPATIAL = (1, 2, 3)
 
 
 def check_images(images: Tensor) -> None:
-    """Check that images are (N, C, *spatial) and floating.
+    """Check that images are (N, C, *spatial), floating and finite.
 
     Raises:
         TypeError: no tensor, or integers.
-        ValueError: another number of dimensions.
+        ValueError: another number of dimensions, or values that are not finite.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -42,6 +44,8 @@ def check_images(images: Tensor) -> None:
         raise ValueError(
             f"images: expected (N, C, *spatial) with 1 to 3 spatial dimensions, got {tuple(images.shape)}"
         )
+    if not bool(images.isfinite().all()):
+        raise ValueError("images: expected finite values, got NaN or infinity; look at how they were loaded")
 
 
 def heatmaps(images: Tensor, cams: Tensor) -> Tensor:
@@ -91,12 +95,13 @@ def target_indices(targets: Targets, images: Tensor) -> Tensor:
         ValueError: another number of them.
     """
     samples = len(images)
-    # An empty list has no type of its own.
-    indices = (
-        torch.as_tensor(targets)
-        if isinstance(targets, Tensor) or targets != []
-        else images.new_zeros(0).long()
-    )
+    try:
+        # An empty list has no type of its own.
+        indices = torch.as_tensor(
+            targets, dtype=torch.long if isinstance(targets, list) and not targets else None
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"targets: expected integers, got {targets!r}; pass class indices") from error
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise TypeError(f"targets: expected integers, got {indices.dtype}; pass class indices")
     if not indices.dim():
@@ -193,7 +198,40 @@ def check_batch_size(batch_size: int) -> None:
         TypeError: no integer.
         ValueError: less than 1.
     """
-    check_size("batch_size", batch_size, "pass how many images the model takes at a time")
+    check_whole("batch_size", batch_size, 1)
+
+
+def check_number(name: str, value: float, *, zero: bool = False) -> None:
+    """Check a finite number of more than 0, or of at least 0 where ``zero``.
+
+    Raises:
+        TypeError: no number.
+        ValueError: out of range.
+    """
+    if not is_number(value):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (value >= 0 if zero else value > 0) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected {'at least' if zero else 'more than'} 0, and finite, got {value}")
+
+
+def check_common(score: str, batch_size: int, seed: int) -> None:
+    """Check the options that all measures of scores have.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: an unknown score, or a number out of range.
+    """
+    check_score(score)
+    check_batch_size(batch_size)
+    check_whole("seed", seed)
+
+
+def warn_of_dropout(model: object) -> None:
+    """Warn of a Dropout that drops, so that two equal calls differ."""
+    if isinstance(model, nn.Module) and any(
+        isinstance(module, _DropoutNd) and module.training and module.p for module in model.modules()
+    ):
+        warn_user("model: a Dropout is active, so that no two calls give the same; call model.eval() first")
 
 
 @contextmanager
@@ -203,7 +241,8 @@ def measuring(model: Model, images: Tensor) -> Iterator[None]:
     The mode stays as it is.
 
     Warns:
-        UserWarning: a BatchNorm takes the statistics of its batch, so that an image's score depends on the others.
+        UserWarning: a BatchNorm takes the statistics of its batch, so that an image's score depends on the others; or a Dropout
+            is active.
     """
     facts = survey(model)
     # A function hides its modules; a layer that is not among those seen has them all watched.
@@ -213,5 +252,6 @@ def measuring(model: Model, images: Tensor) -> Iterator[None]:
             "model: a BatchNorm uses the statistics of its batch, so the scores of changed images depend on each other; call "
             "model.eval() first"
         )
+    warn_of_dropout(model)
     with torch.no_grad(), state_kept(facts, hidden, [images]):
         yield

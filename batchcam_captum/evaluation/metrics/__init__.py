@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .coherence import ClassCoherence
     from .faithfulness import DeletionAUC, Infidelity, InsertionAUC, MaxSensitivity, Road
     from .of_maps import CamEntropy, DeadFraction, Sparsity
+    from .streaming import MeanMetric, StreamingMetric
 
 __all__ = [
     "CamEntropy",
@@ -36,6 +37,7 @@ __all__ = [
     "InsertionAUC",
     "MaskIoU",
     "MaxSensitivity",
+    "MeanMetric",
     "MeanOverSamples",
     "NearestPrototypeAccuracy",
     "PointingGame",
@@ -46,6 +48,7 @@ __all__ = [
     "Samples",
     "ShortcutReliance",
     "Sparsity",
+    "StreamingMetric",
     "WrongReasonRate",
 ]
 
@@ -60,6 +63,7 @@ _HOMES = {
     "InsertionAUC": ".faithfulness",
     "MaskIoU": ".against_masks",
     "MaxSensitivity": ".faithfulness",
+    "MeanMetric": ".streaming",
     "MeanOverSamples": ".base",
     "NearestPrototypeAccuracy": ".against_prototypes",
     "PointingGame": ".against_masks",
@@ -70,6 +74,7 @@ _HOMES = {
     "Samples": ".base",
     "ShortcutReliance": ".against_masks",
     "Sparsity": ".of_maps",
+    "StreamingMetric": ".streaming",
     "WrongReasonRate": ".against_masks",
 }
 

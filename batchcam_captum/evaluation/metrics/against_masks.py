@@ -6,6 +6,7 @@ How a cam and a mask are brought to one size, and what a mask without a pixel me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -21,18 +22,43 @@ from ...functional import (
     wrong_reason,
 )
 from ...functional.losses.comparison import check_resolution
+from ...functional.metrics.masks import check_threshold, check_tolerance
 from .base import MeanOverSamples, Samples
 
 
 class _AgainstMasks(MeanOverSamples):
+    """Mean of a function of cams and masks."""
+
     needs: ClassVar[tuple[str, ...]] = ("masks",)
+    #: (cams, masks, *, resolution, counted, checks, **options) -> (N,)
+    function: ClassVar[Callable[..., Tensor]]
 
     def __init__(
-        self, *settings: object, resolution: MaskResolution, ignore_index: int, **kwargs: Any
+        self,
+        *,
+        resolution: MaskResolution = "mask",
+        ignore_index: int = -100,
+        _settings: tuple[object, ...] = (),
+        **kwargs: Any,
     ) -> None:
-        super().__init__(resolution, *settings, ignore_index=ignore_index, **kwargs)
         check_resolution(resolution, MaskResolution)
+        super().__init__(resolution, *_settings, ignore_index=ignore_index, **kwargs)
         self.resolution = resolution
+
+    def _options(self) -> dict[str, Any]:
+        """What the function takes beside."""
+        return {}
+
+    def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
+        """(N,), NaN for an empty mask."""
+        return self.function(
+            samples.cams,
+            getattr(samples, self.needs[0]),
+            resolution=self.resolution,
+            counted=samples.counted,
+            checks=checks,
+            **self._options(),
+        )
 
 
 class EnergyPointingGame(_AgainstMasks):
@@ -57,18 +83,7 @@ class EnergyPointingGame(_AgainstMasks):
     """
 
     higher_is_better = True
-
-    def __init__(
-        self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
-    ) -> None:
-        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
-
-    def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
-        """Shares (N,)."""
-        assert samples.masks is not None
-        return energy_in_mask(
-            samples.cams, samples.masks, resolution=self.resolution, counted=samples.counted, checks=checks
-        )
+    function = staticmethod(energy_in_mask)
 
 
 class WrongReasonRate(_AgainstMasks):
@@ -87,18 +102,7 @@ class WrongReasonRate(_AgainstMasks):
     """
 
     higher_is_better = False
-
-    def __init__(
-        self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
-    ) -> None:
-        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
-
-    def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
-        """Shares (N,)."""
-        assert samples.masks is not None
-        return wrong_reason(
-            samples.cams, samples.masks, resolution=self.resolution, counted=samples.counted, checks=checks
-        )
+    function = staticmethod(wrong_reason)
 
 
 class ShortcutReliance(_AgainstMasks):
@@ -130,7 +134,7 @@ class ShortcutReliance(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(relative, resolution=resolution, ignore_index=ignore_index, **kwargs)
+        super().__init__(resolution=resolution, ignore_index=ignore_index, _settings=(relative,), **kwargs)
         self.relative = relative
         self._add_sum("area")
 
@@ -155,7 +159,7 @@ class ShortcutReliance(_AgainstMasks):
         """
         if not self.relative:
             return super().compute()
-        self._checks.raise_failed()
+
         return (self.total / self.area).float()
 
 
@@ -175,6 +179,7 @@ class PointingGame(_AgainstMasks):
     """
 
     higher_is_better = True
+    function = staticmethod(pointing_game)
 
     def __init__(
         self,
@@ -184,20 +189,12 @@ class PointingGame(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(tolerance, resolution=resolution, ignore_index=ignore_index, **kwargs)
+        check_tolerance(tolerance)
+        super().__init__(resolution=resolution, ignore_index=ignore_index, _settings=(tolerance,), **kwargs)
         self.tolerance = tolerance
 
-    def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
-        """Hits (N,)."""
-        assert samples.masks is not None
-        return pointing_game(
-            samples.cams,
-            samples.masks,
-            tolerance=self.tolerance,
-            resolution=self.resolution,
-            counted=samples.counted,
-            checks=checks,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {"tolerance": self.tolerance}
 
 
 class MaskIoU(_AgainstMasks):
@@ -216,6 +213,7 @@ class MaskIoU(_AgainstMasks):
     """
 
     higher_is_better = True
+    function = staticmethod(mask_iou)
 
     def __init__(
         self,
@@ -225,20 +223,12 @@ class MaskIoU(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(threshold, resolution=resolution, ignore_index=ignore_index, **kwargs)
+        check_threshold(threshold)
+        super().__init__(resolution=resolution, ignore_index=ignore_index, _settings=(threshold,), **kwargs)
         self.threshold = threshold
 
-    def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
-        """IoU (N,)."""
-        assert samples.masks is not None
-        return mask_iou(
-            samples.cams,
-            samples.masks,
-            threshold=self.threshold,
-            resolution=self.resolution,
-            counted=samples.counted,
-            checks=checks,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {"threshold": self.threshold}
 
 
 class RankAccuracy(_AgainstMasks):
@@ -256,15 +246,4 @@ class RankAccuracy(_AgainstMasks):
     """
 
     higher_is_better = True
-
-    def __init__(
-        self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
-    ) -> None:
-        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
-
-    def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
-        """Shares (N,)."""
-        assert samples.masks is not None
-        return rank_accuracy(
-            samples.cams, samples.masks, resolution=self.resolution, counted=samples.counted, checks=checks
-        )
+    function = staticmethod(rank_accuracy)

@@ -64,6 +64,11 @@ def _snapshot(prototypes: Prototypes | Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError(
             f"prototypes: expected ClassPrototypes, or a floating tensor (K, 1, *spatial), got {got}; pass one map a class"
         )
+    if prototypes.dim() == 3 and prototypes.shape[1] != 1:
+        raise ValueError(
+            f"prototypes: expected (K, 1, *spatial), got {tuple(prototypes.shape)}; of one (height, width) map a class pass "
+            f"prototypes.unsqueeze(1)"
+        )
     if not bool(torch.isfinite(prototypes).all()):
         raise ValueError("prototypes: expected finite numbers, got others")
     return prototypes.detach().clone(), (prototypes.detach().flatten(1) > 0).any(1)

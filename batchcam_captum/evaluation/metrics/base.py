@@ -1,23 +1,16 @@
-"""What the metric classes have in common: one ``update`` for all of them, checks, and means over samples."""
+"""What the metrics of cams have in common: one ``update`` for all of them, and means over samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...functional import ValueChecks
 from ...functional.class_means import check_labels
-from ...functional.metrics.common import check_metric_cams, wide_dtype
-from ...optional import load
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
-else:
-    Metric = load("torchmetrics", extra="metrics", purpose="batchcam_captum.evaluation.metrics").Metric
+from ...functional.metrics.common import check_metric_cams
+from .streaming import MeanMetric, StreamingMetric
 
 
 class Samples(NamedTuple):
@@ -38,42 +31,19 @@ _MISSING = {
 }
 
 
-class CamMetric(Metric):
-    """A metric of cams that streams over batches.
+class CamMetric(StreamingMetric):
+    """A metric of cams that streams over batches, see :class:`~batchcam_captum.evaluation.metrics.StreamingMetric`.
 
-    Every subclass is updated in the same way, takes of it what it needs, and can be reset, merged, pickled, and put into a
-    ``MetricCollection``. In a process group the sums are added up over the ranks when ``compute()`` is called, which all ranks
-    have to do; a rank that has seen nothing may be among them. Before the first update ``compute()`` warns, and gives NaN.
-
-    **Bad input.** Shapes raise at once. So do values (cams that are not finite, labels out of range) on the CPU, before
-    anything is added up; on any other device looking at them would make the host wait, so that they raise in ``compute()``,
-    after which the metric has to be reset. ``forward()``, which computes for each batch, waits each time; ``update()`` never
-    does.
+    Every subclass is updated in the same way, and takes of it what it needs.
 
     Args:
-        *settings: everything that two metrics of this class may differ in, the tensors they compare with included; a subclass
-            passes it on.
+        *settings: see :class:`~batchcam_captum.evaluation.metrics.StreamingMetric`.
         ignore_index: samples whose integer label is this are left out, whatever the metric looks at.
-        **kwargs: of ``torchmetrics.Metric``, such as ``process_group`` or ``sync_on_compute``.
+        **kwargs: of ``torchmetrics.Metric``.
     """
-
-    is_differentiable = False
-    higher_is_better: bool | None = None
-    full_state_update = False
-    plot_lower_bound: float | None = 0.0
-    plot_upper_bound: float | None = 1.0
 
     #: What :meth:`update` has to be given beside the cams.
     needs: ClassVar[tuple[str, ...]] = ()
-
-    settings: Tensor
-
-    def __init__(self, *settings: object, ignore_index: int = -100, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.ignore_index = ignore_index
-        self._checks = ValueChecks()
-        # The first state of all: some versions of MetricCollection compare no other.
-        self._identify(ignore_index, *settings)
 
     def update(
         self,
@@ -111,66 +81,15 @@ class CamMetric(Metric):
                     f"{name}: expected {_MISSING[name]}, got none; {type(self).__name__} is not defined without, pass "
                     f"update(…, {name}={name})"
                 )
-        self._add(samples)
+        checks = ValueChecks()
+        self._add(samples, checks)
+        self._note_failures(checks)
 
-    def _add(self, samples: Samples) -> None:
+    def _add(self, samples: Samples, checks: ValueChecks) -> None:
         raise NotImplementedError(f"{type(self).__name__} has to implement _add")
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot a value, or several, or what ``compute()`` gives; see ``torchmetrics.Metric.plot``."""
-        return self._plot(val, ax)
 
-    def _add_sum(self, name: str, *shape: int, wide: bool = True) -> None:
-        """Add a state that is summed over batches and ranks: float64 where the device has it, or integers."""
-        dtype = wide_dtype(torch.get_default_device()) if wide else torch.int64
-        self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
-
-    def _identify(self, *settings: object) -> None:
-        """Add the settings, as bits, to the state.
-
-        A ``MetricCollection`` takes metrics whose states are equal after the first batch for one and the same, and from then on
-        updates one of them only. Two thresholds, or two kinds of shortcut, may well agree on a batch.
-        """
-        digest = sha256(f"{type(self).__module__}.{type(self).__qualname__}".encode())
-        for setting in settings:
-            if isinstance(setting, Tensor):
-                digest.update(setting.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            elif callable(setting):
-                name = getattr(setting, "__qualname__", type(setting).__qualname__)
-                digest.update(f"{getattr(setting, '__module__', '')}.{name}".encode())
-            else:
-                digest.update(repr(setting).encode())
-        bits = [byte >> place & 1 for byte in digest.digest()[:16] for place in range(8)]
-        self.add_state("settings", torch.tensor(bits, dtype=torch.uint8), dist_reduce_fx="max")
-
-    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another metric of the same kind and settings has seen.
-
-        Args:
-            incoming_state: the metric, or its ``metric_state``.
-
-        Raises:
-            ValueError: it is of another kind, or of other settings, so that a sum would mean nothing.
-        """
-        other = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
-        theirs = other.get("settings") if isinstance(other, dict) else None
-        if isinstance(theirs, Tensor) and not torch.equal(theirs.cpu(), self.settings.cpu()):
-            raise ValueError(
-                f"incoming_state: expected that of a {type(self).__name__} with the same settings and prototypes, got another; "
-                f"merge metrics that were made alike"
-            )
-        super().merge_state(incoming_state)
-
-    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> torch.nn.Module:
-        if wide_dtype(fn(torch.zeros(1)).device) != torch.float64:  # such a device takes no float64 at all
-            for name, default in self._defaults.items():
-                if isinstance(default, Tensor) and default.dtype == torch.float64:
-                    self._defaults[name] = default.float()
-                    setattr(self, name, getattr(self, name).float())
-        return super()._apply(fn, exclude_state)
-
-
-class MeanOverSamples(CamMetric):
+class MeanOverSamples(CamMetric, MeanMetric):
     """The mean of a number a sample, over the samples that have one.
 
     A subclass implements :meth:`values`.
@@ -181,14 +100,6 @@ class MeanOverSamples(CamMetric):
         **kwargs: of ``torchmetrics.Metric``.
     """
 
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, *settings: object, ignore_index: int = -100, **kwargs: Any) -> None:
-        super().__init__(*settings, ignore_index=ignore_index, **kwargs)
-        self._add_sum("total")
-        self._add_sum("count", wide=False)
-
     def values(self, samples: Samples, checks: ValueChecks) -> Tensor:
         """(N,), NaN where a sample has no value.
 
@@ -198,18 +109,5 @@ class MeanOverSamples(CamMetric):
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement values")
 
-    def _add(self, samples: Samples) -> None:
-        values = self.values(samples, self._checks).detach()
-        missing = values.isnan()
-        # Not in place: a state that was made under inference_mode cannot be changed outside.
-        self.total = self.total + values.masked_fill(missing, 0).to(self.total.dtype).sum()
-        self.count = self.count + (~missing).sum()
-
-    def compute(self) -> Tensor:
-        """The mean over all samples so far, a scalar in float32; NaN where there are none.
-
-        Raises:
-            ValueError: values that could not be looked at earlier were not what they should be, see :class:`CamMetric`.
-        """
-        self._checks.raise_failed()
-        return (self.total / self.count).float()
+    def _add(self, samples: Samples, checks: ValueChecks) -> None:
+        self._add_values(self.values(samples, checks).detach())

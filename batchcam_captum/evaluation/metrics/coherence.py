@@ -7,8 +7,16 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from ...functional import CoherenceSums, coherence_of, coherence_sums, no_autocast, prepare, resize
-from ...functional.metrics.common import finite
+from ...functional import (
+    CoherenceSums,
+    ValueChecks,
+    coherence_of,
+    coherence_sums,
+    no_autocast,
+    prepare,
+    resize,
+)
+from ...functional.metrics.common import check_whole, finite
 from .base import CamMetric, Samples
 
 Average = Literal["macro", "none"]
@@ -30,6 +38,7 @@ class ClassCoherence(CamMetric):
 
     Raises:
         ValueError: a number of classes, a size or an average that cannot be.
+        TypeError: sides or a number of classes that are no integers.
     """
 
     higher_is_better = True
@@ -48,11 +57,12 @@ class ClassCoherence(CamMetric):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
+        check_whole("num_classes", num_classes, 1)
+        if not isinstance(size, Sequence) or not 1 <= len(size) <= 3:
+            raise ValueError(f"size: expected 1 to 3 sides in pixels, such as (7, 7), got {size!r}")
+        for side in size:
+            check_whole("size", side, 1)
         super().__init__(num_classes, tuple(size), average, ignore_index=ignore_index, **kwargs)
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        if not 1 <= len(tuple(size)) <= 3 or min(size) < 1:
-            raise ValueError(f"size: expected 1 to 3 sides of at least 1 pixel, got {tuple(size)}")
         if average not in get_args(Average):
             raise ValueError(f"average: expected 'macro' or 'none', got {average!r}")
         self.num_classes = num_classes
@@ -62,15 +72,15 @@ class ClassCoherence(CamMetric):
         self._add_sum("squares", num_classes)
         self._add_sum("counts", num_classes)
 
-    def _add(self, samples: Samples) -> None:
+    def _add(self, samples: Samples, checks: ValueChecks) -> None:
         assert samples.labels is not None
         cams = samples.cams
         if tuple(cams.shape[2:]) != self.size:
             # What is not positive is no evidence, and must not cancel any.
             with no_autocast(cams):
-                cams = resize(prepare(finite(cams, samples.counted, self._checks)).maps, self.size)
+                cams = resize(prepare(finite(cams, samples.counted, checks)).maps, self.size)
         sums = coherence_sums(
-            cams, samples.labels, self.num_classes, ignore_index=self.ignore_index, checks=self._checks
+            cams, samples.labels, self.num_classes, ignore_index=self.ignore_index, checks=checks
         )
         self.directions = self.directions + sums.directions.to(self.directions.dtype)
         self.squares = self.squares + sums.squares.to(self.squares.dtype)
@@ -82,6 +92,5 @@ class ClassCoherence(CamMetric):
         Raises:
             ValueError: values that could not be looked at earlier were not what they should be, see :class:`CamMetric`.
         """
-        self._checks.raise_failed()
         values = coherence_of(CoherenceSums(self.directions, self.squares, self.counts)).float()
         return values if self.average == "none" else values.nanmean()

@@ -8,14 +8,20 @@ Their ``update(images, cams, targets)`` differs from that of the other metrics. 
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from ...attribution import BatchGradCam
+from ...functional import Normalization
 from ..faithfulness import (
+    PERCENTILES,
     Explain,
+    Fill,
     Model,
+    Perturbation,
+    Score,
     Targets,
     deletion_curve,
     infidelity,
@@ -23,54 +29,55 @@ from ..faithfulness import (
     max_sensitivity,
     road,
 )
-from .base import MeanOverSamples
-
-T = TypeVar("T")
+from ..faithfulness.captum_metrics import check_infidelity_options, check_sensitivity_options
+from ..faithfulness.perturbation_curves import check_curve_options
+from ..faithfulness.remove_and_debias import check_road_options
+from ..faithfulness.scoring import target_indices
+from .identity import Borrowed
+from .streaming import MeanMetric
 
 RoadOrder = Literal["combined", "morf", "lerf"]
 
 
-class _Borrowed(Generic[T]):
-    """Holds what is the user's own: it is no part of the metric, so neither registered, nor moved, nor copied with it."""
+class _AsksTheModel(MeanMetric):
+    """Mean over images of a measure (images, cams, targets) -> (N,), with checked options."""
 
-    def __init__(self, thing: T) -> None:
-        self.thing = thing
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Borrowed[T]:
-        return self
-
-
-class _AsksTheModel(MeanOverSamples):
-    """Mean over images of a measure (images, cams, targets) -> (N,)."""
-
-    def __init__(self, model: Model, options: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *settings: object,
+        options: dict[str, Any],
+        ignore_index: int,
+        **kwargs: Any,
+    ) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a module or a function of images, got {type(model).__name__}")
-        super().__init__(**kwargs)
-        self._model = _Borrowed(model)
-        self.options = options or {}
-        self._identify(model, *_flat(self.options))
+        super().__init__(model, *settings, *_flat(options), ignore_index=ignore_index, **kwargs)
+        self._model = Borrowed(model)
+        self.options = options
 
     @property
     def model(self) -> Model:
         """The model that is asked. The metric does not own it."""
         return self._model.thing
 
-    def update(self, images: Tensor, cams: Tensor, targets: Targets) -> None:  # type: ignore[override]
+    def update(self, images: Tensor, cams: Tensor, targets: Targets) -> None:
         """Measure a batch, which calls the model many times and waits for it.
 
         Args:
             images: (N, C, *spatial), as the model takes them.
             cams: (N, 1, *spatial), raw and signed, of any size.
-            targets: class indices, one for all or one an image.
+            targets: class indices, one for all or one an image. Images whose target is ``ignore_index`` are left out.
 
         Raises:
             TypeError: something of a wrong kind.
             ValueError: something does not fit, or is not finite. Nothing of the batch has been added then.
         """
-        values = self.measure(images, cams, targets)
-        self.total = self.total + values.to(self.total).sum()
-        self.count = self.count + len(values)
+        indices = target_indices(targets, images)
+        kept = indices != self.ignore_index
+        if not bool(kept.all()):
+            images, cams, indices = images[kept], cams[kept.to(cams.device)], indices[kept]
+        self._add_values(self.measure(images, cams, indices))
 
     def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
         """One number an image, (N,)."""
@@ -85,26 +92,48 @@ def _flat(options: dict[str, Any]) -> list[Any]:
 class InsertionAUC(_AsksTheModel):
     """Mean area under the insertion curves, in [0, 1]; larger is better. An all-zero cam gets what a random order gets.
 
-    See :func:`~batchcam_captum.evaluation.faithfulness.insertion_curve`.
+    See :func:`~batchcam_captum.evaluation.faithfulness.insertion_curve`, also for the options.
 
     Args:
         model: images -> scores (N, K) before any softmax. It is not registered as a part of the metric.
-        options: of the function, such as ``{"steps": 14}``.
+        steps: in how many equal parts the pixels are inserted. Default: 28, or as many as there are pixels.
+        start: what there is at first.
+        score: ``"probability"`` or ``"logit"``.
+        batch_size: how many images go through the model at a time.
+        seed: of the order of pixels of equal value, one order for all images.
+        ignore_index: images with this target are left out.
         **kwargs: of ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: a model that cannot be called.
+        TypeError: a model that cannot be called, or an option of another kind.
+        ValueError: an option out of range.
 
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
-        >>> metric = InsertionAUC(model, {"steps": 4})
+        >>> metric = InsertionAUC(model, steps=4)
         >>> metric.update(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 2, 2), targets=[0, 2])
         >>> 0 < metric.compute() < 1
         tensor(True)
     """
 
     higher_is_better = True
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        steps: int | None = None,
+        start: Fill | Tensor = "blur",
+        score: Score = "probability",
+        batch_size: int = 256,
+        seed: int = 0,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> None:
+        check_curve_options(steps, "start", start, score, batch_size, seed)
+        options = {"steps": steps, "start": start, "score": score, "batch_size": batch_size, "seed": seed}
+        super().__init__(model, options=options, ignore_index=ignore_index, **kwargs)
 
     def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
         """Areas (N,)."""
@@ -114,18 +143,40 @@ class InsertionAUC(_AsksTheModel):
 class DeletionAUC(_AsksTheModel):
     """Mean area under the deletion curves, in [0, 1]; smaller is better. An all-zero cam gets what a random order gets.
 
-    See :func:`~batchcam_captum.evaluation.faithfulness.deletion_curve`.
+    See :func:`~batchcam_captum.evaluation.faithfulness.deletion_curve`, also for the options.
 
     Args:
         model: see :class:`InsertionAUC`.
-        options: of the function, such as ``{"fill": "mean"}``.
+        steps: see :class:`InsertionAUC`.
+        fill: what a removed pixel becomes.
+        score: see :class:`InsertionAUC`.
+        batch_size: see :class:`InsertionAUC`.
+        seed: see :class:`InsertionAUC`.
+        ignore_index: see :class:`InsertionAUC`.
         **kwargs: of ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: a model that cannot be called.
+        TypeError: see :class:`InsertionAUC`.
+        ValueError: see :class:`InsertionAUC`.
     """
 
     higher_is_better = False
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        steps: int | None = None,
+        fill: Fill | Tensor = "zero",
+        score: Score = "probability",
+        batch_size: int = 256,
+        seed: int = 0,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> None:
+        check_curve_options(steps, "fill", fill, score, batch_size, seed)
+        options = {"steps": steps, "fill": fill, "score": score, "batch_size": batch_size, "seed": seed}
+        super().__init__(model, options=options, ignore_index=ignore_index, **kwargs)
 
     def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
         """Areas (N,)."""
@@ -133,41 +184,57 @@ class DeletionAUC(_AsksTheModel):
 
 
 class Road(_AsksTheModel):
-    """Mean ROAD score. An all-zero cam gets what a random order of pixels gets, in ``"combined"`` 0 on average.
+    """Mean ROAD score. An all-zero cam gets what a random order of pixels gets, in ``"combined"`` 0 on average over seeds.
 
-    See :func:`~batchcam_captum.evaluation.faithfulness.road`.
+    See :func:`~batchcam_captum.evaluation.faithfulness.road`, also for the options. ``higher_is_better`` depends on the order; of
+    the class it is that of the default.
 
     Args:
         model: see :class:`InsertionAUC`.
         order: ``"combined"``, in [−0.5, 0.5], larger is better; or the mean over the percentiles, in [0, 1], of ``"morf"``,
             smaller is better, or ``"lerf"``, larger is better.
-        options: of the function, such as ``{"percentiles": [20, 50, 80]}``.
+        percentiles: how many per cent of the pixels are removed.
+        noise: standard deviation of what is added to the replaced pixels.
+        score: see :class:`InsertionAUC`.
+        batch_size: see :class:`InsertionAUC`.
+        seed: of the noise and of the order of pixels of equal value, one draw for all images.
+        ignore_index: see :class:`InsertionAUC`.
         **kwargs: of ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: a model that cannot be called.
-        ValueError: an unknown order.
+        TypeError: see :class:`InsertionAUC`.
+        ValueError: see :class:`InsertionAUC`; or an unknown order.
     """
 
+    higher_is_better = True
     plot_lower_bound = None
 
     def __init__(
         self,
         model: Model,
         order: RoadOrder = "combined",
-        options: dict[str, Any] | None = None,
+        *,
+        percentiles: Sequence[float] = PERCENTILES,
+        noise: float = 0.01,
+        score: Score = "probability",
+        batch_size: int = 256,
+        seed: int = 0,
+        ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
         if order not in get_args(RoadOrder):
             raise ValueError(f"order: expected 'combined', 'morf' or 'lerf', got {order!r}")
-        super().__init__(model, options, **kwargs)
+        options = {
+            "percentiles": check_road_options(percentiles, noise, score, batch_size, seed),
+            "noise": noise,
+            "score": score,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        super().__init__(model, order, options=options, ignore_index=ignore_index, **kwargs)
         self.order = order
-        self._identify(order, model, *_flat(self.options))
-
-    @property
-    def higher_is_better(self) -> bool:  # type: ignore[override]
-        """It depends on the order."""
-        return self.order != "morf"
+        # torchmetrics takes it for a constant of the class, and refuses to have it set.
+        self.__dict__["higher_is_better"] = order != "morf"
 
     def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
         """Scores (N,)."""
@@ -178,73 +245,134 @@ class Road(_AsksTheModel):
 
 
 class Infidelity(_AsksTheModel):
-    """Mean infidelity, at least 0; smaller is better. With ``{"relative": True}`` an all-zero cam gets 1.
+    """Mean infidelity, at least 0; smaller is better. With ``relative=True`` an all-zero cam gets 1.
 
-    See :func:`~batchcam_captum.evaluation.faithfulness.infidelity`.
+    See :func:`~batchcam_captum.evaluation.faithfulness.infidelity`, also for the options.
 
     Args:
         model: see :class:`InsertionAUC`.
-        options: of the function, such as ``{"relative": True}``, without which models of different scores cannot be compared.
+        perturbation: ``"square"`` removes squares, ``"noise"`` adds noise.
+        side: of a square, as a share of the image's.
+        fill: what a square becomes.
+        noise_std: standard deviation of the noise.
+        samples: how many perturbations an image.
+        normalize: multiply each cam by the factor that suits it best.
+        relative: divide by what the zero map gets, without which models of different scores cannot be compared.
+        score: see :class:`InsertionAUC`.
+        batch_size: how many perturbed images go through the model at a time.
+        seed: of the perturbations, one draw for all images.
+        ignore_index: see :class:`InsertionAUC`.
         **kwargs: of ``torchmetrics.Metric``.
 
     Raises:
-        TypeError: a model that cannot be called.
-    """
-
-    higher_is_better = False
-    plot_upper_bound = None
-
-    def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
-        """Infidelities (N,)."""
-        return infidelity(self.model, images, cams, targets, **self.options)
-
-
-class MaxSensitivity(MeanOverSamples):
-    """Mean of the maximum sensitivities of the cams, at least 0; smaller is better.
-
-    A dead cam looks perfectly stable: put :class:`~batchcam_captum.evaluation.metrics.DeadFraction` beside it. See
-    :func:`~batchcam_captum.evaluation.faithfulness.max_sensitivity`.
-
-    Args:
-        explain: a ``BatchGradCam``, or a function of images and class indices that returns cams. Not a part of the metric.
-        options: of the function, such as ``{"radius": 0.1}``.
-        **kwargs: of ``torchmetrics.Metric``.
-
-    Raises:
-        TypeError: something that makes no cams.
+        TypeError: see :class:`InsertionAUC`.
+        ValueError: see :class:`InsertionAUC`.
     """
 
     higher_is_better = False
     plot_upper_bound = None
 
     def __init__(
-        self, explain: BatchGradCam | Explain, options: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        model: Model,
+        *,
+        perturbation: Perturbation = "square",
+        side: float = 0.25,
+        fill: Fill | Tensor = "zero",
+        noise_std: float = 0.1,
+        samples: int = 32,
+        normalize: bool = True,
+        relative: bool = False,
+        score: Score = "logit",
+        batch_size: int = 256,
+        seed: int = 0,
+        ignore_index: int = -100,
+        **kwargs: Any,
     ) -> None:
-        if not isinstance(explain, BatchGradCam) and not callable(explain):
-            raise TypeError(
-                f"explain: expected a BatchGradCam or a function of images and class indices, got {type(explain).__name__}"
-            )
-        super().__init__(**kwargs)
-        self._explain = _Borrowed(explain)
-        self.options = options or {}
-        self._identify(type(explain).__qualname__, *_flat(self.options))
+        check_infidelity_options(perturbation, side, fill, noise_std, samples, score, batch_size, seed)
+        options = {
+            "perturbation": perturbation,
+            "side": side,
+            "fill": fill,
+            "noise_std": noise_std,
+            "samples": samples,
+            "normalize": normalize,
+            "relative": relative,
+            "score": score,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        super().__init__(model, options=options, ignore_index=ignore_index, **kwargs)
+
+    def measure(self, images: Tensor, cams: Tensor, targets: Targets) -> Tensor:
+        """Infidelities (N,)."""
+        return infidelity(self.model, images, cams, targets, **self.options)
+
+
+class MaxSensitivity(MeanMetric):
+    """Mean of the maximum sensitivities of the cams, at least 0; smaller is better.
+
+    A dead cam looks perfectly stable: put :class:`~batchcam_captum.evaluation.metrics.DeadFraction` beside it. See
+    :func:`~batchcam_captum.evaluation.faithfulness.max_sensitivity`, also for the options.
+
+    Args:
+        explain: a ``BatchGradCam``, or a function of images and class indices that returns cams. Not a part of the metric.
+        radius: the largest change of a pixel, in the units of the images.
+        samples: how many perturbations an image.
+        normalize: how cams are rectified and brought to a common scale before they are compared; None: not at all.
+        batch_size: how many perturbed images are explained at a time.
+        seed: of the perturbations, one draw for all images.
+        ignore_index: images with this target are left out.
+        **kwargs: of ``torchmetrics.Metric``.
+
+    Raises:
+        TypeError: something that makes no cams, or an option of another kind.
+        ValueError: an explainer of several layers, or an option out of range.
+    """
+
+    higher_is_better = False
+    plot_upper_bound = None
+
+    def __init__(
+        self,
+        explain: BatchGradCam | Explain,
+        *,
+        radius: float = 0.02,
+        samples: int = 10,
+        normalize: Normalization | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        ignore_index: int = -100,
+        **kwargs: Any,
+    ) -> None:
+        check_sensitivity_options(explain, radius, samples, normalize, batch_size, seed)
+        options = {
+            "radius": radius,
+            "samples": samples,
+            "normalize": normalize,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        super().__init__(explain, *_flat(options), ignore_index=ignore_index, **kwargs)
+        self._explain = Borrowed(explain)
+        self.options: dict[str, Any] = options
 
     @property
     def explain(self) -> BatchGradCam | Explain:
         """What makes the cams. The metric does not own it."""
         return self._explain.thing
 
-    def update(self, images: Tensor, targets: Targets) -> None:  # type: ignore[override]
+    def update(self, images: Tensor, targets: Targets) -> None:
         """Measure a batch, whose cams are made many times.
 
         Args:
             images: (N, C, *spatial), as the model takes them.
-            targets: class indices, one for all or one an image.
+            targets: class indices, one for all or one an image. Images whose target is ``ignore_index`` are left out.
 
         Raises:
             TypeError: something of a wrong kind.
             ValueError: something does not fit, or is not finite. Nothing of the batch has been added then.
         """
-        values = max_sensitivity(self.explain, images, targets, **self.options).values
-        self.total = self.total + values.to(self.total).sum()
-        self.count = self.count + len(values)
+        indices = target_indices(targets, images)
+        kept = indices != self.ignore_index
+        self._add_values(max_sensitivity(self.explain, images[kept], indices[kept], **self.options).values)

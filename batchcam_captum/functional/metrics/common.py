@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -30,6 +31,24 @@ def check_metric_cams(cams: Tensor) -> None:
         raise ValueError(
             f"cams: expected (N, 1, *spatial) with 1 to 3 spatial dimensions, got {shape}; {remedy}"
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number, of Python or NumPy, and no boolean."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: object, at_least: int | None = None) -> None:
+    """Check a whole number.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: less than ``at_least``.
+    """
+    if not is_number(value) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if at_least is not None and int(value) < at_least:
+        raise ValueError(f"{name}: expected at least {at_least}, got {value}")
 
 
 def raised(checks: ValueChecks | None) -> ValueChecks:

@@ -58,7 +58,7 @@ def sparsity(cams: Tensor, *, counted: Tensor | None = None, checks: ValueChecks
 def entropy(
     cams: Tensor,
     *,
-    relative: bool = False,
+    relative: bool = True,
     counted: Tensor | None = None,
     checks: ValueChecks | None = None,
 ) -> Tensor:
@@ -70,13 +70,13 @@ def entropy(
 
     Args:
         cams: (N, 1, *spatial), signed.
-        relative: divide by ln n, the most that n pixels can have, so that maps of several sizes can be compared.
+        relative: divide by ln n, the most that n pixels can have, so that maps of several sizes can be compared. False: nats.
         counted: (N,) booleans, which samples count. Default: all.
         checks: where checks of values go; default: they raise at once on every device.
 
     Returns:
-        (N,) in nats, in [0, ln n], or in [0, 1] where ``relative``; 0: one pixel has everything. Neither end is good by
-        itself. An all-zero or dead cam counts as flat: ln n, or 1. NaN where a sample does not count.
+        (N,) in [0, 1], or in nats, in [0, ln n], where not ``relative``; 0: one pixel has everything. Neither end is good by
+        itself. An all-zero or dead cam counts as flat: 1, or ln n. NaN where a sample does not count.
 
     Raises:
         ValueError: a shape that does not fit, or a cam that is not finite.

@@ -6,7 +6,8 @@ that no mask is blurred. ``"map"`` resizes the masks to the cams by area instead
 
 The shares weigh pixels by the masks' values; what asks whether a pixel is inside (pointing game, IoU, rank accuracy) takes
 those above one half. A mask without such a pixel is no annotation: the value is NaN, and the metric classes leave the sample
-out. A dead cam, an all-zero one among them, never gets the better value for it.
+out. Against the masks of objects a dead cam, an all-zero one among them, gets the worst value; on a shortcut it counts as a
+flat one, which is better than most cams of a model that uses the shortcut, see :func:`shortcut_share`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..losses.comparison import check_counted, check_resolution, without
 from ..losses.masks import MaskResolution, check_masks, fit_masks
 from ..maps import normalize, prepare, resize
 from ..precision import full_precision, no_autocast
-from .common import check_metric_cams, finite, raised, undefined
+from .common import check_metric_cams, check_whole, finite, is_number, raised, undefined
 
 
 class _Located(NamedTuple):
@@ -165,7 +166,8 @@ def shortcut_share(
 
     Returns:
         Both (N,), in [0, 1]. An all-zero or dead cam counts as a flat one, whose share is the area: it is neither evidence of the
-        shortcut nor of its absence. NaN for a sample without a shortcut, or that does not count.
+        shortcut nor of its absence. That is less than a cam that uses the shortcut gets, so a model whose cams die looks better:
+        report the share of dead cams beside it. NaN for a sample without a shortcut, or that does not count.
 
     Raises:
         ValueError: see :func:`energy_in_mask`.
@@ -177,6 +179,29 @@ def shortcut_share(
         area = located.masks.flatten(1).mean(1)
         share = torch.where(located.dead, area, share)
         return ShortcutShare(undefined(share, annotated), undefined(area, annotated))
+
+
+def check_tolerance(tolerance: int) -> None:
+    """Check the tolerance of :func:`pointing_game`.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: negative.
+    """
+    check_whole("tolerance", tolerance, 0)
+
+
+def check_threshold(threshold: float) -> None:
+    """Check the threshold of :func:`mask_iou`.
+
+    Raises:
+        TypeError: no number.
+        ValueError: out of range.
+    """
+    if not is_number(threshold):
+        raise TypeError(f"threshold: expected a number in [0, 1), got {threshold!r}")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: expected a number in [0, 1), got {threshold}")
 
 
 @torch.no_grad()
@@ -211,8 +236,7 @@ def pointing_game(
         ValueError: see :func:`energy_in_mask`; or a negative tolerance.
         TypeError: see :func:`energy_in_mask`.
     """
-    if tolerance < 0:
-        raise ValueError(f"tolerance: expected at least 0 pixels, got {tolerance}")
+    check_tolerance(tolerance)
     with no_autocast(cams):
         located = _located(cams, masks, resolution, counted, checks)
         inside, annotated = located.inside()
@@ -269,8 +293,7 @@ def mask_iou(
         ValueError: see :func:`energy_in_mask`; or a threshold out of range.
         TypeError: see :func:`energy_in_mask`.
     """
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold: expected a number in [0, 1), got {threshold}")
+    check_threshold(threshold)
     with no_autocast(cams):
         located = _located(cams, masks, resolution, counted, checks)
         inside, annotated = located.inside()

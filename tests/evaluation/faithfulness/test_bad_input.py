@@ -51,7 +51,7 @@ def state_of(model):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("measure", [*MEASURES, *EXPLAINING])
-@pytest.mark.filterwarnings("ignore:.*BatchNorm")
+@pytest.mark.filterwarnings("ignore:.*(BatchNorm|Dropout)")
 def test_everything_is_as_it_was(measure, fails):
     model = Fails(norm=True, dropout=0.3).train()
     model.head.eval()
@@ -87,6 +87,17 @@ def test_a_batch_norm_in_training_mode_is_warned_of(case):
     assert caught[0].filename == __file__
 
 
+def test_an_active_dropout_is_warned_of(case):
+    model = SmallCnn(dropout=0.3).train()
+    for call in (
+        lambda: insertion_curve(model, case.images, case.cams, 0, steps=2),
+        lambda: max_sensitivity(BatchGradCam(model, model.layer), case.images, 0, samples=1),
+        lambda: cascading_randomization(BatchGradCam(model, model.layer), case.images, 0, layers=1),
+    ):
+        with pytest.warns(UserWarning, match=r"model: a Dropout is active.* call model\.eval\(\) first"):
+            call()
+
+
 def test_results_have_no_graph(case):
     cams = case.cams.clone().requires_grad_()
     assert not insertion_curve(
@@ -119,7 +130,7 @@ def test_results_have_no_graph(case):
         (
             {"images": torch.full((4, 3, 8, 8), float("nan"))},
             ValueError,
-            r"expected finite scores of the model",
+            r"images: expected finite values, got NaN",
         ),
         (
             {"targets": 5},
@@ -129,6 +140,9 @@ def test_results_have_no_graph(case):
         ({"targets": [0, 1, 2, -6]}, ValueError, r"targets: expected indices from -5 to 4, got -6"),
         ({"targets": torch.zeros(3).long()}, ValueError, r"targets: expected shape \(4,\), got \(3,\)"),
         ({"targets": torch.eye(5)[:4].long()}, ValueError, r"targets: .* not one-hot rows"),
+        ({"targets": None}, TypeError, r"targets: expected integers, got None; pass class indices"),
+        ({"targets": "cat"}, TypeError, r"targets: expected integers, got 'cat'"),
+        ({"seed": "a"}, TypeError, r"seed: expected an integer, got 'a'"),
         ({"targets": torch.rand(4)}, TypeError, r"targets: expected integers, got torch.float32"),
         ({"score": "loss"}, ValueError, r"score: expected 'probability' or 'logit', got 'loss'"),
         ({"batch_size": 0}, ValueError, r"batch_size: expected at least 1, got 0"),
@@ -154,15 +168,15 @@ def test_bad_options(case):
         deletion_curve(*given, fill=0)
     with pytest.raises(ValueError, match=r"percentiles: expected numbers between 0 and 100, got \(100,\)"):
         road(*given, percentiles=[100])
-    with pytest.raises(ValueError, match=r"noise: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"noise: expected at least 0, and finite, got -1"):
         road(*given, noise=-1)
     with pytest.raises(ValueError, match=r"images: expected \(N, C, H, W\), got \(4, 3, 8\)"):
         road(case.model, case.images[..., 0], case.cams[..., 0], 0)
-    with pytest.raises(ValueError, match=r"noise_std: expected more than 0, got 0"):
+    with pytest.raises(ValueError, match=r"noise_std: expected more than 0, and finite, got 0"):
         infidelity(*given, noise_std=0)
     with pytest.raises(ValueError, match=r"samples: expected at least 1, got 0"):
         infidelity(*given, samples=0)
-    with pytest.raises(ValueError, match=r"radius: expected more than 0, got 0"):
+    with pytest.raises(ValueError, match=r"radius: expected more than 0, and finite, got 0"):
         max_sensitivity(case.grad_cam, case.images, 0, radius=0)
     with pytest.raises(ValueError, match=r"model: expected at least two scores an image"):
         insertion_curve(lambda images: images.flatten(1)[:, :1], case.images, case.cams, 0)

@@ -23,27 +23,27 @@ TWO = {"percentiles": (20, 60)}
 
 EVERY = {
     "insertion": (
-        lambda case: InsertionAUC(case.model, {"steps": 4}),
+        lambda case: InsertionAUC(case.model, steps=4),
         lambda *given: faithfulness.insertion_curve(*given, steps=4).auc,
     ),
     "deletion": (
-        lambda case: DeletionAUC(case.model, {"steps": 4, "fill": "mean"}),
+        lambda case: DeletionAUC(case.model, steps=4, fill="mean"),
         lambda *given: faithfulness.deletion_curve(*given, steps=4, fill="mean").auc,
     ),
     "road": (
-        lambda case: Road(case.model, options=TWO),
+        lambda case: Road(case.model, **TWO),
         lambda *given: faithfulness.road(*given, **TWO).combined,
     ),
     "morf": (
-        lambda case: Road(case.model, "morf", TWO),
+        lambda case: Road(case.model, "morf", **TWO),
         lambda *given: faithfulness.road(*given, **TWO).morf.mean(1),
     ),
     "lerf": (
-        lambda case: Road(case.model, "lerf", TWO),
+        lambda case: Road(case.model, "lerf", **TWO),
         lambda *given: faithfulness.road(*given, **TWO).lerf.mean(1),
     ),
     "infidelity": (
-        lambda case: Infidelity(case.model, {"relative": True}),
+        lambda case: Infidelity(case.model, relative=True),
         lambda *given: faithfulness.infidelity(*given, relative=True),
     ),
 }
@@ -69,8 +69,8 @@ def test_streamed_in_parts_and_merged_equals_the_mean_of_the_function(case, name
 def test_sensitivity_stands_beside_the_dead_fraction_in_one_collection(case):
     collection = MetricCollection(
         {
-            "sensitivity": MaxSensitivity(case.grad_cam, {"samples": 3}),
-            "insertion": InsertionAUC(case.model, {"steps": 2}),
+            "sensitivity": MaxSensitivity(case.grad_cam, samples=3),
+            "insertion": InsertionAUC(case.model, steps=2),
             "dead": DeadFraction(),
         }
     )
@@ -103,9 +103,9 @@ def test_the_model_is_no_part_of_the_metric(case):
 def test_other_options_are_another_metric(case):
     given = case.images, case.cams, case.targets
     cases = [
-        Road(case.model, "morf", TWO),
-        Road(case.model, "lerf", TWO),
-        Road(case.model, "lerf", {"percentiles": (20, 60), "noise": 0.5}),
+        Road(case.model, "morf", **TWO),
+        Road(case.model, "lerf", **TWO),
+        Road(case.model, "lerf", **TWO, noise=0.5),
     ]
     for metric in cases:
         metric.update(*given)
@@ -124,3 +124,43 @@ def test_errors(case):
         Road(case.model, "mean")
     with pytest.raises(TypeError, match=r"explain: expected a BatchGradCam or a function .*, got str"):
         MaxSensitivity("layer4")
+    with pytest.raises(ValueError, match="Unexpected keyword arguments: `step`"):
+        InsertionAUC(case.model, step=4)
+    for make, error, message in [
+        (lambda: InsertionAUC(case.model, steps=2.5), TypeError, r"steps: expected an integer, got 2\.5"),
+        (lambda: InsertionAUC(case.model, start="black"), ValueError, "start: expected 'zero'"),
+        (lambda: DeletionAUC(case.model, seed="a"), TypeError, "seed: expected an integer, got 'a'"),
+        (lambda: DeletionAUC(case.model, score="prob"), ValueError, "score: expected 'probability'"),
+        (lambda: Road(case.model, percentiles=20), TypeError, r"percentiles: .*got 20; pass a list"),
+        (lambda: Road(case.model, percentiles=[float("nan")]), ValueError, "percentiles: expected numbers"),
+        (lambda: Road(case.model, noise="a"), TypeError, "noise: expected a number, got 'a'"),
+        (lambda: Infidelity(case.model, samples=2.5), TypeError, "samples: expected an integer"),
+        (lambda: Infidelity(case.model, noise_std=float("inf")), ValueError, "noise_std: .*finite, got inf"),
+        (lambda: Infidelity(case.model, side=1.0), ValueError, "side: expected a share"),
+        (lambda: MaxSensitivity(case.grad_cam, radius=0), ValueError, "radius: expected more than 0"),
+        (lambda: MaxSensitivity(case.grad_cam, batch_size=0), ValueError, "batch_size: expected at least 1"),
+    ]:
+        with pytest.raises(error, match=message):
+            make()
+
+
+def test_road_says_of_the_class_what_is_better():
+    assert Road.higher_is_better is True
+    assert pickle.loads(pickle.dumps(Road(torch.nn.Flatten(), "morf"))).higher_is_better is False
+
+
+def test_ignored_targets_are_left_out(case):
+    targets = case.targets.clone()
+    targets[[1, 2]] = -100
+    for make, _ in EVERY.values():
+        metric, without = make(case), make(case)
+        metric.update(case.images, case.cams, targets)
+        without.update(case.images[[0, 3]], case.cams[[0, 3]], targets[[0, 3]])
+        assert metric.count == 2
+        assert_close(metric.compute(), without.compute())
+    sensitivity = MaxSensitivity(case.grad_cam, samples=2, ignore_index=4)
+    sensitivity.update(case.images, case.targets)
+    assert sensitivity.count == 3
+    none = InsertionAUC(case.model, steps=2, ignore_index=1)
+    none.update(case.images, case.cams, 1)
+    assert none.count == 0

@@ -118,3 +118,10 @@ def test_fill_of_a_given_value():
         ValueError, match=r"fill: expected a tensor that broadcasts to \(3, 4, 4\), got \(2,\)"
     ):
         filled_images(images, torch.zeros(2))
+
+
+def test_small_images_take_as_many_steps_as_they_have_pixels(case):
+    few = insertion_curve(case.model.__class__().eval(), case.images, case.cams, 0)
+    assert few.curves.shape == (4, 29)
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    assert insertion_curve(linear, torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3), 0).curves.shape == (2, 10)

@@ -116,7 +116,7 @@ EVERY = {
     ),
     "entropy": (
         lambda **kw: metrics.CamEntropy(relative=False, **kw),
-        lambda case, counted: functional.entropy(case.cams, counted=counted),
+        lambda case, counted: functional.entropy(case.cams, relative=False, counted=counted),
     ),
 }
 

@@ -11,7 +11,7 @@ import torch
 
 from batchcam_captum import ClassPrototypes, MaskPrototypes, evaluation
 from batchcam_captum.evaluation import metrics
-from batchcam_captum.evaluation.metrics import base
+from batchcam_captum.evaluation.metrics import streaming
 from tests.evaluation.metrics.every_metric import EVERY, PROTOTYPES, make_case
 
 CASE = make_case()
@@ -37,15 +37,6 @@ def test_cams_that_are_not_finite_raise_and_add_nothing(name):
         with pytest.raises(ValueError, match="cams: expected finite numbers"):
             CASE._replace(cams=cams).fed_to(metric)
     assert torch.equal(metric.compute(), before)
-
-
-def test_a_failed_check_that_could_not_be_read_raises_in_compute():
-    metric = CASE.fed_to(metrics.Sparsity())
-    metric._checks._failed["cams: expected finite numbers"] = torch.tensor(True)  # as it is on a GPU
-    with pytest.raises(
-        ValueError, match=r"cams: expected finite numbers \(in a batch since the last check\)"
-    ):
-        metric.compute()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +74,16 @@ def test_bad_updates(make, given, error, message):
         (lambda: metrics.PrototypeCosine(MaskPrototypes(3)), ValueError, "got MaskPrototypes, which depends"),
         (lambda: metrics.ClassCoherence(0, (4, 4)), ValueError, "num_classes: expected at least 1"),
         (lambda: metrics.ClassCoherence(3, ()), ValueError, "size: expected 1 to 3 sides"),
+        (lambda: metrics.ClassCoherence(3, 7), ValueError, r"size: .* such as \(7, 7\), got 7"),
+        (lambda: metrics.ClassCoherence(3, (7.5, 7)), TypeError, r"size: expected an integer, got 7\.5"),
+        (
+            lambda: metrics.PrototypeDistance(torch.rand(3, 4, 4)),
+            ValueError,
+            r"pass prototypes\.unsqueeze\(1\)",
+        ),
+        (lambda: metrics.PointingGame(tolerance=-1), ValueError, "tolerance: expected at least 0"),
+        (lambda: metrics.MaskIoU(threshold=2), ValueError, "threshold: expected a number in"),
+        (lambda: metrics.CamEntropy(ignore_index="a"), TypeError, "ignore_index: expected an integer"),
         (lambda: metrics.ClassCoherence(3, (4,), average="micro"), ValueError, "average: expected"),
     ],
 )
@@ -132,7 +133,7 @@ def test_half_types_and_long_sums():
 
 def test_a_device_without_float64_gets_float32(monkeypatch):
     monkeypatch.setattr(
-        base, "wide_dtype", lambda device: torch.float32 if device.type == "meta" else torch.float64
+        streaming, "wide_dtype", lambda device: torch.float32 if device.type == "meta" else torch.float64
     )
     metric = metrics.ShortcutReliance().to("meta")
     assert (metric.total.dtype, metric.area.dtype, metric.count.dtype) == (
@@ -158,9 +159,13 @@ def test_needs_torchmetrics_only_where_a_class_is_used(monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    monkeypatch.delitem(sys.modules, base.__name__)
+    monkeypatch.delitem(sys.modules, streaming.__name__)
     with pytest.raises(ModuleNotFoundError, match=r"needs torchmetrics.*install batchcam-captum\[metrics\]"):
-        importlib.import_module(base.__name__)
+        importlib.import_module(streaming.__name__)
+
+
+def test_all_metrics_are_found_in_either_place():
+    assert set(metrics.__all__) <= set(evaluation.__all__)
 
 
 @pytest.mark.parametrize("package", [evaluation, metrics])

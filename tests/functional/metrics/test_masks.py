@@ -154,7 +154,11 @@ def test_bad_masks_and_options(case):
         rank_accuracy(cams, masks[:, 0])
     with pytest.raises(ValueError, match=r"threshold: expected a number in \[0, 1\), got 1"):
         mask_iou(cams, masks, threshold=1)
-    with pytest.raises(ValueError, match="tolerance: expected at least 0 pixels"):
+    with pytest.raises(TypeError, match=r"threshold: expected a number in \[0, 1\), got 'half'"):
+        mask_iou(cams, masks, threshold="half")
+    with pytest.raises(TypeError, match=r"tolerance: expected an integer, got 1\.5"):
+        pointing_game(cams, masks, tolerance=1.5)
+    with pytest.raises(ValueError, match="tolerance: expected at least 0, got -1"):
         pointing_game(cams, masks, tolerance=-1)
     with pytest.raises(ValueError, match="resolution: expected 'map' or 'mask'"):
         mask_iou(cams, masks, resolution="image")
