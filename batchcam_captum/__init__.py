@@ -5,8 +5,9 @@ The public names load on first use, so that ``import batchcam_captum.functional`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
 
 if TYPE_CHECKING:
     from . import functional
@@ -109,22 +110,10 @@ _HOMES = {
     "SplitRegularizer": ".training",
     "TotalVariationLoss": ".losses",
     "check": ".attribution",
+    "functional": ".functional",
     "split_model": ".attribution",
     "suggest_layers": ".attribution",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module (PEP 562)."""
-    if name == "functional":
-        return import_module(".functional", __name__)
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = globals()[name] = getattr(import_module(home, __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

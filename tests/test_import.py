@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "functional": {"functional"},
     "files": {"files"},
     "optional": {"optional"},
+    "lazy": {"lazy"},
     "environment": {"environment", "__version__"},
     "datasets": {"datasets", "files", "optional"},
     "distributed": {"distributed"},
@@ -72,6 +73,7 @@ MAY_IMPORT = {
     "losses": {"losses", "functional", "prototypes", "distributed"},
     "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"},
+    "evaluation": {"evaluation", "prototypes", "attribution", "functional", "files", "lazy", "optional"},
     "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 

@@ -5,8 +5,9 @@ The names load on first use, so that what one of them needs (torchmetrics, matpl
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .cams import CamReport, evaluate_cams
@@ -70,46 +71,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CamEntropy": ".metrics",
-    "CamMetric": ".metrics",
     "CamReport": ".cams",
-    "ClassCoherence": ".metrics",
-    "DeadFraction": ".metrics",
-    "DeletionAUC": ".metrics",
     "Diagnosis": ".diagnostics",
-    "EnergyPointingGame": ".metrics",
-    "Infidelity": ".metrics",
-    "InsertionAUC": ".metrics",
-    "MaskIoU": ".metrics",
-    "MaxSensitivity": ".metrics",
-    "MeanMetric": ".metrics",
-    "MeanOverSamples": ".metrics",
-    "NearestPrototypeAccuracy": ".metrics",
-    "PointingGame": ".metrics",
-    "PrototypeCosine": ".metrics",
-    "PrototypeDistance": ".metrics",
-    "RankAccuracy": ".metrics",
-    "Road": ".metrics",
-    "Samples": ".metrics",
-    "ShortcutReliance": ".metrics",
-    "Sparsity": ".metrics",
-    "StreamingMetric": ".metrics",
-    "WrongReasonRate": ".metrics",
     "diagnose": ".diagnostics",
     "evaluate_cams": ".cams",
     "map_grid": ".figures",
 }
+_HOMES |= {name: ".metrics" for name in __all__ if name not in _HOMES}
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module (PEP 562)."""
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = globals()[name] = getattr(import_module(home, __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

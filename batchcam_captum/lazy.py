@@ -1,0 +1,38 @@
+"""Names that are loaded when they are first used (PEP 562), so that a package does not load what is not asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package.
+
+    Args:
+        package: its ``__name__``.
+        homes: public name -> the module that it is in, such as ``".losses"``; a module itself is in ``".its_name"``.
+
+    Returns:
+        Both functions.
+    """
+
+    def load(name: str) -> Any:
+        """Load a public name from its module."""
+        try:
+            home = homes[name]
+        except KeyError:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+        module = import_module(home, package)
+        value = module if home == f".{name}" else getattr(module, name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return load, names
