@@ -22,7 +22,7 @@ def load(module: str, *, purpose: str, extra: str = "compare", package: str | No
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{purpose} needs {error.name or module}, which is not installed; "
+            f"{purpose} needs {(error.name or module).partition('.')[0]}, which is not installed; "
             f"install {package or f'batchcam-captum[{extra}]'}",
             name=error.name,
         ) from error
