@@ -30,7 +30,12 @@ def main() -> None:
         bench = Bench(setup, options)
         objectives = {PLAIN: bench.plain, AGAIN: bench.plain}
         for recipe in RECIPES:
-            losses = recipe_losses(_loader(bench), 10, recipe=recipe, device=options.device, progress=False)
+            made = recipe_losses(_loader(bench), 10, recipe=recipe, device=options.device, progress=False)
+            # As they are after the warm-up: a weight of 0 would not be computed at all.
+            losses = {
+                name: (loss, weight(10**9) if callable(weight) else weight)
+                for name, (loss, weight) in made.items()
+            }
             objectives[recipe] = bench.regularized(losses, setup.layer)  # type: ignore[arg-type]
         cases = {name: bench.step(objective) for name, objective in objectives.items()}
         times = interleaved(cases, options, warm_up=3 if on_gpu else 1)
