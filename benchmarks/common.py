@@ -55,6 +55,7 @@ __all__ = [
     "peak_in_child",
     "peak_memory",
     "peaks_in_child",
+    "set_up_process",
     "start",
     "synchronize",
 ]
@@ -113,15 +114,25 @@ def start(made: argparse.ArgumentParser) -> argparse.Namespace:
     options = made.parse_args()
     if options.quick:
         options.rounds, options.seconds = 2, 0.0
-    wanted = {"OMP_NUM_THREADS": str(options.threads)}
-    if not (options.peak or options.default_allocator):
+    set_up_process(options.threads, pinned=not (options.peak or options.default_allocator))
+    torch.manual_seed(0)
+    return options
+
+
+def set_up_process(threads: int, *, pinned: bool = True) -> None:
+    """Set the threads, and pin the allocator by starting again with its settings.
+
+    Args:
+        threads: of torch, on the CPU.
+        pinned: False leaves the allocator as it is.
+    """
+    wanted = {"OMP_NUM_THREADS": str(threads)}
+    if pinned:
         wanted |= {name: os.environ.get(name, value) for name, value in PINNED.items()}
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         # The C library reads them when the process starts.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    return options
+    torch.set_num_threads(threads)
 
 
 def interleaved(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tables import table as figure_table
-from update_readme import RESULTS, ROOT, machine, put
+from update_readme import RESULTS, ROOT, machine, markdown, put
 
 PAGE = ROOT / "docs" / "comparison.md"
 #: What makes the results.
@@ -17,7 +17,6 @@ COMMAND = "make comparison"
 BARE = "bare forward"
 
 Record = dict[str, Any]
-Rows = Iterable[Sequence[str]]
 
 
 def records(name: str, kind: str, results: Path = RESULTS) -> dict[str, Record]:
@@ -71,12 +70,6 @@ def sections(name: str, made: Callable[[Record], str], results: Path) -> str:
             title = f"On a {device}" + (f", {extras.replace('-', ' ')}" if extras else "")
             parts += [f"**{title}.** {from_machine(record)}", made(record)]
     return "\n\n".join(parts)
-
-
-def markdown(heading: Sequence[str], rows: Rows) -> str:
-    """A Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def small(value: float) -> str:

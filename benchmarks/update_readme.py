@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,12 @@ def machine(environment: dict[str, object]) -> str:
 
 def _count(threads: object) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def put(text: str, blocks: dict[str, str], file: str) -> str:

@@ -10,16 +10,12 @@ from pathlib import Path
 
 import torch
 
-from batchcam_captum.environment import first_line_of
-
+from ..common import commit, set_up_process
 from .choosing import NotYetError
 from .plans import PLANS
 from .settings import Settings
 
 _RESULTS = Path(__file__).parent / "results"
-_PINNED = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
-}  # fmt: skip
 
 
 def main() -> int:
@@ -43,13 +39,7 @@ def main() -> int:
     made.add_argument("--commit", help="of the code, where git cannot tell; default: what git says")
     made.add_argument("--list", action="store_true", help="say which runs are finished and which are missing")
     options = made.parse_args()
-    wanted = {"OMP_NUM_THREADS": str(options.threads)} | {
-        name: os.environ.get(name, value) for name, value in _PINNED.items()
-    }
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        # The C library reads them when the process starts.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
-    torch.set_num_threads(options.threads)
+    set_up_process(options.threads)
 
     from .run import list_runs, run_all
 
@@ -82,14 +72,6 @@ def main() -> int:
     except KeyboardInterrupt:
         print("study: interrupted; the same command goes on", file=sys.stderr)
         return 130
-
-
-def commit() -> str | None:
-    """Of the code that runs, by git; new results do not make it dirty."""
-    git = ("git", "-C", str(Path(__file__).parent))
-    found = first_line_of(*git, "describe", "--always")
-    changed = first_line_of(*git, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return f"{found}-dirty" if found and changed else found
 
 
 if __name__ == "__main__":

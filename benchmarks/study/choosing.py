@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from .settings import Settings, finished, read
+from .settings import Settings, result_of
 
 #: How much validation accuracy an arm may lose, on average over the data sets without a shortcut: 0.2 points.
 TOLERANCE = 0.002
@@ -25,9 +25,9 @@ def accuracy(settings: Settings, folder: Path) -> float:
     Raises:
         NotYetError: it has not been run.
     """
-    if not finished(settings, folder):
+    result = result_of(settings, folder)
+    if result is None:
         raise NotYetError(settings.name)
-    result = read(settings.file(folder))
     return 0.0 if "diverged" in result else float(result["metrics"]["accuracy"])
 
 
@@ -89,9 +89,10 @@ def choose_recipe(
     left = {}
     for arm in candidates:
         own = [replace(each, arm=arm) for each in (*clean, *shortcut)]
-        if not all(finished(each, folder) for each in own) or not passes(arm, clean, folder):
+        results = [result_of(each, folder) for each in own]
+        if None in results or not passes(arm, clean, folder):
             continue
-        found = [read(each.file(folder)).get("metrics") for each in own]
+        found = [each.get("metrics") for each in results if each is not None]
         if all(each is not None and each["dead_fraction"] < _DEAD for each in found):
             left[arm] = (mean_accuracy(own[len(clean) :], folder), fmean(each["ssim"] for each in found))
     if not left:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.study.page``: the tables and figures of docs/study.md from the committed results."""
+"""``python -m benchmarks.study.page``: the tables of docs/study.md from the committed results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..update_readme import ROOT, machine, put
+from ..update_readme import ROOT, machine, markdown, put
 from .arms import PLAIN
 from .choosing import NotYetError, accuracy
 from .data import base_and_shortcut
@@ -28,8 +28,8 @@ from .plans import (
     known_arms,
     of_choice,
 )
-from .settings import Settings, finished, read
-from .summary import Cell, Cells, collected, paired, plain_of
+from .settings import Settings, finished, result_of
+from .summary import Cell, Cells, cell_of, collected, paired
 
 PAGE = ROOT / "docs" / "study.md"
 #: Of its figures.
@@ -77,14 +77,6 @@ FAITHFULNESS = (
 )  # fmt: skip
 SHORTCUT = ("energy_in_shortcut", "hires_energy_in_shortcut")
 
-Rows = Iterable[Sequence[str]]
-
-
-def markdown(heading: Sequence[str], rows: Rows) -> str:
-    """A Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
 
 def written(cell: Cell, metric: str) -> str:
     """Mean ± standard deviation over the seeds, with what is missing said."""
@@ -116,7 +108,7 @@ def _seeds(cell: Cell) -> str:
 
 def by_arm(cells: Cells, arms: dict[str, str], data: str, network: str, metrics: Sequence[str]) -> str:
     """One data set: a row an arm, a column a metric; of the first the paired difference as well."""
-    plain = plain_of(cells, data, network)
+    plain = cell_of(cells, data, network)
     first = metrics[0]
     heading = [
         "arm",
@@ -130,8 +122,8 @@ def by_arm(cells: Cells, arms: dict[str, str], data: str, network: str, metrics:
         cell = cells.get((data, network, arm))
         if cell is None:
             continue
-        against = "" if arm == arms["cross_entropy"] else difference(cell, plain, first)
-        shown = name if name in ("cross_entropy",) else f"{name}, {arm}" if name == "recipe" else arm
+        against = "" if arm == PLAIN else difference(cell, plain, first)
+        shown = f"{name}, {arm}" if name == "recipe" else arm
         rows.append(
             [
                 _code(shown),
@@ -175,7 +167,7 @@ def in_short(folder: Path) -> str:
     for data in (*CLEAN, *DECOYED, *FURTHER):
         base, shortcut = base_and_shortcut(data)
         plain, recipe, annotated, clean = (
-            cells.get((name, "simple_cnn", arm), Cell({}, ()))
+            cell_of(cells, name, "simple_cnn", arm)
             for name, arm in ((data, PLAIN), (data, RECIPE), (data, told), (base, PLAIN))
         )
         if not recipe.metrics:
@@ -214,7 +206,7 @@ def faithfulness(folder: Path, arms: dict[str, str], sets: Sequence[str]) -> str
     cells = collected(folder, known("grid", folder)[0])
     parts = []
     for data in sets:
-        plain = plain_of(cells, data, "simple_cnn")
+        plain = cell_of(cells, data, "simple_cnn")
         rows = []
         for name, arm in arms.items():
             cell = cells.get((data, "simple_cnn", arm))
@@ -281,11 +273,11 @@ def _validated(folder: Path, sets: Sequence[str], candidates: Iterable[tuple[str
     for name, settings in candidates:
         row = [f"**`{name}`**" if name == RECIPE else f"`{name}`"]
         for data in sets:
-            own = replace(settings, data=data)
-            if not finished(own, folder):
+            result = result_of(replace(settings, data=data), folder)
+            if result is None:
                 row.append("not run")
                 continue
-            found = read(own.file(folder)).get("metrics")
+            found = result.get("metrics")
             row.append(
                 "diverged"
                 if found is None
@@ -299,8 +291,8 @@ def about(folder: Path, runs: Iterable[Settings]) -> str:
     """Machines and commits of the finished runs."""
     found: dict[str, dict[str, None]] = {}
     for settings in runs:
-        if finished(settings, folder):
-            result = read(settings.file(folder))
+        result = result_of(settings, folder)
+        if result is not None:
             found.setdefault(machine(result["environment"]), {})[result["commit"] or "unknown"] = None
     said = (f"{where}, commit {', '.join(commits)}" for where, commits in found.items())
     return f"*{'; '.join(said)}.*" if found else ""

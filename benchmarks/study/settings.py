@@ -65,8 +65,8 @@ def read(path: Path) -> dict[str, Any]:
     return result  # type: ignore[no-any-return]
 
 
-def finished(settings: Settings, folder: Path) -> bool:
-    """Whether the run's result is there.
+def result_of(settings: Settings, folder: Path) -> dict[str, Any] | None:
+    """The run's result; None where there is none yet.
 
     Raises:
         OtherStudyError: there is one by other settings; it is named what differs.
@@ -74,8 +74,9 @@ def finished(settings: Settings, folder: Path) -> bool:
     """
     path = settings.file(folder)
     if not path.exists():
-        return False
-    there, wanted = read(path)["settings"], asdict(settings)
+        return None
+    result = read(path)
+    there, wanted = result["settings"], asdict(settings)
     differing = [
         f"{key} = {there.get(key)!r} there, {wanted.get(key)!r} here"
         for key in sorted(there.keys() | wanted.keys())
@@ -85,7 +86,12 @@ def finished(settings: Settings, folder: Path) -> bool:
         raise OtherStudyError(
             f"{path}: expected a result of the same settings, got {'; '.join(differing)}; choose another folder, or remove it"
         )
-    return True
+    return result
+
+
+def finished(settings: Settings, folder: Path) -> bool:
+    """Whether the run's result is there; see :func:`result_of`."""
+    return result_of(settings, folder) is not None
 
 
 def write(settings: Settings, folder: Path, **found: Any) -> None:

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .arms import PLAIN
-from .settings import Settings, read
+from .settings import Settings, result_of
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,9 @@ class Difference:
     """An arm less another one, seed by seed."""
 
     mean: float
-    spread: float | None
-    p: (
-        float | None
-    )  #: of a two-sided paired t-test; None with fewer than two seeds, or where all differences are equal
     seeds: int
+    #: Of a two-sided paired t-test; None with fewer than two seeds, or where all differences are equal.
+    p: float | None = None
 
 
 def paired(arm: Cell, other: Cell, metric: str) -> Difference | None:
@@ -53,15 +50,12 @@ def paired(arm: Cell, other: Cell, metric: str) -> Difference | None:
     if not both:
         return None
     differences = [own[seed] - others[seed] for seed in both]
-    if len(both) < 2:
-        return Difference(differences[0], None, None, 1)
-    spread = statistics.stdev(differences)
     p = None
-    if spread > 0:
+    if len(both) > 1 and statistics.stdev(differences) > 0:
         from scipy.stats import ttest_rel
 
         p = float(ttest_rel([own[seed] for seed in both], [others[seed] for seed in both]).pvalue)
-    return Difference(statistics.fmean(differences), spread, p, len(both))
+    return Difference(statistics.fmean(differences), len(both), p)
 
 
 Cells = dict[tuple[str, str, str], Cell]  # (data, network, arm as text) -> cell
@@ -77,14 +71,12 @@ def collected(folder: Path, wanted: Iterable[Settings]) -> Cells:
     Raises:
         ValueError: a file is no result, or was made by other settings.
     """
-    from .settings import finished
-
     metrics: dict[tuple[str, str, str], dict[int, Mapping[str, float]]] = {}
     diverged: dict[tuple[str, str, str], list[int]] = {}
     for settings in wanted:
-        if not finished(settings, folder):
+        result = result_of(settings, folder)
+        if result is None:
             continue
-        result: dict[str, Any] = read(settings.file(folder))
         key = settings.data, settings.network, settings.arm
         if "diverged" in result:
             diverged.setdefault(key, []).append(settings.seed)
@@ -96,6 +88,6 @@ def collected(folder: Path, wanted: Iterable[Settings]) -> Cells:
     return {key: Cell(found, tuple(diverged.get(key, ()))) for key, found in metrics.items()}
 
 
-def plain_of(cells: Cells, data: str, network: str) -> Cell:
-    """Cross-entropy alone, which the others are compared with; empty if it has not been run."""
-    return cells.get((data, network, PLAIN), Cell({}, ()))
+def cell_of(cells: Cells, data: str, network: str, arm: str = PLAIN) -> Cell:
+    """An arm, by default cross-entropy alone, which the others are compared with; empty if it has not been run."""
+    return cells.get((data, network, arm), Cell({}, ()))

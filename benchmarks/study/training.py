@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from batchcam_captum import BatchGradCam
 from batchcam_captum.files import written_whole
 
+from ..common import synchronize
 from . import arms
 from .data import StudyData
 from .networks import NETWORKS
@@ -121,10 +122,10 @@ class _Training:
         size = self.settings.batch_size
         for chosen in order[: self.steps * size].split(size):
             images = self.images[chosen].contiguous(memory_format=torch.channels_last)
-            wait_for(self.device)
+            synchronize(self.device)
             start = time.perf_counter()
             total += self.step(images, chosen)
-            wait_for(self.device)
+            synchronize(self.device)
             self.seconds.append(time.perf_counter() - start)
             after_step()
         mean = float(total) / self.steps
@@ -203,9 +204,3 @@ class _Training:
         if self.regularizer is not None:
             self.regularizer.check()
         return Trained(self.model.eval(), self.layer, self.seconds, self.losses)
-
-
-def wait_for(device: torch.device) -> None:
-    """Let a GPU finish, before the clock is read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
