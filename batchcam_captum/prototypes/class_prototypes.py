@@ -121,19 +121,8 @@ class ClassPrototypes(StoredPrototypes):
         prototypes = cls(
             num_classes, mean=mean, std=std, to_channel=to_channel, size=size, ignore_index=ignore_index
         )
-        prototypes._take(loader, device, progress=progress, sync=sync)
+        take_together([prototypes], loader, device, progress=progress, sync=sync)
         return prototypes
-
-    def _take(
-        self,
-        loader: Iterable[Any],
-        device: torch.device | str | None,
-        *,
-        progress: bool,
-        sync: bool | ProcessGroup,
-    ) -> None:
-        """Update with all batches of a loader, see :meth:`from_loader`."""
-        take_together([self], loader, device, progress=progress, sync=sync)
 
     def _take_batch(self, images: Tensor, labels: Tensor) -> None:
         """Add a batch of a loader. What can wait for the last one, a subclass leaves to :meth:`_taken`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..functional import ValueChecks, resize
 from ..functional.images import PerChannel, ToChannel
 from .class_prototypes import ClassPrototypes
-from .streaming import require_unit_interval
+from .streaming import require_unit_interval, take_together
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -144,7 +144,7 @@ class ForegroundPrototypes(ClassPrototypes):
             size=size,
             ignore_index=ignore_index,
         )
-        prototypes._take(loader, device, progress=progress, sync=sync)
+        take_together([prototypes], loader, device, progress=progress, sync=sync)
         return prototypes
 
     def _taken(self, *, in_common: bool) -> None:
@@ -214,7 +214,7 @@ class ForegroundPrototypes(ClassPrototypes):
                     f"ForegroundPrototypes: expected {what} in every class, got {got} in classes {classes[:10]}; {remedy}, "
                     f"now lit={self.lit}, share={self.share}, dilate={self.dilate}",
                     UserWarning,
-                    stacklevel=6,
+                    stacklevel=5,
                 )
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..functional.images import PerChannel, ToChannel
 from .class_prototypes import ClassPrototypes, total_of_ranks
 from .histograms import count_values, empty_histograms, number_of_images, quantiles
-from .streaming import require_unit_interval
+from .streaming import require_unit_interval, take_together
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -156,7 +156,7 @@ class MedianPrototypes(ClassPrototypes):
             ignore_index=ignore_index,
         )
         prototypes._keeps_histogram = keep_histogram
-        prototypes._take(loader, device, progress=progress, sync=sync)
+        take_together([prototypes], loader, device, progress=progress, sync=sync)
         return prototypes
 
     def _taken(self, *, in_common: bool) -> None:
@@ -325,5 +325,5 @@ class MedianPrototypes(ClassPrototypes):
                 f"everywhere in classes {classes[:10]}, whose images have nothing in one place; raise quantile=, now "
                 f"{self.quantile}, or take ClassPrototypes",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
