@@ -94,16 +94,19 @@ def _main(rank, folder, modules):
     outcomes = {}
     for number, (key, function, case) in enumerate(checks_of(modules)):
         store = dist.FileStore(str(folder / str(number)), WORLD)
-        dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=PATIENCE)
-        )
-        torch.manual_seed(0)
         try:
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=PATIENCE)
+            )
+            # A rank that has connected may be done with a check, and gone, before the other has connected to it.
+            dist.barrier()
+            torch.manual_seed(0)
             function(rank, **case)
             outcomes["::".join(key)] = ""
         except BaseException:
             outcomes["::".join(key)] = traceback.format_exc()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         (folder / f"{rank}.json").write_text(json.dumps(outcomes))
 
 
