@@ -20,6 +20,7 @@ from .plans import (
     OTHER_LAYER,
     RECIPE,
     SEARCHED,
+    UPPER_BOUND,
     VARIATIONS,
     VARIED,
     VARIED_FROM,
@@ -162,7 +163,7 @@ def in_short(folder: Path) -> str:
     """The recipe next to cross-entropy, to what it gets without the shortcut, and to an arm that is told masks."""
     cells = collected(folder, known("grid", folder)[0])
     arms = known_arms(folder)
-    told = arms.get("foreground@masks", "")
+    told = arms.get(UPPER_BOUND, "")
     rows = []
     for data in (*CLEAN, *DECOYED, *FURTHER):
         base, shortcut = base_and_shortcut(data)

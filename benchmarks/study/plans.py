@@ -17,8 +17,10 @@ SEEDS = (0, 1, 2)
 MORE_SEEDS = (0, 1, 2, 3, 4)
 CLEAN = ("mnist", "fashion-mnist")
 DECOYED = ("decoy-mnist", "decoy-fashion-mnist")
-#: Reported with fewer arms.
+#: Reported with fewer arms: these, and the upper bound.
 FURTHER = ("decoy-cdep-mnist", "decoy-cdep-fashion-mnist", "decoy-fixed-mnist", "color-mnist")
+FURTHER_ARMS = (PLAIN, "recipe")
+UPPER_BOUND = "foreground@masks"
 _TRAIN_SIZE = 20_000
 
 #: The arms of the full grid, without their weights, and the weights to choose from. The last three are told masks.
@@ -148,18 +150,19 @@ def grid(folder: Path) -> Iterator[Settings]:
     Raises:
         NotYetError: weights are not chosen yet, when the arms that need none have come.
     """
-    yield from _grid(FIXED)
+    yield from _shown(FIXED)
+    yield from _part({name: FIXED[name] for name in FURTHER_ARMS}.items(), FURTHER, SEEDS, 0)
     arms = chosen_arms(folder)
-    upper = {"foreground@masks": arms["foreground@masks"]}
-    yield from _grid(upper)
+    upper = {UPPER_BOUND: arms[UPPER_BOUND]}
+    yield from _shown(upper)
+    yield from _part(upper.items(), FURTHER, SEEDS, 0)
     yield from _part(arms.items() - (FIXED | upper).items(), (*CLEAN, *DECOYED), SEEDS, 200)
 
 
-def _grid(arms: dict[str, str]) -> Iterator[Settings]:
-    """Arms that are shown with more seeds and further shortcuts."""
+def _shown(arms: dict[str, str]) -> Iterator[Settings]:
+    """Arms that are shown with more seeds on Decoy-MNIST."""
     yield from _part(arms.items(), DECOYED[:1], MORE_SEEDS, 200)
     yield from _part(arms.items(), (*CLEAN, *DECOYED[1:]), SEEDS, 200)
-    yield from _part(arms.items(), FURTHER, SEEDS, 0)
 
 
 def _part(
@@ -177,7 +180,7 @@ def large(folder: Path) -> Iterator[Settings]:
     for network in ("resnet18", "convnextv2_tiny"):
         for seed in SEEDS:
             for data in ("mnist", "decoy-mnist"):
-                for name in (PLAIN, "batch_cam-l1", "recipe", "foreground@masks"):
+                for name in (PLAIN, "batch_cam-l1", "recipe", UPPER_BOUND):
                     yield Settings(
                         data, network, arms[name], seed, faithfulness=200, epochs=NETWORKS[network].epochs
                     )
