@@ -100,7 +100,13 @@ def base_and_shortcut(name: str) -> tuple[str, str | None]:
 
 
 def load(
-    name: str, root: Path, *, split: str = "test", train_size: int | None = None, padding: int = 0
+    name: str,
+    root: Path,
+    *,
+    split: str = "test",
+    train_size: int | None = None,
+    test_size: int | None = None,
+    padding: int = 0,
 ) -> StudyData:
     """Load a data set.
 
@@ -109,6 +115,7 @@ def load(
         root: torchvision's folder.
         split: what is measured with: the ``"test"`` set, or ``"validation"`` images held out of the training set.
         train_size: train on that many of the images; None: on all.
+        test_size: measure with that many of the test images; None: with all.
         padding: black pixels around the images, before anything else is done.
 
     Raises:
@@ -129,7 +136,7 @@ def load(
         other, other_labels = images[-HELD_OUT:], labels[-HELD_OUT:]
         images, labels = images[:-HELD_OUT], labels[:-HELD_OUT]
     else:
-        other, other_labels = _of_torchvision(base, root, train=False)
+        other, other_labels = (each[:test_size] for each in _of_torchvision(base, root, train=False))
     images, labels = images[:train_size], labels[:train_size]
     images, other = (F.pad(each, [padding] * 4) for each in (images, other))
     train = _part(images, labels, shortcut, train=True)

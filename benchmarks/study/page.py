@@ -320,6 +320,7 @@ def filled(text: str, folder: Path = RESULTS) -> str:
         "faithfulness": lambda: faithfulness(folder, known_arms(folder), (*CLEAN, *DECOYED)),
         "further": lambda: grid(folder, known_arms(folder), FURTHER, "simple_cnn", "grid"),
         "resnet18": lambda: grid(folder, known_arms(folder), ("mnist", "decoy-mnist"), "resnet18", "large"),
+        "reduced": lambda: grid(folder, known_arms(folder), ("decoy-mnist",), "resnet18", "reduced"),
         "convnextv2_tiny": lambda: grid(
             folder, known_arms(folder), ("mnist", "decoy-mnist"), "convnextv2_tiny", "large"
         ),

@@ -61,11 +61,10 @@ def run_all(
             if not ours or finished(settings, folder):
                 continue
             padding = NETWORKS[settings.network].padding
-            key = (settings.data, settings.split, settings.train_size, padding)
+            sizes = {"train_size": settings.train_size, "test_size": settings.test_size}
+            key = (settings.data, settings.split, *sizes.values(), padding)
             if loaded is None or loaded[0] != key:
-                found = load(
-                    settings.data, root, split=settings.split, train_size=settings.train_size, padding=padding
-                )
+                found = load(settings.data, root, split=settings.split, **sizes, padding=padding)
                 loaded = key, found
             began = time.monotonic()
             try:

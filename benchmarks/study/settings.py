@@ -34,12 +34,14 @@ class Settings:
     faithfulness: int = 0  #: with how many images insertion, deletion and the like are measured
     protocol: int = PROTOCOL
     layer: str | None = None  #: that is explained; None: the network's
+    test_size: int | None = None  #: how many test images are measured with; None: all
 
     @property
     def name(self) -> str:
         """Of the run, and of its file."""
         layer = "" if self.layer is None else f"--{self.layer}"
-        return f"{self.data}--{self.network}{layer}--{self.arm.replace('/', '.')}--s{self.seed}"
+        reduced = "" if self.train_size is None or self.split != "test" else f"--{self.train_size}"
+        return f"{self.data}--{self.network}{layer}{reduced}--{self.arm.replace('/', '.')}--s{self.seed}"
 
     def file(self, folder: Path) -> Path:
         """Where its result is."""
