@@ -234,8 +234,9 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
 
         Args:
             inputs: see :meth:`attribute`.
-            classes: which classes: None, all K; a sequence or a 1-D tensor of M indices, the same for every sample; or an (N, M)
-                tensor, a row of its own for each, such as ``scores.topk(5).indices``. Negative indices count from the end.
+            classes: which classes: None, all K; a sequence or a 1-D tensor of M indices, the same for every sample; an (N, M)
+                tensor, a row of its own for each; or a function of the scores that returns one, such as
+                ``lambda scores: scores.topk(5).indices``. Negative indices count from the end.
             additional_forward_args: see :meth:`attribute`.
             relu_attributions: see :meth:`attribute`.
             internal_batch_size: see :meth:`attribute`.
@@ -256,16 +257,60 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 also :meth:`attribute`.
         """
 
-        def use(forward: Forward, cam_of: CamMaker, rows: slice, samples: int) -> list[Tensors]:
+        return self.attribute_classes_with_scores(
+            inputs,
+            classes,
+            additional_forward_args,
+            relu_attributions=relu_attributions,
+            internal_batch_size=internal_batch_size,
+            classes_per_chunk=classes_per_chunk,
+        )[0]
+
+    def attribute_classes_with_scores(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        classes: Classes = None,
+        additional_forward_args: object = None,
+        *,
+        relu_attributions: bool = False,
+        internal_batch_size: int | None = None,
+        classes_per_chunk: int | None = None,
+    ) -> tuple[Attribution, Tensor]:
+        """Like :meth:`attribute_classes`, and the scores of the same forward.
+
+        Args:
+            inputs: see :meth:`attribute`.
+            classes: see :meth:`attribute_classes`.
+            additional_forward_args: see :meth:`attribute`.
+            relu_attributions: see :meth:`attribute`.
+            internal_batch_size: see :meth:`attribute`.
+            classes_per_chunk: see :meth:`attribute_classes`.
+
+        Returns:
+            The attributions, and the scores, (N, K), detached.
+
+        Raises:
+            ValueError: see :meth:`attribute_classes`.
+            TypeError: see :meth:`attribute_classes`.
+            RuntimeError: see :meth:`attribute`.
+        """
+
+        def use(
+            forward: Forward, cam_of: CamMaker, rows: slice, samples: int
+        ) -> tuple[list[Tensors], Tensor]:
             scores = pick_output(forward.output, self.output)
             selected = select_classes(scores, class_rows(classes, rows, samples))
             cams = class_cams(forward, scores, selected, cam_of, classes_per_chunk)
-            return [tuple(map(rectify, row)) if relu_attributions else row for row in cams]
+            if relu_attributions:
+                cams = [tuple(map(rectify, row)) for row in cams]
+            return cams, scores.detach()
 
         if classes_per_chunk is not None:
             check_size("classes_per_chunk", classes_per_chunk, "None chooses")
-        maps = self._run(use, inputs, additional_forward_args, internal_batch_size, several_gradients=True)
-        return self._as_given(maps)
+        maps, scores = self._run(
+            use, inputs, additional_forward_args, internal_batch_size, several_gradients=True
+        )
+        return self._as_given(maps), scores
 
     def _attribute(
         self,

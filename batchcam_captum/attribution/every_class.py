@@ -24,7 +24,7 @@ from .recipe import CamOf
 from .warn import warn_user
 
 #: All classes; the same ones for every sample; or a row of them for each sample.
-Classes = None | Sequence[int] | Tensor
+Classes = None | Sequence[int] | Tensor | Callable[[Tensor], Tensor]
 #: (activations, position of their layer) -> what makes maps of them.
 CamMaker = Callable[..., CamOf]
 
@@ -64,6 +64,8 @@ def select_classes(scores: Any, classes: Classes) -> Tensor:
             f"each class"
         )
     samples, size = scores.shape
+    if callable(classes) and not isinstance(classes, Tensor):
+        classes = classes(scores.detach())
     if classes is None:
         return torch.arange(size, device=scores.device).expand(samples, size)
     if not isinstance(classes, Tensor):

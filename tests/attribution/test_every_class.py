@@ -194,6 +194,22 @@ def test_the_highest_classes_of_each_sample() -> None:
     assert_close(got, twin(model, model.layer, images, highest))
 
 
+@pytest.mark.parametrize("internal_batch_size", [None, 2])
+def test_classes_of_the_scores_come_with_them(internal_batch_size: int | None) -> None:
+    model = SmallCnn().double()
+    images = torch.randn(5, 3, 16, 14, dtype=torch.double)
+    grad_cam = BatchGradCam(model, model.layer)
+    cams, scores = grad_cam.attribute_classes_with_scores(
+        images, lambda scores: scores.topk(2).indices, internal_batch_size=internal_batch_size
+    )
+    assert not scores.requires_grad
+    with torch.no_grad():
+        expected = model(images)
+    assert_close(scores, expected)
+    assert_close(cams, grad_cam.attribute_classes(images, expected.topk(2).indices))
+
+
+
 @pytest.mark.parametrize("method", ["grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam"])
 @pytest.mark.parametrize("make", [SmallCnn, lambda: Pooled(nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5))])
 def test_every_weighting(make: Any, method: str) -> None:
