@@ -256,7 +256,6 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             UserWarning: an operator after the layer cannot be vectorised; the classes are then differentiated one by one. See
                 also :meth:`attribute`.
         """
-
         return self.attribute_classes_with_scores(
             inputs,
             classes,

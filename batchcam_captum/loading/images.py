@@ -209,7 +209,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or kind
 
 
-def _in_colour(image: Image) -> Image:
+def in_colour(image: Image) -> Image:
     """RGB with 8 bits a channel; what is transparent becomes white."""
     pillow = _pillow()
     if image.mode.startswith("I") or image.mode == "F":
@@ -273,7 +273,7 @@ def preparation(
         return max(whole_width, int(whole_height * old_width / old_height)), whole_height
 
     def prepare(image: Image) -> tuple[Tensor, Tensor]:
-        image = _in_colour(image)
+        image = in_colour(image)
         if len(mean) == 1:
             image = image.convert("L")
         across, down = resized(image.width, image.height)
