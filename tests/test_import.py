@@ -74,6 +74,9 @@ MAY_IMPORT = {
     "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"},
     "evaluation": {"evaluation", "prototypes", "attribution", "functional", "files", "lazy", "optional"},
+    "explain": {
+        *("explain", "attribution", "prototypes", "functional", "files", "environment", "lazy", "loading", "optional"),
+    },
     "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 
