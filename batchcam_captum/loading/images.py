@@ -88,7 +88,7 @@ def load_images(
         except ModuleNotFoundError:
             raise
         except Exception as error:  # Pillow's plugins raise anything for a damaged file
-            failed[path] = _reason(error)
+            failed[path] = reason_of(error)
     if not read:
         listed = [f"{path} ({reason})" for path, reason in failed.items()][:_LISTED]
         more = f", … and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
@@ -160,7 +160,7 @@ def _find(paths: list[str | Path]) -> tuple[list[str], dict[str, str]]:
     for path in map(str, paths):
         unreadable: dict[str, str] = {}
         if os.path.isdir(path):
-            entries = list(_files_in(path, unreadable))
+            entries = list(files_in(path, unreadable))
             none = f"no image in this folder, which is searched for {' '.join(sorted(SUFFIXES))}"
         elif not os.path.lexists(path) and glob.has_magic(path):
             matches = sorted(glob.glob(path, recursive=True))
@@ -177,10 +177,17 @@ def _find(paths: list[str | Path]) -> tuple[list[str], dict[str, str]]:
 
 
 def _files_of(match: str, unreadable: dict[str, str]) -> Iterable[str]:
-    return _files_in(match, unreadable) if os.path.isdir(match) else [match]
+    return files_in(match, unreadable) if os.path.isdir(match) else [match]
 
 
-def _files_in(folder: str, unreadable: dict[str, str]) -> Iterator[str]:
+def files_in(folder: str, unreadable: dict[str, str]) -> Iterator[str]:
+    """The images of a folder and of all in it, in the order of their names; hidden ones are not.
+
+    Args:
+        folder: the folder.
+        unreadable: where folders go that cannot be searched, with the reason.
+    """
+
     def refused(error: OSError) -> None:
         unreadable[str(error.filename or folder)] = error.strerror or str(error)
 
@@ -200,7 +207,8 @@ def open_image(path: str) -> Image:
         return ImageOps.exif_transpose(image)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """In a line, why an image could not be read."""
     kind = type(error).__name__
     if kind == "UnidentifiedImageError":
         return "not an image, or of a kind that Pillow does not know"
