@@ -11,16 +11,18 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .layout import Status
+    from .run import explain_dataset
     from .store import Store, StoredMaps, open_store
     from .writing import OtherSettingsError
 
-__all__ = ["OtherSettingsError", "Status", "Store", "StoredMaps", "open_store"]
+__all__ = ["OtherSettingsError", "Status", "Store", "StoredMaps", "explain_dataset", "open_store"]
 
 _HOMES = {
     "OtherSettingsError": ".writing",
     "Status": ".layout",
     "Store": ".store",
     "StoredMaps": ".store",
+    "explain_dataset": ".run",
     "open_store": ".store",
 }
 

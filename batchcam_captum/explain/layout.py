@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 #: Raised when older versions of this package could misread a store.
@@ -42,9 +42,9 @@ class Layout:
 
     samples: int  #: N
     chunk: int  #: samples a chunk
-    maps: tuple[int, int, int]  #: (M, h, w): M maps a sample
+    maps: tuple[int, ...]  #: (M, *spatial), M maps a sample, mostly (M, h, w)
     classes: int  #: K
-    dtype: str = "float16"  #: of the maps
+    dtype: str = "float32"  #: of the maps
     thumbnail: tuple[int, int] | None = None  #: (height, width)
     metrics: tuple[str, ...] = ()  #: of maps and masks
 
@@ -79,8 +79,8 @@ class Layout:
         return found
 
 
-def chunk_size(batch_size: int, maps: tuple[int, int, int], dtype: str) -> int:
+def chunk_size(batch_size: int, maps: tuple[int, ...], dtype: str) -> int:
     """Samples a chunk: whole batches, so that a chunk's numbers do not hang on where a run began."""
-    bytes_a_sample = maps[0] * maps[1] * maps[2] * (2 if dtype == "float16" else 4)
+    bytes_a_sample = prod(maps) * (2 if dtype == "float16" else 4)
     samples = min(_CHUNK_SAMPLES, max(1, _CHUNK_BYTES // bytes_a_sample))
     return batch_size * max(1, samples // batch_size)

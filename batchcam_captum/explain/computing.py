@@ -1,0 +1,113 @@
+"""What is computed of a batch, on the device of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attribution import BatchGradCam
+from ..functional import energy_in_mask, normalize, pointing_game, resize
+from ..functional.images import PerChannel, undo_standardization
+from .targets import ClassChoice
+
+#: Where the maps are kept: as the layer has them, or as large as the images.
+MapSize = Literal["layer", "input"]
+#: Names of the metrics of maps and masks.
+MASK_METRICS = ("energy_in_mask", "pointing_game")
+#: Below this float16 keeps fewer than three digits.
+_FINE = 6e-5
+
+
+@dataclass(frozen=True)
+class Computing:
+    """Maps, scores, predictions, thumbnails and metrics of batches.
+
+    Args:
+        grad_cam: of one layer.
+        choice: which classes.
+        dtype: of the maps.
+        size: of the maps.
+        thumbnail: pixels of the longer side, at most; 0: none.
+        mean: the ``mean`` of ``Normalize`` that the images went through, for the thumbnails.
+        std: its ``std``.
+    """
+
+    grad_cam: BatchGradCam
+    choice: ClassChoice
+    dtype: torch.dtype
+    size: MapSize
+    thumbnail: int
+    mean: PerChannel
+    std: PerChannel
+
+    def __call__(self, images: Tensor, labels: Tensor | None, masks: Tensor | None) -> dict[str, Tensor]:
+        """Array name -> (N, …), on the device.
+
+        Args:
+            images: (N, C, *spatial).
+            labels: (N,); negative ones are not known.
+            masks: (N, 1, *spatial); where the object is.
+
+        Raises:
+            ValueError: scores, labels or masks that do not fit, or maps that float16 cannot hold.
+            TypeError: see :meth:`.ClassChoice.maps`.
+        """
+        cams, scores, targets = self.choice.maps(self.grad_cam, images, labels)
+        found = {
+            "targets": targets.int(),
+            "scores": scores.float(),
+            "predictions": scores.argmax(1).int(),
+            "confidences": scores.float().softmax(1).amax(1),
+        }
+        if labels is not None:
+            found["labels"] = labels.clamp(min=-1).int()
+        if masks is not None:
+            found |= self._metrics(cams, masks)
+        if self.size == "input":
+            cams = resize(cams, images.shape[2:])
+        maps = cams.to(self.dtype)
+        if self.dtype == torch.float16:
+            found["lossy"] = self._lossy(cams)
+        found["maps"] = maps
+        if self.thumbnail and images.dim() == 4:
+            found["thumbnails"] = self.thumbnails(images)
+        return found
+
+    def _lossy(self, cams: Tensor) -> Tensor:
+        """(N,): 2 where float16 overflows, 1 where it keeps few digits, 0 otherwise."""
+        peaks = cams.abs().flatten(1).amax(1)
+        few = (peaks > 0) & (peaks < _FINE)
+        return few.int() + 2 * (peaks > torch.finfo(torch.float16).max).int()
+
+    def _metrics(self, cams: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        samples, maps = cams.shape[:2]
+        single = cams.flatten(0, 1).unsqueeze(1)
+        own = masks.to(cams.device).repeat_interleave(maps, 0)
+        finite = single.isfinite().flatten(1).all(1)  # a map of NaN is kept as such, and ends no run
+        found = {
+            "energy_in_mask": energy_in_mask(single, own, counted=finite),
+            "pointing_game": pointing_game(single, own, counted=finite),
+        }
+        return {name: values.float().view(samples, maps) for name, values in found.items()}
+
+    def thumbnails(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, height, width, 3) uint8."""
+        plain = undo_standardization(images.detach().float(), self.mean, self.std)
+        if plain.shape[1] != 3:
+            plain = plain.mean(1, keepdim=True)
+        low, high = plain.flatten(1).aminmax(dim=1)
+        outside = (low < -0.01) | (high > 1.01)
+        plain = torch.where(outside.view(-1, 1, 1, 1), normalize(plain, "minmax"), plain).clamp(0, 1)
+        small = F.interpolate(plain, thumbnail_size(plain.shape[2:], self.thumbnail), mode="area")
+        return (small * 255).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+
+def thumbnail_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """(height, width) of a thumbnail; never larger than the image."""
+    height, width = size
+    scale = min(1.0, longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))

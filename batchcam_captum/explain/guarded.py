@@ -1,0 +1,193 @@
+"""Batches of a data set some of whose samples cannot be read."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+
+#: Of these the sample is not to blame.
+_FATAL = (MemoryError, ImportError, NameError, NotImplementedError)
+_FATAL_NUMBERS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+@dataclass(frozen=True)
+class _Damaged:
+    reason: str
+
+
+@dataclass(frozen=True)
+class GuardedBatch:
+    """The samples of a batch that could be read, and why the others could not."""
+
+    positions: list[int]  #: of all its samples in the data set
+    problems: dict[int, str]  #: position -> why it could not be read
+    images: Tensor | None  #: (n, C, *spatial) of those that could; None where there are none
+    labels: Tensor | None  #: (n,); None where the data set has none
+    masks: Tensor | None  #: (n, 1, *spatial); likewise
+
+    @property
+    def readable(self) -> list[int]:
+        """Which rows of the batch could be read."""
+        return [row for row, position in enumerate(self.positions) if position not in self.problems]
+
+
+class _Guarded(Dataset[tuple[int, Any]]):
+    """(position, sample), where a sample that raises is a :class:`_Damaged`."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        try:
+            return position, self.dataset[position]
+        except _FATAL:
+            raise
+        except Exception as error:  # whatever reads images raises anything for a damaged file
+            if isinstance(error, OSError) and error.errno in _FATAL_NUMBERS:
+                raise
+            return position, _Damaged(_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Collate:
+    """Makes a batch of the samples that could be read; a batch that cannot be made is told in the main process."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], dict[int, str], Any]:
+        problems = {position: sample.reason for position, sample in items if isinstance(sample, _Damaged)}
+        good = [sample for position, sample in items if position not in problems]
+        try:
+            batch = self.collate(good) if good else None
+        except (RuntimeError, TypeError, ValueError) as error:
+            batch = _Damaged(f"{type(error).__name__}: {_reason(error)}")
+        return [position for position, _ in items], problems, batch
+
+
+def check_loader(loader: object) -> DataLoader[Any]:
+    """A loader of a map-style data set in fixed order.
+
+    Raises:
+        TypeError: something else than a ``DataLoader``, or one of a data set without positions.
+        ValueError: a loader that shuffles, or without a batch size; an empty data set.
+    """
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"loader: expected a torch.utils.data.DataLoader, got {type(loader).__name__}; pass one with shuffle=False"
+        )
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
+        raise TypeError(
+            "loader: expected a data set with positions and a length, got one that can only be gone through; a run could not go "
+            "on where it stopped: pass a map-style data set"
+        )
+    order = loader.sampler
+    fixed = isinstance(order, SequentialSampler) or (
+        isinstance(order, torch.utils.data.DistributedSampler) and not order.shuffle
+    )
+    if loader.batch_size is None or not fixed:
+        raise ValueError(
+            "loader: expected a DataLoader with a batch_size and shuffle=False, got one with "
+            f"{type(order if loader.batch_size is not None else loader.batch_sampler).__name__}; a run could not go on where it "
+            "stopped: for a part of a data set pass torch.utils.data.Subset"
+        )
+    if not len(loader.dataset):
+        raise ValueError("loader: expected at least one sample, got an empty data set; check its folder")
+    return loader
+
+
+def guarded_batches(
+    loader: DataLoader[Any], positions: Sequence[Sequence[int]], *, pin_memory: bool = False
+) -> Iterator[GuardedBatch]:
+    """Batches of samples of a loader's data set, read as the loader would, with its workers.
+
+    Args:
+        loader: see :func:`check_loader`.
+        positions: of each batch.
+        pin_memory: for copies to a GPU that need not be waited for.
+
+    Yields:
+        The batches, in their order.
+
+    Raises:
+        ValueError: samples that make no batch, such as images of different sizes; batches of another kind.
+    """
+    workers: dict[str, Any] = {}
+    if loader.num_workers:
+        workers = {
+            "prefetch_factor": loader.prefetch_factor,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    reader: DataLoader[Any] = DataLoader(
+        _Guarded(loader.dataset),
+        batch_sampler=[list(each) for each in positions],
+        num_workers=loader.num_workers,
+        collate_fn=_Collate(loader.collate_fn),
+        pin_memory=pin_memory or loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator().manual_seed(0),  # torch's own is left alone
+        **workers,
+    )
+    for read, problems, batch in reader:
+        yield _batch_of(read, problems, batch)
+
+
+def first_readable(loader: DataLoader[Any]) -> GuardedBatch:
+    """A batch of the first sample that can be read.
+
+    Raises:
+        ValueError: none can; with the first reasons. Or see :func:`guarded_batches`.
+    """
+    guarded, collate = _Guarded(loader.dataset), _Collate(loader.collate_fn)
+    reasons: list[str] = []
+    for position in range(len(guarded)):
+        read, problems, batch = collate([guarded[position]])
+        if not problems:
+            return _batch_of(read, problems, batch)
+        reasons += [f"sample {position}: {problems[position]}"] if len(reasons) < 3 else []
+    raise ValueError(
+        f"loader: expected at least one sample that can be read, got none of {len(guarded)}; {'; '.join(reasons)}"
+    )
+
+
+def _batch_of(positions: list[int], problems: dict[int, str], batch: Any) -> GuardedBatch:
+    if batch is None:
+        return GuardedBatch(positions, problems, None, None, None)
+    if isinstance(batch, _Damaged):
+        raise ValueError(
+            f"loader: expected samples that make a batch, got {batch.reason}; bring the images to one size, or pass a collate_fn"
+        )
+    images, labels, masks = (
+        (*batch, None, None)[:3] if isinstance(batch, tuple | list) else (batch, None, None)
+    )
+    count = len(positions) - len(problems)
+    if not isinstance(images, Tensor) or images.dim() < 3 or len(images) != count:
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(
+            f"loader: expected batches that begin with images ({count}, C, …), got {got}; pass a collate_fn that makes them"
+        )
+    return GuardedBatch(
+        positions,
+        problems,
+        images,
+        labels
+        if isinstance(labels, Tensor) and labels.shape == (count,) and not labels.is_floating_point()
+        else None,
+        masks if isinstance(masks, Tensor) and masks.dim() == images.dim() and len(masks) == count else None,
+    )

@@ -1,0 +1,151 @@
+"""From batches on a device to chunks on the disk, while the next batches are computed."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .guarded import GuardedBatch
+from .layout import Status
+from .writing import StoreWriter
+
+#: Batches that may be computed and not fetched, and chunks that may be waiting to be written.
+_IN_FLIGHT, _WAITING = 2, 2
+
+
+class Pipeline:
+    """Takes batches in their order, makes chunks of them, and writes these in a thread of its own.
+
+    Args:
+        writer: of the store.
+        chunks: that come, in their order.
+        ids: N names of the samples; None: their positions.
+        paths: N paths; None: there are none.
+    """
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        chunks: list[int],
+        ids: list[str] | None,
+        paths: list[str] | None,
+    ) -> None:
+        self.writer = writer
+        self._chunks = deque(chunks)
+        self._ids, self._paths = ids, paths
+        self._computed: deque[tuple[GuardedBatch, dict[str, Tensor], torch.cuda.Event | None]] = deque()
+        self._columns: dict[str, np.ndarray[Any, Any]] = {}
+        self._filled = 0
+        self._writing: deque[Future[None]] = deque()
+        self._exit = ExitStack()
+        self._few_digits = 0
+
+    def __enter__(self) -> Self:
+        self._thread = self._exit.enter_context(ThreadPoolExecutor(1, "store"))
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._exit:  # waits for the thread
+            if kind is None:
+                while self._computed:
+                    self._fetch()
+                while self._writing:
+                    self._writing.popleft().result()
+        if self._few_digits:
+            warnings.warn(
+                f"{self._few_digits} samples have maps that peak below 6e-5, where float16 keeps few digits; pass "
+                "dtype='float32'",
+                stacklevel=3,
+            )
+
+    def take(self, batch: GuardedBatch, computed: dict[str, Tensor]) -> None:
+        """A batch, with what was computed of the samples that could be read.
+
+        Raises:
+            OSError: the disk is full.
+            ValueError: maps that the store's dtype cannot hold, or that have another shape than the first.
+        """
+        host, event = {}, None
+        for name, values in computed.items():
+            if values.device.type == "cuda":
+                there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+                host[name] = there.copy_(values, non_blocking=True)
+            else:
+                host[name] = values.cpu()
+        if any(values.device.type == "cuda" for values in computed.values()):
+            event = torch.cuda.Event()
+            event.record()
+        self._computed.append((batch, host, event))
+        while len(self._computed) > (_IN_FLIGHT if event is not None else 0):
+            self._fetch()
+
+    def _fetch(self) -> None:
+        batch, computed, event = self._computed.popleft()
+        if event is not None:
+            event.synchronize()
+        if not self._columns:
+            self._columns = self._empty(self._chunks[0])
+        start, rows = self._filled, np.array(batch.readable, dtype=int)
+        self._check(batch, computed)
+        for name, column in self._columns.items():
+            if name in computed:
+                column[start + rows] = computed[name].numpy()
+        stop = start + len(batch.positions)
+        chosen = slice(batch.positions[0], batch.positions[-1] + 1)
+        self._columns["ids"][start:stop] = (
+            list(map(str, batch.positions)) if self._ids is None else self._ids[chosen]
+        )
+        if self._paths is not None:
+            self._columns["paths"][start:stop] = self._paths[chosen]
+        status = self._columns["status"]
+        status[start:stop] = Status.WRITTEN
+        for row, position in enumerate(batch.positions):
+            if position in batch.problems:
+                status[start + row] = Status.DAMAGED
+                self._columns["problems"][start + row] = batch.problems[position]
+        self._filled = stop
+        if stop == len(status):
+            self._write(self._chunks.popleft(), self._columns)
+            self._columns, self._filled = {}, 0
+
+    def _empty(self, chunk: int) -> dict[str, np.ndarray[Any, Any]]:
+        rows = self.writer.layout.rows(chunk)
+        return {
+            name: np.full(
+                (rows.stop - rows.start, *array.shape[1:]),
+                array.fill,
+                dtype=object if array.dtype == "string" else array.dtype,
+            )
+            for name, array in self.writer.layout.arrays().items()
+        }
+
+    def _check(self, batch: GuardedBatch, computed: dict[str, Tensor]) -> None:
+        maps = computed.get("maps")
+        expected = self.writer.layout.maps
+        if maps is not None and tuple(maps.shape[1:]) != expected:
+            raise ValueError(
+                f"maps: expected all of one shape, {expected} as the first, got {tuple(maps.shape[1:])} of samples "
+                f"{batch.positions[0]} to {batch.positions[-1]}; bring the images to one size"
+            )
+        if "lossy" in computed:
+            lossy = computed.pop("lossy")
+            if bool((lossy >= 2).any()):
+                raise ValueError(
+                    f"dtype: expected one that holds the maps, got float16, which ends at 65,504, and larger values in samples "
+                    f"{batch.positions[0]} to {batch.positions[-1]}; pass dtype='float32'"
+                )
+            self._few_digits += int((lossy == 1).sum())
+
+    def _write(self, chunk: int, columns: dict[str, np.ndarray[Any, Any]]) -> None:
+        while len(self._writing) >= _WAITING:
+            self._writing.popleft().result()
+        if self._writing and self._writing[0].done():
+            self._writing.popleft().result()  # raises early what went wrong
+        self._writing.append(self._thread.submit(self.writer.write, chunk, columns))
