@@ -1,0 +1,190 @@
+"""Data sets to explain, and how their labels become classes of a model.
+
+A sample is (image, label), the label −1 where there is none. Reading one that is damaged raises an error of one line;
+``explain_dataset`` notes it and goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..loading import Preprocessing
+from ..loading.images import open_image, preparation, reason_of
+from .listing import Listing, names_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How the labels of a data set become classes of a model. Made by :func:`match_classes`."""
+
+    names: tuple[str, ...] | None  #: of the model's K classes
+    order: Sequence[int]  #: label of the data set -> class of the model; those beyond it are not known
+    remark: str | None = None  #: what the user should know
+
+    def __call__(self, label: int) -> int:
+        """The class of a label, −1 where it is not known."""
+        return self.order[label] if 0 <= label < len(self.order) else -1
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Image files as a model takes them: (image, label), (C, H, W) float32 and a class of the model, −1 where it is not known.
+
+    Of any kind that Pillow reads, see :func:`~batchcam_captum.loading.load_images` for what becomes of greyscale, transparent and
+    16-bit ones. It can be pickled, as workers of a ``DataLoader`` that are spawned need.
+
+    Args:
+        listing: from :func:`list_folder` or :func:`list_csv`.
+        preprocessing: what the model expects, see :func:`~batchcam_captum.loading.preprocessing`.
+        classes: the labels as classes of the model; None: as they are.
+
+    Attributes:
+        paths: of the files.
+        ids: of the samples.
+        labels: one a sample.
+        class_names: None where they are not known.
+
+    Raises:
+        ValueError: a preprocessing that does not fit.
+        ModuleNotFoundError: Pillow is not installed.
+    """
+
+    def __init__(
+        self, listing: Listing, preprocessing: Preprocessing | None = None, classes: Classes | None = None
+    ) -> None:
+        self.preprocessing = preprocessing or Preprocessing()
+        self.paths, self.ids = listing.paths, listing.ids
+        self.labels = listing.labels if classes is None else tuple(map(classes, listing.labels))
+        self.class_names = listing.names if classes is None else classes.names
+        self._files = listing.files
+        self._prepare: Callable[[Image], tuple[Tensor, Tensor]] | None = preparation(*self.preprocessing)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_prepare": None}  # a function of a function cannot be pickled
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Read an image.
+
+        Raises:
+            OSError: the file is missing, damaged, truncated or no image; ``strerror`` says which.
+        """
+        if self._prepare is None:
+            self._prepare = preparation(*self.preprocessing)
+        path = self._files[index]
+        try:
+            if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+                raise ValueError("not a file")
+            image = self._prepare(open_image(path))[0]
+        except (MemoryError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # Pillow's plugins raise anything for a damaged file
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise OSError(errno.EINVAL, reason_of(error), path) from error
+        return image, self.labels[index]
+
+
+class TorchvisionImages(Dataset[tuple[Tensor, int]]):
+    """A data set of torchvision as a model takes it: (image, label), as of :class:`ImageFiles`.
+
+    Args:
+        data: the data set; its samples are (PIL image, target). Targets other than integers are taken as not known.
+        preprocessing: what the model expects.
+        classes: the targets as classes of the model; None: as they are.
+
+    Attributes:
+        class_names: None where they are not known.
+    """
+
+    def __init__(
+        self, data: Any, preprocessing: Preprocessing | None = None, classes: Classes | None = None
+    ) -> None:
+        self.data = data
+        self.preprocessing = preprocessing or Preprocessing()
+        self.classes = classes
+        self.class_names = names_of(data) if classes is None else classes.names
+        self._prepare: Callable[[Image], tuple[Tensor, Tensor]] | None = preparation(*self.preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_prepare": None}
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Read a sample; whatever the data set raises for a damaged one."""
+        if self._prepare is None:
+            self._prepare = preparation(*self.preprocessing)
+        image, target = self.data[index][:2]
+        try:
+            label = target.__index__()
+        except (AttributeError, TypeError, ValueError):  # several boxes, a mask, attributes
+            label = -1
+        return self._prepare(image)[0], label if self.classes is None else self.classes(label)
+
+
+def match_classes(
+    names: Sequence[str] | None,
+    classes: int,
+    *,
+    given: tuple[str, ...] | None = None,
+    packaged: tuple[str, ...] | None = None,
+    also: Mapping[str, int] | None = None,
+) -> Classes:
+    """Which classes of the model the labels of a data set are.
+
+    By their names where the model's classes have names that are known; otherwise in their order, where they are as many. In every
+    other case the labels mean something else, and are left out.
+
+    Args:
+        names: of the classes that the labels count; None: the labels are classes of the model.
+        classes: K of the model.
+        given: the names of its classes that the user gives.
+        packaged: those that are known without.
+        also: other words for its classes.
+
+    Raises:
+        ValueError: names that are not K, or of which only some are found among those given.
+    """
+    if given is not None and len(given) != classes:
+        raise ValueError(
+            f"classes: expected {classes} names, one for each class of the model, got {len(given)}"
+        )
+    known = given if given is not None else packaged
+    if names is None:
+        return Classes(known, range(classes))
+    places = dict(also or {}) if known is not None else {}
+    counts = Counter(known or ())  # two of ImageNet's classes are both called crane
+    places |= {name: place for place, name in enumerate(known or ()) if counts[name] == 1}
+    lacking = [name for name in names if name not in places]
+    if not lacking:
+        return Classes(known, [places[name] for name in names])
+    if given is not None and len(lacking) < len(names):
+        more = f", … and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+        raise ValueError(
+            f"classes: expected a name for each class of the data, got none for {', '.join(lacking[:_LISTED]) + more}; add them, "
+            "or call the classes alike"
+        )
+    if len(names) == classes:
+        return Classes(given or tuple(names), range(classes))
+    return Classes(
+        known,
+        (),
+        f"the data has {len(names)} classes and the model {classes}: samples have no label; name the model's classes with "
+        "--classes FILE, as the data calls them",
+    )
