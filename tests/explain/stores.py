@@ -1,0 +1,89 @@
+"""Small stores with known content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchcam_captum.explain import Store, open_store
+from batchcam_captum.explain.layout import Layout, Status
+from batchcam_captum.explain.writing import writing
+
+SETTINGS = {
+    "model": "resnet18",
+    "layer": "layer4",
+    "method": "grad_cam",
+    "targets": "predicted",
+    "data": {"folder": "pictures", "size": 224},
+}
+ENVIRONMENT = {"device": "cpu", "torch": "2.15.0", "batchcam_captum": "0.1.0"}
+
+
+def columns_of(
+    samples: int,
+    *,
+    maps: tuple[int, int, int] = (1, 4, 4),
+    classes: int = 3,
+    thumbnail: tuple[int, int] | None = (16, 16),
+    metrics: tuple[str, ...] = (),
+    dtype: str = "float32",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All columns of a store: the maps of the first classes by score, random, brightest at a place that tells the label."""
+    made = np.random.default_rng(seed)
+    several, height, width = maps
+    labels = np.arange(samples, dtype=np.int32) % classes
+    scores = made.normal(size=(samples, classes)).astype(np.float32)
+    scores[np.arange(samples), labels] += 2
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    values = made.normal(size=(samples, several, height, width)).astype(dtype)
+    values.reshape(samples, several, -1)[np.arange(samples), :, labels % (height * width)] += 4
+    found: dict[str, Any] = {
+        "maps": values,
+        "targets": np.argsort(-scores, axis=1, kind="stable")[:, :several].astype(np.int32),
+        "scores": scores,
+        "predictions": scores.argmax(1).astype(np.int32),
+        "confidences": (shares.max(1) / shares.sum(1)).astype(np.float32),
+        "labels": labels,
+        "ids": np.array([str(index) for index in range(samples)], dtype=object),
+        "paths": np.array([f"folder/{index:05d}.png" for index in range(samples)], dtype=object),
+        "status": np.full(samples, Status.WRITTEN, np.uint8),
+    }
+    if thumbnail is not None:
+        found["thumbnails"] = made.integers(0, 256, (samples, *thumbnail, 3), dtype=np.uint8)
+    for name in metrics:
+        found[name] = made.random((samples, several), dtype=np.float32)
+    return found
+
+
+def write_store(
+    path: Path,
+    columns: dict[str, Any],
+    *,
+    chunk: int = 16,
+    class_names: tuple[str, ...] | None = ("cat", "dog", "ship"),
+    settings: dict[str, Any] | None = None,
+    metrics: tuple[str, ...] = (),
+) -> Store:
+    """Write columns, see :func:`columns_of`, as a store; it is not complete where a sample's status says that it is missing."""
+    samples, *maps = columns["maps"].shape
+    thumbnails = columns.get("thumbnails")
+    layout = Layout(
+        samples=samples,
+        chunk=chunk,
+        maps=(maps[0], maps[1], maps[2]),
+        classes=columns["scores"].shape[1],
+        dtype=str(columns["maps"].dtype),
+        thumbnail=None if thumbnails is None else thumbnails.shape[1:3],
+        metrics=metrics,
+    )
+    with writing(
+        path, layout, settings=settings or SETTINGS, environment=ENVIRONMENT, class_names=class_names
+    ) as writer:
+        for number in range(layout.chunks):
+            rows = layout.rows(number)
+            writer.write(number, {name: column[rows] for name, column in columns.items()})
+        writer.finish()
+    return open_store(path)
