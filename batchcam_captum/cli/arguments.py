@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,9 @@ MODEL = (
     "one (package.module:function, path/to/file.py:function)"
 )
 
+#: The data sets that are known by a name.
+KNOWN_DATA = ("digits", "mnist", "fashion-mnist")
+
 
 def add_model(group: argparse._ArgumentGroup) -> None:
     """The options of a model that every command has, beside its ``MODEL``.
@@ -57,3 +61,13 @@ def add_images(group: argparse._ArgumentGroup, size: str) -> None:
     group.add_argument("--size", type=several(int), action="extend", metavar="PIXELS", help=size)
     for name in ("--mean", "--std"):
         group.add_argument(name, type=several(float), action="extend", metavar="NUMBER", help="one a channel")
+
+
+def remark_random_weights(options: argparse.Namespace) -> None:
+    """Say that a model was not trained, where that is so."""
+    trained = options.checkpoint is not None or options.pretrained or ":" in options.model
+    if not options.quiet and not trained:
+        print(
+            f"batchcam: {options.model} has random weights; for maps that mean something pass --checkpoint or --pretrained",
+            file=sys.stderr,
+        )

@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import MODEL, add_images, add_model
+from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_weights
 
 if TYPE_CHECKING:
     from ..evaluation.diagnostics import Diagnosis
-
-_KNOWN_DATA = ("digits", "mnist", "fashion-mnist")
 
 
 def add(commands: Any) -> None:
@@ -124,7 +122,7 @@ def _diagnosed(options: argparse.Namespace) -> Diagnosis:
     from ..prototypes.streaming import batches
     from .diagnose_inputs import load_inputs
 
-    inputs = load_inputs(options, _KNOWN_DATA)
+    inputs = load_inputs(options, KNOWN_DATA)
     shown = not options.quiet and sys.stderr.isatty()
     first, _ = next(batches(inputs.data, None, description="", progress=False))
     images = first[:2].to(options.device)
@@ -160,16 +158,7 @@ def _diagnosed(options: argparse.Namespace) -> Diagnosis:
         raise ValueError(
             f"diagnose: expected {options.model} to run on {options.device}, got {type(error).__name__}: {error}"
         ) from error
-    if (
-        not options.quiet
-        and options.checkpoint is None
-        and not options.pretrained
-        and ":" not in options.model
-    ):
-        print(
-            f"batchcam: {options.model} has random weights; for maps that mean something pass --checkpoint or --pretrained",
-            file=sys.stderr,
-        )
+    remark_random_weights(options)
     diagnosis.settings.update(
         model=options.model,
         checkpoint=None if options.checkpoint is None else str(options.checkpoint),
@@ -207,7 +196,7 @@ def _check(model: Any, images: Any, classes: int, options: argparse.Namespace) -
 
 def _remedy(options: argparse.Namespace) -> str:
     """What helps where a model does not take the images."""
-    if options.data not in _KNOWN_DATA:
+    if options.data not in KNOWN_DATA:
         return "--size and --mean (one number a channel) change the images of a folder"
     if options.model == "demo":
         return f"pass --data with the data set that the checkpoint was trained on, or a checkpoint of {options.data}"

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..datasets.torchvision_files import WITHOUT_DOWNLOAD
-from ..demo.data import DataName, Images, load_data
-from ..demo.model import SimpleCNN
-from ..loading import load_checkpoint, load_model, preprocessing
+from ..demo.data import DataName, Images
+from ..loading import load_model
 from ..loading.images import SUFFIXES, open_image, preparation
 from ..optional import load
+from .inputs import DEMO, demo_checkpoint, demo_model, known_data, preprocessing_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-_DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -59,36 +56,10 @@ def load_inputs(options: argparse.Namespace, known: tuple[str, ...]) -> Inputs:
         OSError: files that are missing or cannot be read.
         ModuleNotFoundError: a library that is needed is not installed.
     """
-    saved = _demo_checkpoint(options.checkpoint) if options.model == _DEMO else None
+    saved = demo_checkpoint(options.checkpoint) if options.model == DEMO else None
     if options.data in known:
         return _from_known(options, saved)
     return _from_folder(options, saved)
-
-
-def _demo_checkpoint(path: Path | None) -> dict[str, Any]:
-    """What ``batchcam demo`` saved beside the weights; nothing else can be read into its network."""
-    if path is None:
-        raise ValueError(
-            "model: expected --checkpoint FILE with demo, got none; name a checkpoint of batchcam demo"
-        )
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"model", "num_classes", "image_size", "mean", "std"} - saved.keys()
-    except OSError as error:
-        raise OSError(
-            f"checkpoint: expected a file that can be read, got {path} ({error.strerror or error})"
-        ) from error
-    except Exception as error:  # a damaged file raises anything
-        raise ValueError(
-            f"checkpoint: expected one of batchcam demo, got {path}, which is damaged or something else "
-            f"({type(error).__name__})"
-        ) from error
-    if missing:
-        raise ValueError(
-            f"checkpoint: expected one of batchcam demo, got {path} without {', '.join(sorted(missing))}; name the model that it "
-            "belongs to instead of demo"
-        )
-    return dict(saved)
 
 
 def _models(options: argparse.Namespace, saved: dict[str, Any] | None, classes: int) -> list[nn.Module]:
@@ -106,12 +77,7 @@ def _models(options: argparse.Namespace, saved: dict[str, Any] | None, classes: 
             )
             for checkpoint in checkpoints
         ]
-    models: list[nn.Module] = []
-    for checkpoint in checkpoints:
-        model = SimpleCNN(int(saved["num_classes"]), int(saved["image_size"]))
-        load_checkpoint(model, checkpoint)
-        models.append(model.to(options.device).eval())
-    return models
+    return [demo_model(saved, checkpoint, options.device) for checkpoint in checkpoints]
 
 
 def _from_known(options: argparse.Namespace, saved: dict[str, Any] | None) -> Inputs:
@@ -120,35 +86,17 @@ def _from_known(options: argparse.Namespace, saved: dict[str, Any] | None) -> In
         raise ValueError(f"--train: expected it with a folder alone, got it with {name}; leave it out")
     if options.size is not None:
         raise ValueError(f"--size: expected it with a folder alone, got it with {name}; leave it out")
-    data = load_data(name, options.data_root, wording=WITHOUT_DOWNLOAD)
-    mean, std = _one("--mean", options.mean), _one("--std", options.std)
-    mean = mean if mean is not None else saved["mean"] if saved else data.mean
-    std = std if std is not None else saved["std"] if saved else data.std
-
-    def standardised(part: Images) -> _InMemory:
-        images = part.images
-        if (mean, std) != (data.mean, data.std):
-            images = (images * data.std + data.mean - mean) / std
-        return _InMemory(Images(images, part.labels), options.batch_size)
+    data = known_data(name, options.data_root, options.mean, options.std, saved)
 
     return Inputs(
         models=_models(options, saved, len(data.class_names)),
-        data=standardised(data.test),
-        prototypes=standardised(data.train),
+        data=_InMemory(data.test, options.batch_size),
+        prototypes=_InMemory(data.train, options.batch_size),
         source=f"mean training images of {name}",
         class_names=data.class_names,
-        mean=mean,
-        std=std,
+        mean=data.mean,
+        std=data.std,
     )
-
-
-def _one(argument: str, values: list[float] | None) -> float | None:
-    """The one number of a greyscale data set."""
-    if values is None:
-        return None
-    if len(values) != 1 or (argument == "--std" and not values[0] > 0):
-        raise ValueError(f"{argument}: expected one number for grey images, above 0 for --std, got {values}")
-    return values[0]
 
 
 def _from_folder(options: argparse.Namespace, saved: dict[str, Any] | None) -> Inputs:
@@ -159,15 +107,8 @@ def _from_folder(options: argparse.Namespace, saved: dict[str, Any] | None) -> I
             f"--train: expected the classes of --data, {len(classes)}, got {len(other)}; they differ in {', '.join(apart[:5])}"
         )
     models = _models(options, saved, len(classes))
-    expected = preprocessing(models[0], options.model)
-    sides: list[int] = options.size or ([int(saved["image_size"])] if saved else list(expected.size))
-    if len(sides) > 2:
-        raise ValueError(f"--size: expected one or two numbers, got {sides}")
-    mean = options.mean or ([float(saved["mean"])] if saved else list(expected.mean))
-    std = options.std or ([float(saved["std"])] if saved else list(expected.std))
-    prepare = preparation(
-        (sides[0], sides[-1]), mean, std, expected.interpolation, expected.crop if not saved else 1.0
-    )
+    taken = preprocessing_of(options, models[0], saved)
+    prepare = preparation(*taken)
     folders = load("torchvision.datasets", purpose="--data: a folder of images", package="torchvision")
 
     def batches(folder: str | Path) -> Batches:
@@ -191,8 +132,8 @@ def _from_folder(options: argparse.Namespace, saved: dict[str, Any] | None) -> I
         prototypes=data if options.train is None else batches(options.train),
         source=f"mean images of {options.data if options.train is None else options.train}",
         class_names=classes,
-        mean=mean,
-        std=std,
+        mean=taken.mean,
+        std=taken.std,
     )
 
 

@@ -35,6 +35,18 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _LISTED = 10
 
 
+class MisfitError(ValueError):
+    """Weights of other names or shapes than the model's.
+
+    Attributes:
+        classes: how many a model would have that they fit, where nothing else differs.
+    """
+
+    def __init__(self, message: str, classes: int | None = None) -> None:
+        super().__init__(message)
+        self.classes = classes
+
+
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Load a file of weights into a model.
 
@@ -48,7 +60,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         path: the file; ``.safetensors`` is read with that package.
 
     Raises:
-        ValueError: no checkpoint, or one that does not fit: missing and unexpected keys and other shapes, the first ten of each.
+        MisfitError: one that does not fit: missing and unexpected keys and other shapes, the first ten of each. A ``ValueError``.
+        ValueError: no checkpoint.
         OSError: the file is missing or cannot be opened.
         ModuleNotFoundError: safetensors is not installed.
     """
@@ -75,7 +88,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
             f"checkpoint: expected a state_dict in {path}, by itself or under {_first(list(_HOMES[:3]))}, …, got "
             f"{_article(type(content).__name__)}{keys}; save model.state_dict()"
         )
-    raise ValueError(f"checkpoint: {path} does not fit {type(model).__name__}: {best}; nothing was loaded")
+    raise MisfitError(
+        f"checkpoint: {path} does not fit {type(model).__name__}: {best}; nothing was loaded", best.classes()
+    )
 
 
 def _read(path: Path) -> Any:
@@ -193,12 +208,12 @@ class _Misfit:
         if self.shapes:
             listed = [f"{name} expected {old}, got {new}" for name, (old, new) in self.shapes.items()]
             parts.append(f"other shapes, {len(self.shapes)}: {_first(listed)}")
-        classes = self._classes()
+        classes = self.classes()
         if classes is not None:
             parts.append(f"a model of {classes} classes would fit")
         return "; ".join(parts)
 
-    def _classes(self) -> int | None:
+    def classes(self) -> int | None:
         """The number of classes of the file, where nothing but the first dimension of one layer differs."""
         if self.missing or self.unexpected:
             return None
