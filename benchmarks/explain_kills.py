@@ -1,0 +1,103 @@
+"""Killed at random moments and called again: is the store, byte for byte, that of a run that was never stopped?
+
+A run is a process of its own that is ended by SIGKILL after a random time, then started again until it is complete. Each of the
+20 runs is killed once or more, at moments that cover start, work and end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import Report, Spread, parser, start
+from torch.utils.data import DataLoader, TensorDataset
+
+from batchcam_captum.demo.model import SimpleCNN
+from batchcam_captum.explain import explain_dataset, open_store
+
+_IMAGES, _BATCH = 6000, 16
+
+
+def child(store: str, threads: int) -> None:
+    """Explain, as often as this is called."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = SimpleCNN().eval()
+    data = TensorDataset(torch.rand(_IMAGES, 1, 28, 28), torch.arange(_IMAGES) % 10)
+    explain_dataset(model, "features", DataLoader(data, batch_size=_BATCH), store)
+
+
+def digest(store: Path) -> str:
+    """Of all files, with their names."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in store.rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(store)}\0".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def killed_and_resumed(
+    store: Path, options: argparse.Namespace, moments: list[float]
+) -> tuple[list[float], int]:
+    """Start, kill at each of the moments, and let the last run end.
+
+    Returns:
+        The shares of the samples that were written at the kills, and how many runs ended before their moment came.
+    """
+    command = [sys.executable, __file__, "--peak", str(store), "--threads", str(options.threads)]
+    shares, ended = [], 0
+    for moment in moments:
+        process = subprocess.Popen(command)
+        try:
+            process.wait(moment)
+            ended += 1
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        shares.append(float((open_store(store).status[:] > 0).mean()) if store.exists() else 0.0)
+    subprocess.run(command, check=True)
+    return shares, ended
+
+
+def main() -> None:
+    made = parser(__doc__, rounds=20)
+    made.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = start(made)
+    if options.peak:
+        child(options.peak, options.threads)
+        return
+    rounds = 2 if options.quick else options.rounds
+    report = Report("explain_kills", options)
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, "whole.zarr")
+        begin = time.perf_counter()
+        killed_and_resumed(whole, options, [])
+        seconds = time.perf_counter() - begin
+        expected, identical, kills, shares = digest(whole), 0, 0, []
+        for number in range(rounds):
+            store = Path(folder, f"{number}.zarr")
+            times = [moments.uniform(0.1, 1.0) * seconds for _ in range(moments.randint(1, 3))]
+            written, ended = killed_and_resumed(store, options, times)
+            kills += len(times) - ended
+            shares += written
+            identical += digest(store) == expected
+            print(f"{number}: killed after {[f'{share:.0%}' for share in written]}", file=sys.stderr)
+    case = f"{rounds} runs of {_IMAGES} images"
+    report.add_case(
+        case, kills=kills, identical=identical, seconds_of_a_run=seconds, written_at_the_kills=shares
+    )
+    report.add_figure(case, "runs that differ", Spread.of([float(rounds - identical)]), reach=0)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
