@@ -53,7 +53,7 @@ const figure = (value, digits = 3) => {
   const size = Math.abs(value);
   return size !== 0 && (size < 10 ** -digits || size >= 1e6) ? value.toExponential(digits - 1) : value.toFixed(digits);
 };
-const whole = (value) => value.toLocaleString("en");
+const whole = (value) => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
 
 // An element with attributes and children; text is only ever set as text.
 const make = (name, attributes = {}, ...children) => {

@@ -18,10 +18,11 @@ const places = (size, from) => {
   return found;
 };
 
-const MAP_SIDE = { card: 96, large: 224 };
+const MAP_SIDE = { card: 64, large: 224 };
 
 // Values (height × width bytes) in colour; where the map lies over a picture, the stronger a place the more opaque.
 const drawMap = (canvas, values, height, width, factor, { opaque = false, side = MAP_SIDE.card } = {}) => {
+  canvas.classList.toggle("cells", options.cells);
   const ratio = pictureRatio();
   canvas.width = Math.round(ratio >= 1 ? side : side * ratio);
   canvas.height = Math.round(ratio >= 1 ? side / ratio : side);

@@ -1,8 +1,8 @@
 // Which samples are shown, in which order; kept in the address, after #.
 
 const form = byId("filters");
-const state = { q: "", label: "", predicted: "", correct: "", nearest: "", map: "", low: "", high: "", sort: "", page: 1 };
-const FIELDS = Object.keys(state).filter((name) => name !== "page");
+const state = { q: "", label: "", predicted: "", correct: "", nearest: "", map: "", low: "", high: "", sort: "", page: 1, theme: "" };
+const FIELDS = Object.keys(state).filter((name) => name !== "page" && name !== "theme");
 
 const counted = (values) => {
   const found = new Map();
@@ -109,5 +109,6 @@ const readAddress = () => {
   const kept = new URLSearchParams(hash);
   for (const name of FIELDS) state[name] = kept.get(name) ?? "";
   state.page = Math.max(1, Math.floor(numberOr(kept.get("page") ?? "", 1)));
+  state.theme = ["light", "dark"].includes(kept.get("theme")) ? kept.get("theme") : "";
   return true;
 };

@@ -2,25 +2,16 @@
 
 const root = document.documentElement;
 
-const setTheme = (theme) => {
-  if (theme) root.dataset.theme = theme;
+// Kept in the address like the filters: a file's storage is shared with other files, or there is none.
+const showTheme = () => {
+  if (state.theme) root.dataset.theme = state.theme;
   else delete root.dataset.theme;
-  byId("theme").value = theme;
+  byId("theme").value = state.theme;
 };
-const remembered = (theme) => {
-  try {
-    if (theme === undefined) return localStorage.getItem("batchcam-theme") || "";
-    localStorage.setItem("batchcam-theme", theme);
-  } catch {
-    // files have no storage in some browsers
-  }
-  return "";
-};
-const startTheme = remembered();
-setTheme(["light", "dark"].includes(startTheme) ? startTheme : "");
 byId("theme").addEventListener("change", (event) => {
-  setTheme(event.target.value);
-  remembered(event.target.value);
+  state.theme = event.target.value;
+  showTheme();
+  keepInAddress();
 });
 
 const setOpacity = () => {
@@ -56,6 +47,7 @@ document.addEventListener("keydown", (event) => {
 
 window.addEventListener("hashchange", () => {
   if (!readAddress()) return;
+  showTheme();
   showForm();
   refresh({ keepPage: true });
 });
@@ -67,7 +59,9 @@ drawLegend();
 setUpFilters();
 setUpGallery();
 setUpDialog();
-if (readAddress()) showForm();
+const given = readAddress();
+showTheme();
+if (given) showForm();
 matches = matching();
 showPage();
 parsed.then(() => setTimeout(() => {

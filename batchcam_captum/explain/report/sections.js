@@ -20,7 +20,9 @@ const settingOf = (name) => {
 
 const fillSummary = () => {
   const counts = data.counts;
-  byId("subtitle").textContent = [settingOf("model"), settingOf("layer"), settingOf("method")].filter(Boolean).join(" · ");
+  byId("subtitle").textContent = (data.complete ? "Complete: " : "Not complete: ") +
+    [`${whole(counts.written)} ${counts.written === 1 ? "sample" : "samples"} with maps`,
+      counts.damaged ? `${whole(counts.damaged)} damaged` : null, counts.missing ? `${whole(counts.missing)} not written yet` : null].filter(Boolean).join(", ");
   const share = (part) => (counts.written ? ` (${percent(part / counts.written)})` : "");
   const facts = [
     ["Model", settingOf("model")], ["Layer", settingOf("layer")], ["Method", settingOf("method")], ["Targets", settingOf("targets")],
