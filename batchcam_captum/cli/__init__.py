@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import compare, demo, diagnose
+from . import compare, demo, diagnose, explain, report
 
-_COMMANDS = (demo, compare, diagnose)
+_COMMANDS = (demo, compare, diagnose, explain, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return _failed(str(interrupt) or "interrupted", 130)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("batchcam_captum"):
             raise

@@ -1,0 +1,331 @@
+"""``batchcam explain``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_weights
+
+if TYPE_CHECKING:
+    from ..explain import Store
+    from .explain_inputs import Inputs
+
+_LISTED = 10
+_KINDS = ("predicted", "true", "all")
+
+
+def add(commands: Any) -> None:
+    """Describe the command.
+
+    Args:
+        commands: what ``add_subparsers`` returned.
+    """
+    explain = commands.add_parser(
+        "explain",
+        help="maps, scores and samples of a whole data set, into a store that can be gone on with, read and reported",
+        description="Explain every image of a data set, and keep maps, scores, labels, ids and paths in a Zarr store. A run that "
+        "was stopped goes on when the same command is given again; images that cannot be read are listed, and end nothing. Under "
+        "torchrun each process writes its own part.",
+    )
+    explain.set_defaults(run=run, extra="explain")
+    explain.add_argument(
+        "model", metavar="MODEL", help=f"demo, for a checkpoint of batchcam demo; or {MODEL}"
+    )
+    explain.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="a folder of images, at any depth, where the folders directly inside are taken as classes; a CSV with a column "
+        "path, and label and id where they are known; a data set of torchvision, as torchvision/CIFAR10; or "
+        f"{', '.join(KNOWN_DATA)}",
+    )
+    explain.add_argument("--data-root", type=Path, metavar="DIR", help="folder of torchvision's data sets")
+    explain.add_argument("--split", metavar="NAME", help="of a data set: test (the default), train, val, …")
+    explain.add_argument(
+        "--output", required=True, type=Path, metavar="STORE", help="folder of the store, such as maps.zarr"
+    )
+    explain.add_argument(
+        "--overwrite", action="store_true", help="remove a store that is there, and begin anew"
+    )
+
+    model = explain.add_argument_group("model")
+    add_model(model)
+    model.add_argument(
+        "--pretrained", action="store_true", help="the library's own weights, in place of a checkpoint"
+    )
+    model.add_argument("--num-classes", type=int, metavar="K", help="default: as many as the checkpoint has")
+    model.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the model's classes, one a line; default: those of the data where they are as many, ImageNet's for 1,000",
+    )
+
+    images = explain.add_argument_group(
+        "images", "Default: what the model was trained with, where that is known."
+    )
+    add_images(images, "height and width that files are brought to, or one number for both")
+    images.add_argument("--batch-size", type=int, default=32, help="default: 32")
+    images.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read images; default: up to 4, none for data in memory",
+    )
+
+    maps = explain.add_argument_group("maps")
+    maps.add_argument(
+        "--targets",
+        type=_targets,
+        default="predicted",
+        metavar="WHICH",
+        help="predicted (the default), true, all, a number of highest scores (3), or classes with commas (3,5,9; one alone: 3,)",
+    )
+    maps.add_argument("--method", default="grad_cam", metavar="NAME", help="default: grad_cam")
+    maps.add_argument(
+        "--dtype", choices=["float16", "float32"], default="float32", help="of the maps; default: float32"
+    )
+    maps.add_argument(
+        "--map-size",
+        choices=["layer", "input"],
+        default="layer",
+        help="as the layer has them (the default), or as the images",
+    )
+    maps.add_argument(
+        "--thumbnails",
+        type=int,
+        default=64,
+        metavar="PIXELS",
+        help="of the longer side, for reports; 0: none; default: 64",
+    )
+    explain.add_argument("--quiet", action="store_true", help="no progress, no remarks")
+
+
+def _targets(text: str) -> str | int | list[int]:
+    if text in _KINDS:
+        return text
+    try:
+        if "," in text:
+            return [int(part) for part in text.split(",") if part.strip()]
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected {', '.join(_KINDS)}, a number, or classes with commas between, got {text!r}"
+        ) from None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, explain and print."""
+    from ..explain.targets import ClassChoice
+    from ..functional import get_method
+    from ..loading import check_device
+    from ..optional import load
+
+    rank, world_size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if options.device == "cuda" and "LOCAL_RANK" in os.environ:
+        options.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    # What takes no time comes first: the rest may have to load for minutes.
+    check_device(options.device)
+    get_method(options.method)
+    ClassChoice.of(options.targets)
+    for name, least in (("batch_size", 1), ("workers", 0), ("thumbnails", 0), ("num_classes", 2)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+    load("zarr", purpose="batchcam explain", extra="explain")
+    options.quiet = options.quiet or rank > 0
+    with _ranks(world_size) as together:
+        if rank == 0:
+            _check_output(options.output, options.overwrite)
+        _explain(options, rank, world_size, together)
+
+
+def _explain(options: argparse.Namespace, rank: int, world_size: int, together: _Ranks) -> None:
+    from ..explain import explain_dataset
+    from ..explain.writing import remove_store
+    from .explain_inputs import load_inputs
+
+    inputs = load_inputs(options)
+    if world_size > 1 and options.overwrite:
+        together.needed("--overwrite")
+        if rank == 0:
+            remove_store(options.output)
+    before = 0 if options.overwrite or rank else _done(options.output)
+    together.wait()
+    remark_random_weights(options)
+    if inputs.remark and not options.quiet:
+        print(f"batchcam: {inputs.remark}", file=sys.stderr)
+    began = time.perf_counter()
+    try:
+        with _remarks(options.quiet):
+            store = explain_dataset(
+                inputs.model,
+                options.layer,
+                _loader(options, inputs),
+                options.output,
+                targets=options.targets,
+                method=options.method,
+                dtype=options.dtype,
+                size=options.map_size,
+                mean=inputs.mean,
+                std=inputs.std,
+                thumbnails=options.thumbnails,
+                class_names=inputs.class_names,
+                ids=inputs.ids,
+                paths=inputs.paths,
+                device=options.device,
+                overwrite=options.overwrite and world_size == 1,
+                progress=not options.quiet and sys.stderr.isatty(),
+                rank=rank,
+                world_size=world_size,
+                about=inputs.about,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; {_done(options.output):,} images are in {options.output} and stay: give the same command again"
+        ) from None
+    except (RuntimeError, TypeError) as error:  # of memory, above all
+        raise ValueError(
+            f"explain: expected {options.model} to run on {options.device}, got {type(error).__name__}: {error}; what is written "
+            "is kept"
+        ) from error
+    together.wait()
+    if rank == 0:
+        _report(store, options, before, time.perf_counter() - began)
+
+
+def _loader(options: argparse.Namespace, inputs: Inputs) -> Any:
+    from torch.utils.data import DataLoader
+
+    workers = options.workers
+    if workers is None:
+        workers = 0 if inputs.in_memory else min(4, _processors())
+    return DataLoader(inputs.dataset, batch_size=options.batch_size, num_workers=workers)
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _remarks(quiet: bool) -> Iterator[None]:
+    """Print warnings as the command's own remarks."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if not quiet:
+            print(f"batchcam: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _check_output(path: Path, overwrite: bool) -> None:
+    """Refuse what is no store before anything takes time."""
+    from ..explain import open_store
+
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        open_store(path, any_format=overwrite)
+
+
+def _done(path: Path) -> int:
+    """How many samples are in the store that may be there."""
+    from ..explain import open_store
+
+    try:
+        store = open_store(path)
+    except (OSError, ValueError):
+        return 0
+    return int((store.status[:] != 0).sum())
+
+
+def _report(store: Store, options: argparse.Namespace, before: int, seconds: float) -> None:
+    """Say what was done, what could not be, and what to do next."""
+    from ..explain import Status, open_store
+
+    store = open_store(store.path)  # other ranks may have finished it after this one
+    status = store.status[:]
+    written, damaged, missing = (
+        int((status == each).sum()) for each in (Status.WRITTEN, Status.DAMAGED, Status.MISSING)
+    )
+    now = written + damaged - before
+    pace = f", {now / seconds:,.1f} images a second" if now > 0 else ""
+    earlier = f", {before:,} of them earlier" if before else ""
+    print(f"Explained {written:,} of {len(store):,} images{earlier}{pace}")
+    if damaged:
+        print(f"Could not be read: {damaged:,}")
+        problems, paths, ids = store.problems[:], store.paths[:], store.ids[:]
+        places = (status == Status.DAMAGED).nonzero()[0]
+        for place in places[:_LISTED]:
+            print(f"  {_line(paths[place] or ids[place])}: {_line(problems[place])}")
+        if damaged > _LISTED:
+            print(f"  and {damaged - _LISTED:,} more")
+    if missing:
+        print(f"Not there yet: {missing:,}; give the same command again to go on")
+    output = _line(options.output)
+    print(f"\nWritten to {output}\nTo look at it: batchcam report {shlex.quote(output)}")
+
+
+def _line(text: object) -> str:
+    """As one line that can be printed."""
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class _Ranks:
+    """The processes that write one store, as far as they know of each other."""
+
+    def __init__(self, joined: bool) -> None:
+        self._joined = joined
+
+    def needed(self, option: str) -> None:
+        """Raise where they do not."""
+        if not self._joined:
+            raise ValueError(
+                f"{option}: expected processes that torchrun started, or one, got several that do not know of each other; remove "
+                "the store first"
+            )
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._joined:
+            from torch import distributed
+
+            try:
+                distributed.barrier()
+            except RuntimeError as error:
+                raise ValueError(
+                    "explain: expected all ranks to come to the end, but one ended early; what is written is kept: give the same "
+                    "command again to go on"
+                ) from error
+
+
+@contextmanager
+def _ranks(world_size: int) -> Iterator[_Ranks]:
+    """Join the others of torchrun."""
+    if world_size == 1 or "MASTER_ADDR" not in os.environ:
+        yield _Ranks(joined=False)
+        return
+    from datetime import timedelta
+
+    from torch import distributed
+
+    # Nothing but waiting goes through it; one rank may have much more to do than another.
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        yield _Ranks(joined=True)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,58 @@
+"""``batchcam report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Describe the command.
+
+    Args:
+        commands: what ``add_subparsers`` returned.
+    """
+    report = commands.add_parser(
+        "report",
+        help="a store of batchcam explain as one HTML file that opens offline",
+        description="Make a page of a store: the images with their maps, to be filtered and searched; the mean map of each "
+        "class; which classes' maps resemble each other; dead maps; metrics where there are labels or masks. Nothing in it is "
+        "loaded from elsewhere.",
+    )
+    report.set_defaults(run=run, extra="explain")
+    report.add_argument("store", type=Path, metavar="STORE", help="what batchcam explain wrote")
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: beside the store, of its name with .html"
+    )
+    report.add_argument("--title", metavar="TEXT", help="heading of the page; default: the store's name")
+    report.add_argument("--quiet", action="store_true", help="no progress, no remarks")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page."""
+    from ..explain import Status, open_store
+    from ..explain.report import write_report
+
+    store = open_store(options.store)
+    path = options.output or _beside(options.store)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"--output: expected a file in a folder that exists, got {path}; make the folder, or choose another"
+        )
+    shown = not options.quiet and sys.stderr.isatty()
+    written = write_report(store, path, title=options.title, progress=shown)
+    if not store.complete and not options.quiet:
+        missing = int((store.status[:] == Status.MISSING).sum())
+        print(
+            f"batchcam: {missing:,} of {len(store):,} images are not explained yet; give batchcam explain again, then this",
+            file=sys.stderr,
+        )
+    print(f"Written to {written} ({written.stat().st_size / 1e6:,.1f} MB); open it in a browser")
+
+
+def _beside(store: Path) -> Path:
+    """``maps.zarr`` -> ``maps.html``, in the same folder."""
+    store = store.resolve()
+    return store.with_name(f"{store.name.removesuffix('.zarr')}.html")
