@@ -315,14 +315,16 @@ class _Ranks:
 
 @contextmanager
 def _ranks(world_size: int) -> Iterator[_Ranks]:
-    """Join the others of torchrun."""
-    if world_size == 1 or "MASTER_ADDR" not in os.environ:
-        yield _Ranks(joined=False)
-        return
+    """Join the others of torchrun, unless this process has joined already."""
     from datetime import timedelta
 
     from torch import distributed
 
+    from ..distributed import is_distributed
+
+    if world_size == 1 or is_distributed() or "MASTER_ADDR" not in os.environ:
+        yield _Ranks(joined=world_size > 1 and is_distributed())
+        return
     # Nothing but waiting goes through it; one rank may have much more to do than another.
     distributed.init_process_group("gloo", timeout=timedelta(days=7))
     try:

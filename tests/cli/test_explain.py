@@ -1,0 +1,266 @@
+"""``batchcam explain``, called as a user calls it."""
+
+from __future__ import annotations
+
+import types
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from batchcam_captum import BatchGradCam
+from batchcam_captum.cli import main
+from batchcam_captum.cli.explain_inputs import _imagenet
+from batchcam_captum.demo.data import load_data
+from batchcam_captum.demo.model import SimpleCNN
+from batchcam_captum.demo.run import _checkpoint
+from batchcam_captum.explain import layout, open_store
+from batchcam_captum.explain import run as explaining
+from batchcam_captum.explain.listing import list_folder
+from batchcam_captum.explain.sources import ImageFiles
+from batchcam_captum.loading import Preprocessing, load_model
+from tests.explain.test_sources import save
+
+MODEL_FILE = """
+import torch
+from torch import nn
+
+class Small(nn.Sequential):
+    def __init__(self, classes):
+        torch.manual_seed(classes)
+        parts = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, classes)
+        super().__init__(*parts)
+
+def make():
+    return Small(2)
+
+def of_three():
+    return Small(3)
+
+def no_scores():
+    return nn.Conv2d(3, 4, 3)
+"""
+NAMES = ("cats/0.png", "cats/it's <b>.png", "cats/ø.png", "dogs/0.png", "dogs/1.png")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Models, and a folder of five images and a damaged one in two classes."""
+    folder = tmp_path_factory.mktemp("explain")
+    (folder / "model.py").write_text(MODEL_FILE)
+    for seed, name in enumerate(NAMES):
+        save(folder / "images" / name, size=(24, 20), seed=seed)
+    (folder / "images" / "dogs" / "a b.png").write_bytes(b"no image")
+    return folder
+
+
+def run(*arguments):
+    return main(["explain", *map(str, arguments)])
+
+
+def of_folder(files, *more, model="make"):
+    options = ["--layer", "1", "--size", "16", "--batch-size", 2, "--workers", 0, *more]
+    return run(f"{files / 'model.py'}:{model}", "--data", files / "images", *options)
+
+
+def bytes_of(store):
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(Path(store).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_folder(files, tmp_path, capsys):
+    output = tmp_path / "my maps.zarr"
+    assert of_folder(files, "--output", output) == 0
+    printed = capsys.readouterr()
+    assert "Explained 5 of 6 images, " in printed.out
+    assert "images a second\nCould not be read: 1\n" in printed.out
+    assert f"  {files}/images/dogs/a b.png: not an image" in printed.out
+    assert printed.out.endswith(f"Written to {output}\nTo look at it: batchcam report '{output}'\n")
+    assert printed.err == ""
+    store = open_store(output)
+    assert store.complete
+    assert store.class_names == ("cats", "dogs")
+    assert list(store.ids[:]) == [*NAMES, "dogs/a b.png"]
+    assert list(store.paths[:]) == [str(files / "images" / name) for name in store.ids[:]]
+    assert store.labels[:5].tolist() == [0, 0, 0, 1, 1]
+    assert store.thumbnails.shape == (6, 16, 16, 3)
+    read = ImageFiles(list_folder(files / "images"), Preprocessing((16, 16)))
+    images = torch.stack([read[index][0] for index in range(5)])
+    model = load_model(f"{files / 'model.py'}:make")
+    cams = BatchGradCam(model, "1").attribute(images, target=model(images).argmax(1))
+    np.testing.assert_allclose(store.maps[:5], cams.numpy(), rtol=1e-4, atol=1e-7)
+
+    whole = bytes_of(output)
+    assert of_folder(files, "--output", output, "--quiet") == 0
+    assert "Explained 5 of 6 images, 6 of them earlier\n" in capsys.readouterr().out
+    assert bytes_of(output) == whole
+    assert of_folder(files, "--output", output, "--targets", "all") == 1
+    assert "targets = 'predicted' there, 'all' here" in capsys.readouterr().err
+    assert bytes_of(output) == whole
+    assert of_folder(files, "--output", output, "--targets", "all", "--overwrite") == 0
+    assert open_store(output).targets[:2].tolist() == [[0, 1], [0, 1]]
+
+
+def test_a_checkpoint_of_the_demo_over_its_data(tmp_path, capsys):
+    data = load_data("digits")
+    torch.manual_seed(0)
+    model = SimpleCNN(10, 8)
+    torch.save(_checkpoint(types.SimpleNamespace(model=model), data, 0), tmp_path / "demo.pt")
+    arguments = ["--layer", "features", "--targets", "2", "--batch-size", 256, "--thumbnails", 0]
+    demo = ["demo", "--checkpoint", tmp_path / "demo.pt", "--data", "digits", "--output", tmp_path / "out"]
+    assert run(*demo, *arguments, "--quiet") == 0
+    store = open_store(tmp_path / "out")
+    assert store.maps.shape == (450, 2, 8, 8)
+    with torch.no_grad():
+        scores = model(data.test.images)
+    np.testing.assert_allclose(store.scores[:], scores, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(store.targets[:], scores.topk(2).indices)
+    assert np.array_equal(store.labels[:], data.test.labels)
+    assert store.settings["about"]["data"] == "digits"
+    assert store.thumbnails is None
+    assert "Could not be read" not in capsys.readouterr().out
+
+
+def test_a_csv_whose_classes_the_model_has_and_more(files, tmp_path):
+    (tmp_path / "list.csv").write_text(
+        f"path,label,id\n{files}/images/dogs/1.png,dogs,x\n{files}/images/cats/0.png,,y\n"
+    )
+    (tmp_path / "names.txt").write_text("cats\ncows\ndogs\n")
+    options = [
+        "--data",
+        tmp_path / "list.csv",
+        "--classes",
+        tmp_path / "names.txt",
+        "--layer",
+        "1",
+        "--size",
+        16,
+    ]
+    maps = ["--dtype", "float16", "--map-size", "input", "--method", "hires_cam", "--targets", "0,2"]
+    assert (
+        run(f"{files / 'model.py'}:of_three", *options, *maps, "--output", tmp_path / "out", "--workers", 0)
+        == 0
+    )
+    store = open_store(tmp_path / "out")
+    assert (store.maps.shape, store.maps.dtype) == ((2, 2, 16, 16), np.float16)
+    assert store.labels[:].tolist() == [2, -1]
+    assert store.ids[:].tolist() == ["x", "y"]
+    assert store.class_names == ("cats", "cows", "dogs")
+
+
+def test_labels_that_mean_something_else_are_left_out(files, tmp_path, capsys):
+    assert of_folder(files, "--output", tmp_path / "out", model="of_three") == 0
+    assert "the data has 2 classes and the model 3: samples have no label; name" in capsys.readouterr().err
+    assert set(open_store(tmp_path / "out").labels[:].tolist()) == {-1}
+
+
+def test_weights_tell_how_many_classes_there_are(files, tmp_path, capsys):
+    small = ["--data", files / "images" / "cats", "--size", 32, "--workers", 0, "--layer", "layer4"]
+    model = load_model("torchvision/resnet18", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "seven.pt")
+    options = ["--checkpoint", tmp_path / "seven.pt", "--output", tmp_path / "out"]
+    assert run("torchvision/resnet18", *small, *options) == 0
+    assert open_store(tmp_path / "out").scores.shape == (3, 7)
+    capsys.readouterr()
+
+
+def test_an_interrupt_keeps_what_is_written(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(layout, "_CHUNK_SAMPLES", 2)
+    assert of_folder(files, "--output", tmp_path / "whole") == 0
+    batches = explaining.guarded_batches
+
+    def interrupted(*arguments, **options):
+        yield from islice(batches(*arguments, **options), 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(explaining, "guarded_batches", interrupted)
+        capsys.readouterr()
+        assert of_folder(files, "--output", tmp_path / "out") == 130
+    error = capsys.readouterr().err
+    assert (
+        error
+        == f"batchcam: interrupted; 4 images are in {tmp_path}/out and stay: give the same command again\n"
+    )
+    assert not open_store(tmp_path / "out").complete
+    assert of_folder(files, "--output", tmp_path / "out") == 0
+    assert "Explained 5 of 6 images, 4 of them earlier, " in capsys.readouterr().out
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_ranks_write_their_own_part(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(layout, "_CHUNK_SAMPLES", 2)
+    assert of_folder(files, "--output", tmp_path / "whole") == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    capsys.readouterr()
+    for rank, left in ((1, 4), (0, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        assert of_folder(files, "--output", tmp_path / "out") == 0
+        assert (open_store(tmp_path / "out").status[:] == 0).sum() == left
+        printed = capsys.readouterr()
+        assert ("Explained 5 of 6 images, 2 of them earlier, " in printed.out) == (rank == 0)
+        assert printed.out or rank == 1
+        assert printed.err == ""
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+    assert of_folder(files, "--output", tmp_path / "out", "--overwrite") == 1
+    assert "processes that torchrun started, or one, got several" in capsys.readouterr().err
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_names_of_imagenet():
+    names, words = _imagenet()
+    assert len(names) == len(words) == 1000
+    assert (names[281], words["n02123045"]) == ("tabby", 281)
+
+
+def test_bad_input_gives_one_clear_line_and_leaves_nothing(files, tmp_path, capsys):
+    model, images = f"{files / 'model.py'}:make", ["--data", files / "images"]
+    for name in ("empty", "full", "damaged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("keep me")
+    (tmp_path / "damaged" / "0.png").write_bytes(b"no image")
+    (tmp_path / "three.txt").write_text("a\nb\nc\n")
+    (tmp_path / "list.csv").write_text(f"path,label\n{files}/images/cats/0.png,7\n")
+    (tmp_path / "other.csv").write_text("file\n1\n")
+    three = f"{files / 'model.py'}:of_three"
+    cases = [
+        ([model, "--data", tmp_path / "gone"], "--data: expected a folder of images, a CSV of paths, digits, mnist"),
+        ([model, "--data", files / "model.py"], "model.py, another file; check the path"),
+        ([model, "--data", tmp_path / "empty"], "data: expected images in"),
+        ([model, "--data", tmp_path / "damaged"], "expected at least one sample that can be read, got none of 1; sample 0: not"),
+        ([model, "--data", tmp_path / "other.csv"], "data: expected the columns path and"),
+        ([model, "--data", tmp_path / "list.csv"], "--data: expected labels from 0 to 1, as "),
+        ([model, *images, "--split", "train"], "--split: expected it with digits, mnist, fashion-mnist or torchvision/"),
+        ([model, *images, "--classes", tmp_path / "three.txt"], "--classes: expected 2 names, one for each class of "),
+        ([model, *images, "--classes", tmp_path / "gone.txt"], "--classes: expected a file that can be read"),
+        ([three, *images, "--classes", tmp_path / "three.txt", "--targets", "true"], "none for 6 of 6 (the data has 2 classes"),
+        ([model, *images, "--targets", "7"], "targets: expected at most 2 classes, as the model has, got 7"),
+        ([model, *images, "--targets", "0"], "targets: expected at least 1 of the highest classes, got 0"),
+        ([model, *images, "--mean", "0.5", "--std", "0.5"], "to take images of shape (1, 1, 224, 224)"),
+        ([model, "--data", "digits"], "the images of digits are grey and stay as they are"),
+        ([model, "--data", "digits", "--split", "val"], "--split: expected train or test of digits, got val"),
+        ([model, "--data", "torchvision/CIFAR10"], "the folder that holds CIFAR10, got none; pass --data-root DIR"),
+        ([f"{files / 'model.py'}:no_scores", *images], "model: expected scores of shape (1, K)"),
+        ([model, *images, "--layer", "conv"], "conv"),
+        ([model, *images, "--workers", -1], "--workers: expected at least 0, got -1"),
+        (["demo", *images], "model: expected --checkpoint FILE with demo"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        output = tmp_path / "new" / "out"
+        assert run(*arguments, "--output", output, "--quiet") == 1, arguments
+        error = capsys.readouterr().err
+        assert error.startswith("batchcam: "), error
+        assert error.count("\n") == 1, error
+        assert message in error, error
+        assert not output.parent.exists()
+    assert of_folder(files, "--output", tmp_path / "full", "--overwrite") == 1
+    assert "expected a store of explain_dataset or batchcam explain" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+    with pytest.raises(SystemExit):
+        of_folder(files, "--output", tmp_path / "new", "--targets", "best")
+    assert "expected predicted, true, all, a number, or classes with commas" in capsys.readouterr().err
