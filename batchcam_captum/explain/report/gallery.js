@@ -66,6 +66,7 @@ const note = (name) => {
 const IN_SIGHT = 16;
 const drawCards = async () => {
   const mine = ++turn;
+  delete cards.dataset.drawn;
   const buttons = [...cards.querySelectorAll("button")];
   await Promise.all(buttons.slice(0, IN_SIGHT).map((button) => drawCard(button, mine)));
   await painted();
@@ -82,7 +83,6 @@ const showPage = (focus = false) => {
   current = 0;
   const rows = shownRows();
   cards.replaceChildren(...rows.map(cardOf));
-  delete cards.dataset.drawn;
   byId("page").value = state.page;
   byId("page").max = pageCount();
   byId("pages").textContent = whole(pageCount());
@@ -112,7 +112,7 @@ const turnTo = (which, focus = false) => {
 const refresh = ({ keepPage = false } = {}) => {
   if (!keepPage) state.page = 1;
   matches = matching();
-  showPage();
+  showPage(cards.contains(document.activeElement));
   keepInAddress();
 };
 
