@@ -53,7 +53,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name for name in names if name.startswith("batchcam_captum/")} == {
         str(path.relative_to(ROOT))
         for path in (ROOT / "batchcam_captum").rglob("*")
-        if path.suffix in (".py", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".typed", ".html", ".css", ".js") and "__pycache__" not in path.parts
     }
 
 
