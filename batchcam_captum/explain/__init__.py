@@ -10,20 +10,38 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .figures import class_grid_figure, contour_figure, overlay_figure, side_by_side_figure, store_figure
     from .layout import Status
     from .run import explain_dataset
     from .store import Store, StoredMaps, open_store
     from .writing import OtherSettingsError
 
-__all__ = ["OtherSettingsError", "Status", "Store", "StoredMaps", "explain_dataset", "open_store"]
+__all__ = [
+    "OtherSettingsError",
+    "Status",
+    "Store",
+    "StoredMaps",
+    "class_grid_figure",
+    "contour_figure",
+    "explain_dataset",
+    "open_store",
+    "overlay_figure",
+    "side_by_side_figure",
+    "store_figure",
+]
 
 _HOMES = {
     "OtherSettingsError": ".writing",
     "Status": ".layout",
     "Store": ".store",
     "StoredMaps": ".store",
+    "class_grid_figure": ".figures",
+    "contour_figure": ".figures",
     "explain_dataset": ".run",
     "open_store": ".store",
+    "overlay_figure": ".figures",
+    "side_by_side_figure": ".figures",
+    "store_figure": ".figures",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -173,7 +173,7 @@ def side_by_side_figure(
     _check_style("shaded", opacity, found, "map")
     panels: list[list[Panel]] = [
         [
-            image_panel(pixels, found.pictures.problems[place]),
+            image_panel(pixels, problem if found.pictures.problems[place] else ""),
             map_panel(replace(maps[0], note=problem or maps[0].note), found.scaled, pixels.shape[:2]),
             overlay_panel(pixels, maps[0], found.scaled, style="shaded", opacity=opacity, note=problem),
         ]
@@ -218,7 +218,7 @@ def class_grid_figure(
     headings = _headings(targets, class_names, [len(maps) for maps in found.scaled.maps])
     panels: list[list[Panel | None]] = [
         [
-            image_panel(pixels, found.pictures.problems[place]),
+            image_panel(pixels, problem if found.pictures.problems[place] else ""),
             *(
                 overlay_panel(pixels, map_, found.scaled, style="shaded", opacity=opacity, note=problem)
                 for map_ in maps

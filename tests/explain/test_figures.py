@@ -1,0 +1,397 @@
+"""Figures: what is drawn on which scale, and that they say so."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from batchcam_captum.explain.figures import (
+    class_grid_figure,
+    contour_figure,
+    overlay_figure,
+    side_by_side_figure,
+    store_figure,
+)
+from batchcam_captum.explain.layout import Status
+from batchcam_captum.functional import dead_cams
+from batchcam_captum.functional import overlay as overlay_tensor
+
+from .stores import columns_of, write_store
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def images_and_cams(n=3, maps=1, seed=0):
+    torch.manual_seed(seed)
+    return torch.rand(n, 3, 16, 16), torch.randn(n, maps, 4, 4)
+
+
+def panels(figure):
+    """All axes but the colour bar's, which is the last."""
+    return figure.axes[:-1]
+
+
+def bar(figure):
+    return figure.axes[-1]
+
+
+def said(figure):
+    return figure.get_supxlabel().replace("\n", " ")
+
+
+def notes(axis):
+    return " ".join(text.get_text() for text in axis.texts).replace("\n", " ")
+
+
+def composed(axis):
+    """What is seen: all images of an axis, the later over the earlier, on white."""
+    seen = np.ones((*axis.images[0].get_array().shape[:2], 3))
+    for image in axis.images:
+        colours = image.to_rgba(image.get_array(), norm=True)
+        alpha = image.get_alpha()
+        if alpha is not None:
+            colours[..., 3] = alpha
+        seen = seen + colours[..., 3:] * (colours[..., :3] - seen)
+    return seen
+
+
+def test_overlay_is_that_of_the_functional_floor():
+    images, cams = images_and_cams()
+    images = torch.cat([images, torch.zeros(1, 3, 16, 16)])
+    images[:, :, 0, 0], images[:, :, 0, 1] = 0, 1  # so that nothing is stretched
+    cams = torch.cat([cams, -cams[:1].abs()])
+    expected = overlay_tensor(images, cams, opacity=0.6).movedim(1, -1)
+    figure = overlay_figure(images, cams, opacity=0.6)
+    for axis, picture in zip(panels(figure), expected, strict=True):
+        # The tensors' colours are Matplotlib's at 17 places, straight in between.
+        assert np.abs(composed(axis) - picture.numpy()).max() < 0.03
+    assert notes(panels(figure)[3]) == "dead map: no positive value"
+
+
+@pytest.mark.parametrize(
+    ("scale", "signed", "ends", "limits"),
+    [
+        ("map", False, [4.0, 2.0, 1.0, 8.0], (0, 1)),
+        ("sample", False, [4.0, 4.0, 8.0, 8.0], (0, 1)),
+        ("figure", False, [8.0] * 4, (0, 8)),
+        (16, False, [16.0] * 4, (0, 16)),
+        ("map", True, [4.0, 6.0, 1.0, 8.0], (-1, 1)),
+        ("sample", True, [6.0, 6.0, 8.0, 8.0], (-1, 1)),
+        ("figure", True, [8.0] * 4, (-8, 8)),
+    ],
+)
+def test_scales(scale, signed, ends, limits):
+    cams = torch.tensor([[[4.0, -1], [2, 0]], [[2, -6], [1, 1]], [[1, 0], [0.5, 0]], [[8, 0], [0, 4]]])
+    figure = class_grid_figure(
+        torch.rand(2, 3, 2, 2), cams.reshape(2, 2, 2, 2), scale=scale, signed=signed, opacity=0.5
+    )
+    drawn = [panels(figure)[place].images[1] for place in (1, 2, 4, 5)]
+    for image, cam, end in zip(drawn, cams, ends, strict=True):
+        expected = (cam if signed else cam.relu()) / end
+        np.testing.assert_allclose(image.get_array(), expected, rtol=1e-6)
+        np.testing.assert_allclose(image.get_alpha(), 0.5 * expected.abs(), rtol=1e-6)
+        assert image.get_clim() == ((-1, 1) if signed else (0, 1))
+        assert image.get_cmap().name == ("RdBu_r" if signed else "viridis")
+    assert bar(figure).get_ylim() == limits
+    assert ("signed" in said(figure)) == signed
+    assert ("relu" in said(figure)) == ("relu" in bar(figure).get_ylabel()) == (not signed)
+
+
+def test_what_is_said_tells_the_scales_apart():
+    images, cams = images_and_cams()
+    texts = {}
+    for scale in ("map", "sample", "figure", 0.125):
+        figure = overlay_figure(images, cams, scale=scale, mean=MEAN, std=STD)
+        texts[scale] = said(figure)
+    assert len(set(texts.values())) == 4
+    assert "each divided by its own maximum" in texts["map"]
+    assert "maximum of all maps of the sample" in texts["sample"]
+    assert f"{cams.max().item():.3g}" in texts["figure"]
+    assert "ends at 0.125; what is beyond is drawn as its end" in texts[0.125]
+    assert panels(figure)[0].images[1].get_array().max() == 1  # what is beyond
+    assert all("Maps of 4x4, resized bilinearly" in text for text in texts.values())
+    assert all("standardisation undone" in text for text in texts.values())
+
+
+def test_resizing_is_named():
+    images, cams = images_and_cams(2)
+    assert "resized by the mean over areas" in said(overlay_figure(images[:, :, ::8, ::8], cams))
+    assert "Maps of 4x4, as the images" in said(overlay_figure(images[:, :, ::4, ::4], cams))
+    both = overlay_figure([images[0], images[1, :, :2, :3]], cams)
+    assert "bilinearly or by the mean over areas" in said(both)
+
+
+SPECIAL = {
+    "dead map: all zero": torch.zeros(1, 4, 4),
+    "dead map: no positive value": -torch.rand(1, 4, 4) - 0.1,
+    "no map: not finite": torch.full((1, 4, 4), torch.nan),
+    "constant map": torch.full((1, 4, 4), 2.0),
+    "damaged: <b>$x^$</b>": torch.rand(1, 4, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("draw", "signed"),
+    [
+        (overlay_figure, False),
+        (overlay_figure, True),
+        (contour_figure, False),
+        (side_by_side_figure, False),
+        (class_grid_figure, False),
+    ],
+)
+def test_maps_that_show_nothing_are_said_to(draw, signed, tmp_path):
+    """And the others are drawn as if they were alone."""
+    good = torch.rand(1, 4, 4)
+    cams, images = torch.stack([*SPECIAL.values(), good]), torch.rand(6, 3, 16, 16)
+    problems = ["", "", "", "", "damaged: <b>$x^$</b>", ""]
+    figure = draw(images, cams, problems=problems, signed=signed, titles=["$", "a$b$", "", "ä", "<", "_"])
+    each = len(panels(figure)) // 6
+    groups = [panels(figure)[start : start + each] for start in range(0, 6 * each, each)]
+    if draw in (overlay_figure, contour_figure):
+        groups = [[axis] for axis in panels(figure)]
+    for note, group in zip([*SPECIAL, ""], groups, strict=True):
+        assert notes(group[-1]) == note
+        drawn = len(group[-1].images) + len(group[-1].collections) > 1
+        of_constant = note == "constant map" and draw is not contour_figure
+        of_negative = signed and note == "dead map: no positive value"
+        assert drawn == (note == "" or of_constant or of_negative)
+    if draw in (overlay_figure, class_grid_figure) and not signed:
+        figure.savefig(tmp_path / "figure.png", dpi=20)  # nothing warns, whatever the texts
+
+
+def test_contours_run_along_their_levels():
+    across = torch.linspace(0, 1, 8).expand(1, 1, 8, 8)
+    images = torch.rand(1, 3, 8, 8)
+    figure = contour_figure(images, across, levels=(0.5, 2 / 7))
+    (lines,) = panels(figure)[0].collections
+    assert lines.levels.tolist() == pytest.approx([2 / 7, 0.5])
+    for path, place in zip(lines.get_paths(), (2, 3.5), strict=True):
+        np.testing.assert_allclose(path.vertices[:, 0], place, atol=1e-5)
+    assert "Lines at 28.5714 %, 50 % of the scale" in said(figure)
+    both = contour_figure(images, across - 0.5, levels=(0.5,), signed=True)
+    (lines,) = panels(both)[0].collections
+    np.testing.assert_allclose([path.vertices[0, 0] for path in lines.get_paths()], (1.75, 5.25), atol=1e-5)
+    weak = contour_figure(torch.rand(2, 3, 8, 8), torch.cat([across, across / 10]), scale="figure")
+    assert [notes(axis) for axis in panels(weak)] == ["", "no line: below all levels"]
+
+
+@pytest.mark.parametrize("style", ["blended_heat_map", "alpha_scaling", "masked_image"])
+def test_styles_are_captums(style):
+    """Equal to calling Captum with the resized map, outliers not clipped."""
+    from captum.attr import visualization
+    from matplotlib.figure import Figure
+
+    images, cams = images_and_cams(1)
+    figure = overlay_figure(images, cams, style=style, opacity=0.4)
+    expected = Figure()
+    map_ = torch.nn.functional.interpolate(cams.relu(), (16, 16), mode="bilinear")[0, 0]
+    visualization.visualize_image_attr(
+        map_.numpy(), images[0].movedim(0, -1).numpy(), style, "positive", outlier_perc=0, cmap="viridis",
+        alpha_overlay=0.4, use_pyplot=False, plt_fig_axis=(expected, expected.subplots()),
+    )  # fmt: skip
+    ours, theirs = panels(figure)[0].images, expected.axes[0].images
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        # Captum cuts to whole grey values where it prepares what is drawn.
+        np.testing.assert_allclose(one.get_array(), other.get_array(), rtol=1e-4, atol=1)
+        assert one.get_alpha() == other.get_alpha()
+    assert style in said(figure)
+    assert "outliers not clipped" in said(figure)
+
+
+def test_images_are_shown_as_they_were():
+    shown = torch.rand(2, 3, 8, 8)
+    mean, std = (torch.tensor(value)[:, None, None] for value in (MEAN, STD))
+    cams = torch.rand(2, 1, 2, 2)
+
+    def pixels(images, **options):
+        figure = side_by_side_figure(images, cams[: len(images)], columns=1, **options)
+        return np.stack([axis.images[0].get_array() for axis in panels(figure)[::3]]), said(figure)
+
+    expected = shown.movedim(1, -1).numpy()
+    found, text = pixels(shown)
+    np.testing.assert_allclose(found, expected)
+    assert "Images" not in text
+    np.testing.assert_allclose(pixels((shown - mean) / std, mean=MEAN, std=STD)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(pixels((shown * 255).round().byte())[0], expected, atol=0.5 / 255 + 1e-6)
+    found, text = pixels(shown * 7 - 3)
+    assert [found.min(), found.max()] == pytest.approx([0, 1], abs=1e-6)
+    assert "each from its smallest to its largest value" in text
+    grey, _ = pixels([shown[0, 0], shown[1, :2, :4]][:1])
+    np.testing.assert_allclose(grey[0], shown[0, 0, :, :, None].expand(-1, -1, 3).numpy())
+    not_finite = shown.clone()
+    not_finite[0, 0, 0, 0] = torch.inf
+    assert notes(panels(overlay_figure(not_finite, cams))[0]) == "image not finite"
+
+
+def test_images_of_several_shapes_keep_them_and_lie_in_their_columns():
+    images = [torch.rand(3, 10, 40), torch.rand(1, 40, 10), torch.rand(3, 20, 20)]
+    cams = [torch.rand(1, 2, 8), torch.rand(1, 8, 2), torch.rand(1, 4, 4)]
+    figure = side_by_side_figure(images, cams, columns=1)
+    figure.draw_without_rendering()
+    for row, image in enumerate(images):
+        height, width = image.shape[1:]
+        for axis in panels(figure)[3 * row : 3 * row + 3]:
+            box = axis.get_window_extent()
+            assert box.width / box.height == pytest.approx(width / height, rel=0.02)
+    middles = [
+        [axis.get_window_extent().x0 + axis.get_window_extent().x1 for axis in panels(figure)[c::3]]
+        for c in range(3)
+    ]
+    for column in middles:
+        assert max(column) - min(column) < 1
+    labels = [bar(figure).yaxis.label, figure._supxlabel]
+    assert all(
+        figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        for box in (label.get_window_extent() for label in labels)
+    )
+
+
+def test_class_grid_names_classes_above_the_columns_or_each_panel():
+    images, cams = images_and_cams(2, maps=2)
+    same = class_grid_figure(images, cams, class_names=("cat", "dog"), titles=("one", "two"))
+    assert [axis.get_title() for axis in panels(same)] == ["image", "cat", "dog", "", "", ""]
+    assert [axis.get_ylabel() for axis in panels(same)[::3]] == ["one", "two"]
+    top = class_grid_figure(images, cams, [[2, 0], [1, -1]], class_names=("cat", "dog", "ship"))
+    assert [axis.get_title() for axis in panels(top)] == ["image", "ship", "cat", "image", "dog", "none"]
+    numbers = class_grid_figure(images, cams, torch.tensor([7, 3]))
+    assert [axis.get_title() for axis in panels(numbers)][:3] == ["image", "7", "3"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i, c: overlay_figure(i, c[:1]), "cams: expected those of 2 images, got those of 1"),
+        (lambda i, c: overlay_figure(i, c.expand(2, 3, 4, 4)), "class_grid_figure"),
+        (lambda i, c: overlay_figure(i, c[:, 0]), r"cams: expected tensors \(N, M, h, w\)"),
+        (lambda i, c: overlay_figure(i[0], c), "cams: expected those of 3 images"),
+        (lambda i, c: overlay_figure(i[0, 0], c), r"images: expected tensors \(N, C, H, W\).*got one of \(16,\)"),
+        (lambda i, c: overlay_figure([i[0], "x.png"], c), "got one of str"),
+        (lambda i, c: overlay_figure([], []), "images: expected at least one"),
+        (lambda i, c: overlay_figure(i, c, scale="row"), "scale: expected 'map', 'sample', 'figure' or a positive"),
+        (lambda i, c: overlay_figure(i, c, scale=0), "scale: expected"),
+        (lambda i, c: overlay_figure(i, c, opacity=2), "opacity: expected a number from 0 to 1, got 2"),
+        (lambda i, c: overlay_figure(i, c, titles=["a"]), "titles: expected 2, one an image, got 1"),
+        (lambda i, c: overlay_figure(i, c, columns=0), "columns: expected at least 1"),
+        (lambda i, c: overlay_figure(i, c, style="jet"), "style: expected 'shaded', .*got 'jet'"),
+        (lambda i, c: overlay_figure(i, c, style="masked_image", signed=True), "for signed maps"),
+        (lambda i, c: overlay_figure(i, c, style="masked_image", scale="figure"), "Captum divides each map"),
+        (lambda i, c: contour_figure(i, c, levels=(0.5, 1)), "levels: expected numbers above 0 and below 1"),
+        (lambda i, c: class_grid_figure(i, c, [[0, 1]]), r"targets: expected \(M,\) or \(N, M\).*got \(1, 2\)"),
+        (lambda i, c: class_grid_figure(i, c, [3], class_names="abc"), "class_names: expected more than 3"),
+        (lambda i, c: class_grid_figure(i, c.expand(2, 300, 4, 4)), "at most 400 panels, got 2 rows of 301"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*images_and_cams(2))
+
+
+class Samples(Dataset):
+    """Standardised images; the third cannot be read."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("truncated")
+        return self.images[index], 0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    columns = columns_of(12, maps=(2, 4, 4), dtype="float16")
+    columns["status"][2], columns["status"][5] = Status.DAMAGED, Status.MISSING
+    for row in (2, 5):
+        columns["maps"][row] = np.nan
+        columns["targets"][row] = columns["predictions"][row] = -1
+        columns["confidences"][row] = np.nan
+    columns["problems"] = np.array(
+        ["" if row != 2 else "OSError: truncated" for row in range(12)], dtype=object
+    )
+    settings = {
+        "method": "grad_cam",
+        "layer": "layer4",
+        "model": {"class": "ResNet"},
+        "mean": MEAN,
+        "std": STD,
+    }
+    return write_store(tmp_path_factory.mktemp("stores") / "store", columns, chunk=4, settings=settings)
+
+
+def test_figures_of_a_store(store):
+    rows = [9, 2, 5, 0, 9]
+    figure = store_figure(store, rows)
+    assert figure.get_suptitle() == "grad_cam at layer4 of ResNet"
+    for axis, row in zip(panels(figure), rows, strict=True):
+        np.testing.assert_allclose(axis.images[0].get_array(), store.thumbnails[row] / np.float32(255))
+        if row in (2, 5):
+            assert len(axis.images) == 1
+            continue
+        prediction = store.class_names[store.predictions[row]]
+        assert axis.get_title().split("\n") == [
+            f"{row:05d}.png",
+            f"label {store.class_names[store.labels[row]]}",
+            f"predicted {prediction} ({store.confidences[row]:.2f})",
+        ]
+        map_ = torch.from_numpy(store.maps[row, :1].astype("f4"))[None]
+        assert not dead_cams(map_)
+        expected = torch.nn.functional.interpolate(map_.relu() / map_.max(), (16, 16), mode="bilinear")
+        np.testing.assert_allclose(axis.images[1].get_array(), expected[0, 0], atol=1e-6)
+    assert [notes(axis) for axis in panels(figure)] == [
+        "", "damaged: OSError: truncated", "not written yet", "", "",
+    ]  # fmt: skip
+
+
+def test_figures_of_a_store_with_the_images_that_were_explained(store):
+    shown = torch.rand(12, 3, 8, 8)
+    standardised = (shown - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    figure = store_figure(
+        store.path, [1, 2], "side_by_side", images=Samples(standardised), which=1, columns=1
+    )
+    np.testing.assert_allclose(panels(figure)[0].images[0].get_array(), shown[1].movedim(0, -1), atol=1e-6)
+    assert "map of " in panels(figure)[0].get_title()  # the second highest, so not the prediction
+    assert [notes(axis) for axis in panels(figure)[3:]] == ["damaged: OSError: truncated"] * 3
+
+
+def test_class_grid_of_a_store(store):
+    figure = store_figure(store, [0, 2], "class_grid")
+    names = [store.class_names[k] for k in store.targets[0]]
+    assert [axis.get_title() for axis in panels(figure)] == ["image", *names, "image", "none", "none"]
+
+
+def test_stores_refuse_what_they_lack(store, tmp_path):
+    for call, message in [
+        (lambda: store_figure(store, []), "positions: expected at least one"),
+        (lambda: store_figure(store, [12]), "positions: expected 0 to 11, samples of the store, got 12"),
+        (lambda: store_figure(store, [-1]), "positions: expected 0 to 11"),
+        (lambda: store_figure(store, [0], "pie"), "kind: expected 'overlay', .*got 'pie'"),
+        (lambda: store_figure(store, [0], which=2), "which: expected 0 to 1"),
+        (
+            lambda: store_figure(store, [0], images=Samples(torch.rand(3, 3, 8, 8))),
+            "images: expected the 12 samples",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+    bare = write_store(tmp_path / "bare", columns_of(2, thumbnail=None))
+    with pytest.raises(ValueError, match="the store has no thumbnails"):
+        store_figure(bare, [0])
+
+
+def test_no_window_and_no_matplotlib_before_a_figure_is_asked_for():
+    code = (
+        "import sys, torch, batchcam_captum.explain, batchcam_captum.explain.figures as f; f.overlay_figure; "
+        "assert 'matplotlib' not in sys.modules and 'captum' not in sys.modules; "
+        "f.contour_figure(torch.rand(1, 3, 8, 8), torch.rand(1, 1, 4, 4)); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
