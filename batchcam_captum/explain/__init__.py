@@ -12,6 +12,7 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .figures import class_grid_figure, contour_figure, overlay_figure, side_by_side_figure, store_figure
     from .layout import Status
+    from .report import write_report
     from .run import explain_dataset
     from .store import Store, StoredMaps, open_store
     from .writing import OtherSettingsError
@@ -28,6 +29,7 @@ __all__ = [
     "overlay_figure",
     "side_by_side_figure",
     "store_figure",
+    "write_report",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "overlay_figure": ".figures",
     "side_by_side_figure": ".figures",
     "store_figure": ".figures",
+    "write_report": ".report",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
