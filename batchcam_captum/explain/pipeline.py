@@ -70,7 +70,7 @@ class Pipeline:
 
         Raises:
             OSError: the disk is full.
-            ValueError: maps that the store's dtype cannot hold, or that have another shape than the first.
+            ValueError: maps that the store's dtype cannot hold.
         """
         host, event = {}, None
         for name, values in computed.items():
@@ -127,13 +127,6 @@ class Pipeline:
         }
 
     def _check(self, batch: GuardedBatch, computed: dict[str, Tensor]) -> None:
-        maps = computed.get("maps")
-        expected = self.writer.layout.maps
-        if maps is not None and tuple(maps.shape[1:]) != expected:
-            raise ValueError(
-                f"maps: expected all of one shape, {expected} as the first, got {tuple(maps.shape[1:])} of samples "
-                f"{batch.positions[0]} to {batch.positions[-1]}; bring the images to one size"
-            )
         if "lossy" in computed:
             lossy = computed.pop("lossy")
             if bool((lossy >= 2).any()):

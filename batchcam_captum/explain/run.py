@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from ..functional import CamMethod
 from ..functional.images import PerChannel
 from ..loading import find_layer
 from .computing import MASK_METRICS, Computing, MapSize, thumbnail_size
-from .guarded import check_loader, first_readable, guarded_batches
+from .guarded import GuardedBatch, check_loader, first_readable, guarded_batches
 from .layout import Layout, chunk_size
 from .pipeline import Pipeline
 from .store import Store, open_store
@@ -146,7 +147,9 @@ def explain_dataset(
         "samples": count,
         "names": _hash(*(names["ids"] or ()), *(names["paths"] or ())),
         "image_size": list(images.shape[1:]),
-        "first_image": hashlib.sha256(_bytes(example.images)).hexdigest(),  # tells images that were prepared otherwise
+        "first_image": hashlib.sha256(
+            _bytes(example.images)
+        ).hexdigest(),  # tells images that were prepared otherwise
         "batch_size": batch_size,
         "dtype": dtype,
         "size": size,
@@ -164,59 +167,61 @@ def explain_dataset(
         overwrite=overwrite,
         alone=world_size == 1,
     ) as writer:
-        _explain(
-            writer,
-            writer.missing(rank, world_size),
-            loader,
-            computing,
-            place,
-            names,
-            rank,
-            world_size,
-            progress,
-        )
+        run = _Run(loader, computing, place, tuple(images.shape[1:]), names)
+        run.write(writer, rank, world_size, progress=progress)
         writer.finish()
     return open_store(store)
 
 
-def _explain(
-    writer: StoreWriter,
-    chunks: list[int],
-    loader: DataLoader[Any],
-    computing: Computing,
-    device: torch.device,
-    names: Mapping[str, list[str] | None],
-    rank: int,
-    world_size: int,
-    progress: bool,
-) -> None:
-    """Compute and write the chunks."""
-    from tqdm.auto import tqdm
+@dataclass(frozen=True)
+class _Run:
+    """What is computed of which samples."""
 
-    layout, size = writer.layout, loader.batch_size
-    assert size is not None
-    rows = [layout.rows(chunk) for chunk in chunks]
-    positions = [
-        range(start, min(start + size, part.stop))
-        for part in rows
-        for start in range(part.start, part.stop, size)
-    ]
-    own = [layout.rows(chunk) for chunk in range(rank, layout.chunks, world_size)]
-    total, left = (sum(part.stop - part.start for part in parts) for parts in (own, rows))
-    with (
-        tqdm(total=total, initial=total - left, unit="image", desc="explain", disable=not progress) as bar,
-        Pipeline(writer, chunks, **names) as pipeline,
-    ):
-        for batch in guarded_batches(loader, positions, pin_memory=device.type == "cuda"):
-            computed: dict[str, Tensor] = {}
-            if batch.images is not None:
-                computed = computing(
-                    batch.images.to(device, non_blocking=True),
-                    _to(batch.labels, device),
-                    _to(batch.masks, device),
-                )
-            pipeline.take(batch, computed)
-            bar.update(len(batch.positions))
+    loader: DataLoader[Any]
+    computing: Computing
+    device: torch.device
+    image_shape: tuple[int, ...]  #: (C, *spatial)
+    names: Mapping[str, list[str] | None]  #: ids and paths
+
+    def write(self, writer: StoreWriter, rank: int, world_size: int, *, progress: bool) -> None:
+        """Compute and write the chunks of a rank that are not there yet."""
+        from tqdm.auto import tqdm
+
+        layout, size = writer.layout, self.loader.batch_size
+        assert size is not None
+        chunks = writer.missing(rank, world_size)
+        rows = [layout.rows(chunk) for chunk in chunks]
+        positions = [
+            range(start, min(start + size, part.stop))
+            for part in rows
+            for start in range(part.start, part.stop, size)
+        ]
+        own = [layout.rows(chunk) for chunk in range(rank, layout.chunks, world_size)]
+        total, left = (sum(part.stop - part.start for part in parts) for parts in (own, rows))
+        on_gpu = self.device.type == "cuda"
+        with (
+            tqdm(
+                total=total, initial=total - left, unit="image", desc="explain", disable=not progress
+            ) as bar,
+            Pipeline(writer, chunks, **self.names) as pipeline,
+        ):
+            for batch in guarded_batches(self.loader, positions, pin_memory=on_gpu):
+                pipeline.take(batch, self._computed(batch))
+                bar.update(len(batch.positions))
+
+    def _computed(self, batch: GuardedBatch) -> dict[str, Tensor]:
+        if batch.images is None:
+            return {}
+        if tuple(batch.images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"loader: expected images of one size, {self.image_shape} as the first, got {tuple(batch.images.shape[1:])} of "
+                f"samples {batch.positions[0]} to {batch.positions[-1]}; bring them to one size"
+            )
+        return self.computing(
+            batch.images.to(self.device, non_blocking=True),
+            _to(batch.labels, self.device),
+            _to(batch.masks, self.device),
+        )
 
 
 def model_hash(model: nn.Module) -> str:

@@ -1,0 +1,455 @@
+"""explain_dataset: what is in the store, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from batchcam_captum import BatchGradCam
+from batchcam_captum.explain import OtherSettingsError, explain_dataset, open_store
+from batchcam_captum.explain.writing import StoreWriter
+from batchcam_captum.functional import energy_in_mask, pointing_game, resize
+from tests.models import SmallCnn
+
+ROOT = Path(__file__).parents[2]
+COUNT, BATCH = 530, 8  # three chunks of 256, the last one and its last batch not whole
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class Samples(Dataset[Any]):
+    """Random images with labels and masks, some of them damaged; what was read is counted."""
+
+    def __init__(self, count: int = COUNT, damaged: tuple[int, ...] = (), stop_at: int | None = None) -> None:
+        draw = torch.Generator().manual_seed(0)
+        pictures = torch.rand(count, 3, 16, 14, generator=draw)
+        self.pictures = pictures
+        self.images = (pictures - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        self.labels = torch.arange(count) % 5
+        self.masks = (pictures.mean(1, keepdim=True) > 0.5).float()
+        self.damaged, self.stop_at = damaged, stop_at
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        self.read.append(index)
+        if self.stop_at is not None and index >= self.stop_at:
+            raise KeyboardInterrupt
+        if index in self.damaged:
+            raise OSError(f"image file {index} is truncated")
+        return self.images[index], self.labels[index], self.masks[index]
+
+
+def small_model() -> SmallCnn:
+    torch.manual_seed(3)
+    return SmallCnn().eval()
+
+
+def loader(dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, **({"batch_size": BATCH} | options))
+
+
+def explained(folder: Path, dataset: Dataset[Any] | None = None, **options: Any) -> Any:
+    model = options.pop("model", None) or small_model()
+    dataset = Samples() if dataset is None else dataset
+    return explain_dataset(model, "layer", loader(dataset), folder / "store.zarr", **options)
+
+
+def digest(store: Any) -> str:
+    """Of all files with their names."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in Path(store.path).rglob("*") if path.is_file()):
+        found.update(str(path.relative_to(store.path)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return explained(tmp_path_factory.mktemp("whole"), mean=MEAN, std=STD, class_names="abcde")
+
+
+def test_a_store_has_what_attribute_gives(whole):
+    data, model = Samples(), small_model()
+    cams, scores = BatchGradCam(model, model.layer).attribute_with_scores(
+        data.images, target=lambda scores: scores.amax(1)
+    )
+    assert whole.complete
+    assert whole.about["written"] == COUNT
+    assert whole.maps.dtype == "float32"
+    assert_close(torch.from_numpy(whole.maps[:]), cams, rtol=1e-5, atol=1e-7)
+    assert_close(torch.from_numpy(whole.scores[:]), scores, rtol=1e-5, atol=1e-7)
+    assert np.array_equal(whole.predictions[:], scores.argmax(1))
+    assert np.array_equal(whole.targets[:, 0], scores.argmax(1))
+    assert_close(torch.from_numpy(whole.confidences[:]), scores.softmax(1).amax(1), rtol=1e-5, atol=1e-7)
+    assert np.array_equal(whole.labels[:], data.labels)
+    assert list(whole.ids[:3]) == ["0", "1", "2"]
+    assert set(whole.paths[:]) == {""}
+    assert whole.class_names == tuple("abcde")
+    assert whole.settings["layer"] == "layer"
+
+
+def test_metrics_of_the_masks(whole):
+    data, maps = Samples(), torch.from_numpy(whole.maps[:])
+    assert_close(torch.from_numpy(whole.metrics["energy_in_mask"][:, 0]), energy_in_mask(maps, data.masks))
+    assert_close(
+        torch.from_numpy(whole.metrics["pointing_game"][:, 0]), pointing_game(maps, data.masks).float()
+    )
+
+
+def test_thumbnails_show_the_images_without_their_standardisation(whole):
+    expected = (Samples().pictures * 255).permute(0, 2, 3, 1)
+    assert whole.thumbnails.shape == (COUNT, 16, 14, 3)
+    assert np.abs(whole.thumbnails[:].astype(float) - expected.numpy()).max() <= 0.51
+
+
+def test_large_images_get_small_pictures_of_their_proportions(tmp_path):
+    store = explained(tmp_path, Samples(10), thumbnails=8, mean=MEAN, std=STD)
+    expected = torch.nn.functional.interpolate(Samples(10).pictures, (8, 7), mode="area")
+    assert_close(
+        torch.from_numpy(store.thumbnails[:]).float().permute(0, 3, 1, 2), expected * 255, atol=0.51, rtol=0
+    )
+    assert explained(tmp_path / "none", Samples(10), thumbnails=0).thumbnails is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes"),
+    [
+        ("true", lambda data, scores: data.labels[:, None]),
+        ("all", lambda data, scores: torch.arange(5).expand(len(scores), 5)),
+        (2, lambda data, scores: scores.topk(2).indices),
+        ([4, 1], lambda data, scores: torch.tensor([4, 1]).expand(len(scores), 2)),
+    ],
+    ids=["true", "all", "top", "classes"],
+)
+def test_the_classes_that_are_asked_for(tmp_path, targets, classes):
+    data, model = Samples(20), small_model()
+    expected = classes(data, model(data.images))
+    store = explained(tmp_path, data, targets=targets)
+    assert np.array_equal(store.targets[:], expected)
+    cams = BatchGradCam(model, model.layer).attribute_classes(data.images, expected)
+    assert_close(torch.from_numpy(store.maps[:]), cams, rtol=1e-5, atol=1e-7)
+    assert store.metrics["energy_in_mask"].shape == expected.shape
+
+
+def test_maps_as_large_as_the_images_in_half_precision(tmp_path):
+    data, model = Samples(9), small_model()
+    store = explained(tmp_path, data, size="input", dtype="float16", targets="true")
+    cams = BatchGradCam(model, model.layer).attribute(data.images, target=data.labels)
+    assert store.maps.dtype == "float16"
+    assert_close(torch.from_numpy(store.maps[:]).float(), resize(cams, (16, 14)), rtol=1e-3, atol=1e-6)
+
+
+class Scaled(nn.Module):
+    """A model whose maps are larger by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = small_model(), factor
+        self.layer = self.inner.layer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images) * self.factor
+
+
+def test_half_precision_says_where_it_is_not_enough(tmp_path):
+    options = {"dtype": "float16", "layer": "inner.layer"}
+
+    def run(factor: float) -> None:
+        explain_dataset(
+            Scaled(factor).eval(), "layer", loader(Samples(9)), tmp_path / f"{factor}", dtype=options["dtype"]
+        )
+
+    with pytest.raises(ValueError, match=r"got float16, which ends at 65,504.*pass dtype='float32'"):
+        run(1e9)
+    with pytest.warns(UserWarning, match="9 samples have maps that peak below 6e-5"):
+        run(1e-6)
+
+
+def test_damaged_samples_are_listed_and_end_nothing(tmp_path, whole):
+    damaged = (0, 17, *range(256, 272), COUNT - 1)
+    store = explained(tmp_path, Samples(damaged=damaged), mean=MEAN, std=STD)
+    assert store.complete
+    assert store.about["damaged"] == len(damaged)
+    frame = store.frame()
+    assert tuple(frame.index[frame.status == "damaged"]) == damaged
+    assert frame.problem[17] == "image file 17 is truncated"
+    assert np.isnan(store.maps[17]).all()
+    rest = store.written()
+    assert len(rest) == COUNT - len(damaged)
+    # A batch of another size may be rounded otherwise.
+    assert_close(store.maps[:][rest], whole.maps[:][rest], rtol=1e-5, atol=1e-7)
+
+
+def test_no_sample_that_can_be_read(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"at least one sample that can be read, got none of 6; sample 0: image file 0"
+    ):
+        explained(tmp_path, Samples(6, damaged=tuple(range(6))))
+    assert not (tmp_path / "store.zarr").exists()
+
+
+def test_errors_that_no_sample_is_to_blame_for_are_raised(tmp_path):
+    class Broken(Samples):
+        def __getitem__(self, index: int) -> Any:
+            if index == 20:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().__getitem__(index)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        explained(tmp_path, Broken(30))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        explained(tmp_path, Samples(stop_at=300), mean=MEAN, std=STD, class_names="abcde")
+    store = open_store(tmp_path / "store.zarr")
+    assert not store.complete
+    assert list(store.written()) == list(range(256))
+    data = Samples()
+    store = explained(tmp_path, data, mean=MEAN, std=STD, class_names="abcde")
+    assert data.read == [0, *range(256, COUNT)]  # the first one tells the sizes
+    assert digest(store) == digest(whole)
+    data = Samples()
+    explained(tmp_path, data, mean=MEAN, std=STD, class_names="abcde")
+    assert data.read == [0]
+
+
+_CHILD = """
+import os, signal, sys
+from tests.explain.test_run import *
+class Killed(Samples):
+    def __getitem__(self, index):
+        if index == 520:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+torch.set_num_threads(1)
+explained(Path(sys.argv[1]), Killed(), mean=MEAN, std=STD, class_names="abcde")
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, whole):
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not open_store(tmp_path / "store.zarr").complete
+    (tmp_path / "store.zarr" / "maps" / "c" / "2.abc.partial").touch()  # of a chunk that was being written
+    store = explained(tmp_path, mean=MEAN, std=STD, class_names="abcde")
+    assert digest(store) == digest(whole)
+
+
+def test_several_processes_write_one_store(tmp_path, whole):
+    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
+    with pytest.raises(KeyboardInterrupt):  # one dies
+        explained(tmp_path, Samples(stop_at=520), rank=0, world_size=2, **options)
+    store = explained(tmp_path, rank=1, world_size=2, **options)
+    assert not store.complete
+    assert list(store.written()) == list(range(512))
+    assert digest(explained(tmp_path, rank=2, world_size=3, **options)) == digest(whole)
+
+
+def test_the_environment_of_torchrun_says_which_process_this_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert list(explained(tmp_path).written()) == list(range(256, 512))
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    explained(tmp_path, Samples(9), about={"checkpoint": "a.pt"})
+    for options, message in [
+        ({"targets": 2}, "targets = 'predicted' there, 'top 2' here"),
+        ({"method": "hires_cam"}, "method = 'grad_cam' there, 'hires_cam' here"),
+        ({"model": SmallCnn().eval()}, "model.sha256 = '"),
+        ({"about": {"checkpoint": "b.pt"}}, "about.checkpoint = 'a.pt' there, 'b.pt' here"),
+        ({"dataset": Samples(10)}, "samples = 9 there, 10 here"),
+        ({"dataset": TensorDataset(torch.rand(9, 3, 16, 14))}, "first_image = '"),
+    ]:
+        given = {"dataset": Samples(9), "about": {"checkpoint": "a.pt"}} | options
+        with pytest.raises(OtherSettingsError, match=message):
+            explained(tmp_path, given.pop("dataset"), **given)
+    data = Samples(9)
+    assert explained(tmp_path, data, targets=2, overwrite=True).settings["targets"] == "top 2"
+    assert len(data.read) == 10
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
+    write = StoreWriter.write
+
+    def full(self: StoreWriter, chunk: int, columns: Any) -> None:
+        if chunk == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, chunk, columns)
+
+    monkeypatch.setattr(StoreWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        explained(tmp_path, mean=MEAN, std=STD, class_names="abcde")
+    monkeypatch.undo()
+    data = Samples()
+    assert digest(explained(tmp_path, data, mean=MEAN, std=STD, class_names="abcde")) == digest(whole)
+    assert min(data.read[1:]) == 256
+
+
+def test_workers_read_the_same(tmp_path, whole):
+    store = explain_dataset(
+        small_model(),
+        "layer",
+        loader(Samples(), num_workers=2),
+        tmp_path / "store.zarr",
+        mean=MEAN,
+        std=STD,
+        class_names="abcde",
+    )
+    assert digest(store) == digest(whole)
+
+
+def test_nothing_else_changes(tmp_path):
+    model = small_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    explain_dataset(model, model.layer, loader(Samples(20), num_workers=1), tmp_path / "store.zarr")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_paths_come_from_the_data_set(tmp_path):
+    class Folder(Samples):
+        samples = [(f"{number}.png", 0) for number in range(9)]  # noqa: RUF012
+
+    assert list(explained(tmp_path, Subset(Folder(9), [4, 2])).paths[:]) == ["4.png", "2.png"]
+    store = explained(tmp_path / "own", Folder(9), paths=list("abcdefghi"), ids=list("123456789"))
+    assert "".join(store.paths[:]) == "abcdefghi"
+    assert "".join(store.ids[:]) == "123456789"
+
+
+def test_signals_have_maps_too(tmp_path):
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 3)).eval()
+    data = TensorDataset(torch.rand(7, 2, 10))
+    store = explain_dataset(model, "1", loader(data), tmp_path / "store.zarr")
+    assert store.maps.shape == (7, 1, 8)
+    assert store.thumbnails is None
+    assert set(store.labels[:]) == {-1}
+    assert store.frame().correct.isna().all()
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Any:
+        return iter(torch.rand(3, 3, 16, 14))
+
+
+def test_loaders_that_a_run_could_not_go_on_with(tmp_path):
+    for given, kind, message in [
+        (
+            DataLoader(Samples(9), batch_size=2, shuffle=True),
+            ValueError,
+            "shuffle=False, got one with RandomSampler",
+        ),
+        (DataLoader(Samples(9), batch_size=None), ValueError, "expected a DataLoader with a batch_size"),
+        (DataLoader(Stream(), batch_size=2), TypeError, "can only be gone through"),
+        (
+            DataLoader(Samples(9)[:0] if False else Subset(Samples(9), [])),
+            ValueError,
+            "got an empty data set",
+        ),
+        (Samples(9), TypeError, "expected a torch.utils.data.DataLoader, got Samples"),
+    ]:
+        with pytest.raises(kind, match=message):
+            explain_dataset(small_model(), "layer", given, tmp_path / "store.zarr")
+    assert not any(tmp_path.iterdir())
+
+
+def test_models_that_do_not_fit(tmp_path):
+    def of(head: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), head).eval()
+
+    class Pair(nn.Module):
+        def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+            return values.flatten(1), values.flatten(1)
+
+    for model, message in [
+        (of(nn.Flatten(0)), r"expected scores of shape \(N, K\), got shape \(4,\)"),
+        (of(nn.Identity()), r"expected scores of shape \(N, K\), got shape \(1, 4, 1, 1\)"),
+        (of(Pair()), "tensor"),
+        (
+            of(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))),
+            "expected scores of at least 2 classes, got 1; wrap",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()).eval(),
+            r"to take images of shape \(N, 3, 16, 14\)",
+        ),
+        (small_model().train(), "got one in training mode"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=message):
+            explain_dataset(
+                model,
+                "layer" if hasattr(model, "layer") else "1",
+                loader(Samples(9)),
+                tmp_path / "store.zarr",
+            )
+    assert not any(tmp_path.iterdir())
+
+
+def test_images_of_several_sizes(tmp_path):
+    class Sizes(Samples):
+        def __getitem__(self, index: int) -> Any:
+            image, label, _ = super().__getitem__(index)
+            return image[:, : 16 - index // self.step], label
+
+    data = Sizes(16)
+    data.step = 5
+    with pytest.raises(
+        ValueError, match="expected samples that make a batch, got RuntimeError: stack expects"
+    ):
+        explained(tmp_path, data)
+    data.step = 8  # all of one size in each batch
+    with pytest.raises(
+        ValueError,
+        match=r"images of one size, \(3, 16, 14\) as the first, got \(3, 15, 14\) of samples 8 to 15",
+    ):
+        explained(tmp_path / "other", data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "best"}, "targets: expected 'predicted', 'true', 'all'"),
+        ({"targets": 0}, "at least 1 of the highest classes"),
+        ({"targets": 6}, "at most 5 classes, as the model has, got 6"),
+        ({"targets": [5]}, "classes from 0 to 4, as the model has 5, got 5"),
+        ({"targets": [1, 1]}, "each once"),
+        ({"targets": 1.5}, "an integer or a list of integers, got 1.5"),
+        (
+            {"targets": "true", "dataset": TensorDataset(torch.rand(9, 3, 16, 14))},
+            "expected labels in the batches",
+        ),
+        ({"dtype": "float64"}, "dtype: expected 'float16' or 'float32'"),
+        ({"size": "image"}, "size: expected 'layer' or 'input'"),
+        ({"thumbnails": -1}, "thumbnails: expected at least 0"),
+        ({"class_names": "ab"}, "class_names: expected 5, as the model has scores, got 2"),
+        ({"ids": ["a"]}, "ids: expected 9, one a sample, got 1"),
+        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1, got 2"),
+        ({"rank": 2}, "rank, world_size: expected both or neither"),
+        ({"rank": 0, "world_size": 2, "overwrite": True}, "overwrite: expected one process"),
+    ],
+)
+def test_arguments_that_do_not_fit(tmp_path, options, message):
+    dataset = options.pop("dataset", None) or Samples(9)
+    with pytest.raises((ValueError, TypeError), match=message):
+        explained(tmp_path, dataset, **options)
+    assert not any(tmp_path.iterdir())
