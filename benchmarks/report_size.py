@@ -1,0 +1,138 @@
+"""How large is the report of 10,000 samples, and how soon does it show pictures?
+
+Cut-outs of photographs as thumbnails of 64 px, maps of 7×7. The file is opened by a Chromium that has just been started, with an
+empty profile; needs chromium and chromedriver, and the extra `test`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import Report, Spread, Times, parser, start
+
+from batchcam_captum.explain import Store, open_store, write_report
+from batchcam_captum.explain.layout import Layout, Status
+from batchcam_captum.explain.writing import writing
+
+MEGABYTES, SECONDS = 60, 2
+_SAMPLES, _CLASSES, _PIXELS, _CHUNK = 10_000, 100, 64, 250
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--window-size=1440,900"),
+)
+#: Set by the page when the pictures in sight are painted; an empty page has only the browser's own mark.
+_MARK = """const [mark] = performance.getEntriesByName('first-pictures');
+const [paint] = performance.getEntriesByName('first-contentful-paint');
+const found = arguments[0] ? mark : paint;
+return found ? found.startTime / 1000 : null"""
+
+
+def made(path: Path, samples: int) -> Store:
+    """A store of random cut-outs, with maps that are brightest somewhere in the middle."""
+    from PIL import Image
+    from skimage import data
+
+    draw = np.random.default_rng(0)
+    photographs = [Image.fromarray(each()) for each in (data.astronaut, data.chelsea, data.coffee)]
+    layout = Layout(samples, _CHUNK, (1, 7, 7), _CLASSES, thumbnail=(_PIXELS, _PIXELS))
+    names = tuple(f"class number {index}" for index in range(_CLASSES))
+    settings = {"model": "resnet18", "layer": "layer4", "method": "grad_cam", "targets": "predicted"}
+    place = np.arange(7) - 3
+    with writing(path, layout, settings=settings, environment={}, class_names=names) as writer:
+        for chunk in range(layout.chunks):
+            rows = range(samples)[layout.rows(chunk)]
+            count = len(rows)
+            scores = draw.normal(size=(count, _CLASSES)).astype(np.float32)
+            predictions = scores.argmax(1).astype(np.int32)
+            y, x = draw.normal(size=(2, count, 1, 1))
+            maps = (
+                np.exp(-((place[:, None] - y) ** 2 + (place - x) ** 2) / 4)
+                + draw.normal(size=(count, 7, 7)) / 9
+            )
+            columns = {
+                "maps": maps[:, None].astype(np.float16),
+                "targets": predictions[:, None],
+                "scores": scores,
+                "predictions": predictions,
+                "confidences": draw.random(count, dtype=np.float32),
+                "labels": np.where(draw.random(count) < 0.7, predictions, 0).astype(np.int32),
+                "ids": np.array([str(row) for row in rows], dtype=object),
+                "paths": np.array([f"test/class number {row % _CLASSES}/image {row:06d}.jpg" for row in rows], dtype=object),
+                "thumbnails": np.stack([_cut_out(photographs[row % len(photographs)], draw) for row in rows]),
+                "status": np.full(count, Status.WRITTEN, np.uint8),
+            }  # fmt: skip
+            writer.write(chunk, columns)
+        writer.finish()
+    return open_store(path)
+
+
+def _cut_out(photograph, draw: np.random.Generator) -> np.ndarray:
+    side = int(min(photograph.size) * draw.uniform(0.4, 1))
+    left, top = (int(draw.integers(0, length - side + 1)) for length in photograph.size)
+    return np.asarray(photograph.resize((_PIXELS, _PIXELS), box=(left, top, left + side, top + side)))
+
+
+def seconds_until_seen(path: Path, *, pictures: bool) -> float:
+    """From the start of the navigation to pictures, or to the first content, on the screen of a fresh browser."""
+    from selenium import webdriver
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium") or sys.exit("there is no chromium")
+        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.page_load_strategy = "none"
+        service = webdriver.ChromeService(
+            shutil.which("chromedriver") or sys.exit("there is no chromedriver")
+        )
+        browser = webdriver.Chrome(options=options, service=service)
+        try:
+            browser.get(path.as_uri())
+            # Asked seldom: every question takes time from the page.
+            found = WebDriverWait(browser, 120, poll_frequency=0.5).until(
+                lambda it: it.execute_script(_MARK, pictures)
+            )
+        finally:
+            browser.quit()
+    return float(found)
+
+
+def main() -> None:
+    options = start(parser(__doc__, rounds=5))
+    samples = 500 if options.quick else _SAMPLES
+    report = Report(
+        "report_size",
+        options,
+        "Seconds until the pictures in sight are painted, by the page's own clock, from the start of the navigation; Chromium "
+        "without a GPU. The empty page says how long the browser itself takes.",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        store = made(Path(folder, "store"), samples)
+        began = time.perf_counter()
+        page = write_report(store, Path(folder, "report.html"))
+        writing_took = time.perf_counter() - began
+        empty = Path(folder, "empty.html")
+        empty.write_text("<!doctype html><title>empty</title><p>empty", encoding="utf-8")
+        times = Times({"report": [], "empty page": []})
+        for _ in range(options.rounds):
+            times.seconds["report"].append(seconds_until_seen(page, pictures=True))
+            times.seconds["empty page"].append(seconds_until_seen(empty, pictures=False))
+        megabytes = page.stat().st_size / 1e6
+    case = f"{samples} samples, thumbnails of {_PIXELS} px, maps of 7x7"
+    report.add_case(case, times=times, megabytes=megabytes, writing_seconds=writing_took)
+    report.add_figure(case, "size, MB", Spread.exact(megabytes), reach=MEGABYTES)
+    report.add_figure(case, "first pictures, s", Spread.of(times.seconds["report"]), reach=SECONDS)
+    report.add_figure(
+        case, "first content of an empty page, s", Spread.of(times.seconds["empty page"]), reach=None
+    )
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
