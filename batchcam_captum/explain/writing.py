@@ -113,7 +113,7 @@ def writing(
         ValueError: a folder that is no store, a store of another version, or one that another process is writing.
         OSError: a folder that cannot be written to.
     """
-    path = Path(path)
+    path = _real(path)
     if overwrite:
         remove_store(path)
     about = {
@@ -124,6 +124,7 @@ def writing(
         "complete": False,
     }
     _make(path, layout, about)
+    open_store(path, any_format=True)  # refuses what is none, before anything in there is cleared up
     with _locked(path, alone):
         _check(open_store(path), layout, about)
         yield StoreWriter(path, layout)
@@ -133,12 +134,23 @@ def remove_store(path: str | os.PathLike[str]) -> None:
     """Remove a store, of whatever settings, and nothing else.
 
     Raises:
-        ValueError: there is something else.
+        ValueError: there is something else, or a store that another process is writing.
     """
+    path = _real(path)
+    if _is_empty(path):
+        return
+    open_store(path, any_format=True)  # refuses what is none
+    with _locked(path, alone=True):
+        # Out of the way in one step: of a store that is half removed nobody could say that it was one.
+        removed = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+        os.rename(path, Path(removed, path.name))
+    shutil.rmtree(removed)
+
+
+def _real(path: str | os.PathLike[str]) -> Path:
+    """Where a link leads, which could not be replaced by a folder."""
     path = Path(path)
-    if not _is_empty(path):
-        open_store(path, any_format=True)  # refuses what is none
-        shutil.rmtree(path)
+    return path.resolve() if path.is_symlink() else path
 
 
 def _is_empty(path: Path) -> bool:
@@ -158,15 +170,10 @@ def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
     """Make the store whole, or not at all; where another process was faster, its store stays."""
     if not _is_empty(path):
         return
+    made = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path}: expected a folder that can be written to, got: {error.strerror or error}; choose another",
-        ) from error
-    try:
         group = _zarr().create_group(made)
         for name, array in layout.arrays().items():
             group.create_array(
@@ -178,13 +185,17 @@ def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
             )
         group.attrs[KEY] = dict(about)
         os.chmod(made, 0o777 & ~_umask())
-        try:
-            os.rename(made, path)
-        except OSError:
-            if _is_empty(path):
-                raise
+        os.rename(made, path)
+    except OSError as error:
+        # The process that was faster may have cleared up what this one was making.
+        if _is_empty(path):
+            raise OSError(
+                error.errno,
+                f"{path}: expected a folder that can be written to, got: {error.strerror or error}; make room, or choose another",
+            ) from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def _umask() -> int:
