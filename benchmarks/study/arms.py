@@ -29,7 +29,7 @@ from batchcam_captum.losses import LOSSES, CamLoss
 from batchcam_captum.training import LinearWarmup
 from batchcam_captum.training.terms import GivenWeight
 
-from .data import StudyData, brightest
+from .data import Part, StudyData, brightest
 
 PLAIN = "cross_entropy"
 
@@ -45,6 +45,10 @@ _USUAL = {
     "batch_cam": "mean",
     "prototype_contrastive": "mean",
 }
+
+
+#: Losses that take masks with the batch.
+_TOLD = ("rrr_cam", "energy", "hint", "gradia")
 
 
 @dataclass(frozen=True)
@@ -135,13 +139,14 @@ def regularizer(
     )
 
 
-def needs_masks(arm: str) -> bool:
-    """Whether the arm is told where the objects, or the shortcuts, are."""
-    return any(
-        each.prototypes == "masks"
-        or (each.prototypes is None and each.loss in ("rrr_cam", "energy", "hint", "gradia"))
-        for each in terms(arm)
-    )
+def masks_for(arm: str, part: Part) -> torch.Tensor | None:
+    """Where the arm is told that evidence may be, (N, 1, H, W) floating; None where it is told nothing."""
+    found = terms(arm)
+    if any(each.prototypes == "objects" for each in found):
+        return part.objects.float()
+    if any(each.prototypes == "masks" or each.loss in _TOLD for each in found):
+        return part.masks
+    return None
 
 
 def _mean(data: StudyData) -> ClassPrototypes:
@@ -194,4 +199,5 @@ PROTOTYPES: dict[str, Callable[[StudyData], Any]] = {
     "mean_in_foreground": _mean_in_foreground,
     "clean": _clean,
     "masks": lambda data: MaskPrototypes(data.num_classes),
+    "objects": lambda data: MaskPrototypes(data.num_classes),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .page import FOLDER, METRICS, RESULTS
-from .plans import CLEAN, DECOYED, UPPER_BOUND, known, known_arms
+from .plans import CLEAN, DECOYED, OBJECTS, UPPER_BOUND, known, known_arms
 from .summary import Cell, Cells, collected
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _COLOURS = {
     "recipe": "#d55e00",
     "told masks": "#999999",
 }
-_TOLD = (UPPER_BOUND, "rrr_cam", "energy")
+_TOLD = (UPPER_BOUND, OBJECTS, "rrr_cam", "energy")
 
 
 def dots(cells: Cells, arms: dict[str, str], network: str, metric: str, sets: Sequence[str]) -> Figure:

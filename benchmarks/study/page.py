@@ -17,6 +17,7 @@ from .plans import (
     DECOYED,
     FAMILIES,
     FURTHER,
+    OBJECTS,
     OTHER_LAYER,
     RECIPE,
     SEARCHED,
@@ -163,13 +164,13 @@ def in_short(folder: Path) -> str:
     """The recipe next to cross-entropy, to what it gets without the shortcut, and to an arm that is told masks."""
     cells = collected(folder, known("grid", folder)[0])
     arms = known_arms(folder)
-    told = arms.get(UPPER_BOUND, "")
+    told, objects = arms.get(UPPER_BOUND, ""), arms.get(OBJECTS, "")
     rows = []
     for data in (*CLEAN, *DECOYED, *FURTHER):
         base, shortcut = base_and_shortcut(data)
-        plain, recipe, annotated, clean = (
+        plain, recipe, annotated, at_object, clean = (
             cell_of(cells, name, "simple_cnn", arm)
-            for name, arm in ((data, PLAIN), (data, RECIPE), (data, told), (base, PLAIN))
+            for name, arm in ((data, PLAIN), (data, RECIPE), (data, told), (data, objects), (base, PLAIN))
         )
         if not recipe.metrics:
             continue
@@ -180,6 +181,7 @@ def in_short(folder: Path) -> str:
                 f"**{written(recipe, 'accuracy')}**",
                 difference(recipe, plain, "accuracy"),
                 written(annotated, "accuracy"),
+                written(at_object, "accuracy") if at_object.metrics else "",
                 "" if shortcut is None else written(clean, "accuracy"),
                 *(
                     f"{written(plain, metric)} → {written(recipe, metric)}"
@@ -193,7 +195,8 @@ def in_short(folder: Path) -> str:
         "cross-entropy, %",
         "recipe, %",
         "difference",
-        "told masks, %",
+        "told where the shortcut is, %",
+        "told where the object is, %",
         "cross-entropy without the shortcut, %",
         "SSIM to prototype",
         "coherence",

@@ -21,6 +21,9 @@ DECOYED = ("decoy-mnist", "decoy-fashion-mnist")
 FURTHER = ("decoy-cdep-mnist", "decoy-cdep-fashion-mnist", "decoy-fixed-mnist", "color-mnist")
 FURTHER_ARMS = (PLAIN, "recipe")
 UPPER_BOUND = "foreground@masks"
+#: The same, told the object's own pixels, also where there is a shortcut beside it; with that one's weight, which was chosen
+#: without a shortcut, where the two are the same.
+OBJECTS = "foreground@objects"
 _TRAIN_SIZE = 20_000
 
 #: The arms of the full grid, without their weights, and the weights to choose from. The last three are told masks.
@@ -138,10 +141,11 @@ def chosen_arms(folder: Path) -> dict[str, str]:
         NotYetError: weights are not chosen yet.
     """
     runs = [of_choice(data, PLAIN) for data in CLEAN]
-    return FIXED | {
+    chosen = {
         family: f"{family}:{choose_weight(family, choices, runs, folder):g}"
         for family, choices in FAMILIES.items()
     }
+    return FIXED | chosen | {OBJECTS: chosen[UPPER_BOUND].replace(UPPER_BOUND, OBJECTS)}
 
 
 def grid(folder: Path) -> Iterator[Settings]:
@@ -156,7 +160,11 @@ def grid(folder: Path) -> Iterator[Settings]:
     upper = {UPPER_BOUND: arms[UPPER_BOUND]}
     yield from _shown(upper)
     yield from _part(upper.items(), FURTHER, SEEDS, 0)
-    yield from _part(arms.items() - (FIXED | upper).items(), (*CLEAN, *DECOYED), SEEDS, 200)
+    objects = {OBJECTS: arms[OBJECTS]}
+    yield from _part(objects.items(), DECOYED[:1], MORE_SEEDS, 200)
+    yield from _part(objects.items(), DECOYED[1:], SEEDS, 200)
+    yield from _part(objects.items(), (name for name in FURTHER if name.startswith("decoy")), SEEDS, 0)
+    yield from _part(arms.items() - (FIXED | upper | objects).items(), (*CLEAN, *DECOYED), SEEDS, 200)
 
 
 def _shown(arms: dict[str, str]) -> Iterator[Settings]:
@@ -166,8 +174,9 @@ def _shown(arms: dict[str, str]) -> Iterator[Settings]:
 
 
 def _part(
-    arms: Iterable[tuple[str, str]], sets: Sequence[str], seeds: Sequence[int], faithfulness: int
+    arms: Iterable[tuple[str, str]], sets: Iterable[str], seeds: Sequence[int], faithfulness: int
 ) -> Iterator[Settings]:
+    sets = list(sets)
     for seed in seeds:
         for data in sets:
             for _, arm in sorted(arms):

@@ -102,14 +102,15 @@ class _Training:
         self.model = model.to(device, memory_format=torch.channels_last).train()
         layer = settings.layer or network.layer
         self.layer = self.model.get_submodule(layer)
-        given = data.standardized(data.train.images), data.train.labels, data.train.masks
-        self.images, self.labels, self.masks = (each.to(device) for each in given)
+        self.images = data.standardized(data.train.images).to(device)
+        self.labels = data.train.labels.to(device)
+        masks = arms.masks_for(settings.arm, data.train)
+        self.masks = None if masks is None else masks.to(device)
         self.steps = len(self.labels) // settings.batch_size
         grad_cam = BatchGradCam(self.model, layer)
         self.regularizer = arms.regularizer(settings.arm, grad_cam, data, self.steps)
         if self.regularizer is not None:
             self.regularizer.to(device)
-        self.with_masks = arms.needs_masks(settings.arm)
         self.optimizer = network.optimizer(self.model, settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.seconds: list[float] = []
@@ -142,7 +143,7 @@ class _Training:
         else:
             with self.regularizer:
                 scores = self.model(images)
-            masks = self.masks[chosen] if self.with_masks else None
+            masks = None if self.masks is None else self.masks[chosen]
             loss = F.cross_entropy(scores, labels)
             try:
                 loss = loss + self.regularizer(scores, labels, images=images, masks=masks, task_loss=loss)

@@ -50,11 +50,6 @@ def test_every_arm_of_the_plans_can_be_read():
     assert second == arms.Term("prototype", "ssim", "median", "hires_cam", "log_prob_sum", (), 3.0, 0.5)
     assert second.schedule(steps_per_epoch=10)(5) == 3.0
     assert arms.terms(arms.PLAIN) == []
-    assert [arms.needs_masks(arm) for arm in ("energy:1", "foreground@masks:1", "foreground:1")] == [
-        True,
-        True,
-        False,
-    ]
 
 
 @pytest.mark.parametrize("arm", ["", "unknown:1", "prototype-l1@nothing:1", "prototype-l1:x", "energy:1+"])
@@ -310,6 +305,10 @@ def test_masks_say_where_evidence_may_be(small, tmp_path):
     assert colored.images.shape[1] == 3
     assert torch.equal(colored.masks, clean.masks)
     assert [part.has_shortcut_beside for part in (clean, decoyed, colored)] == [False, True, False]
+    for arm, told in (("energy:1", decoyed.masks), ("foreground@objects:1", decoyed.objects.float())):
+        assert torch.equal(arms.masks_for(arm, decoyed), told)
+    assert torch.equal(arms.masks_for("foreground@masks:1", decoyed), decoyed.masks)
+    assert arms.masks_for("foreground:1", decoyed) is None
 
 
 def test_the_development_shortcut_is_a_diamond_with_the_shade_of_its_class(small):
