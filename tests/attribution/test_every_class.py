@@ -209,7 +209,6 @@ def test_classes_of_the_scores_come_with_them(internal_batch_size: int | None) -
     assert_close(cams, grad_cam.attribute_classes(images, expected.topk(2).indices))
 
 
-
 @pytest.mark.parametrize("method", ["grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam"])
 @pytest.mark.parametrize("make", [SmallCnn, lambda: Pooled(nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5))])
 def test_every_weighting(make: Any, method: str) -> None:
