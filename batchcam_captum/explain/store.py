@@ -172,7 +172,8 @@ class Store:
 
         Args:
             images: the data set that was explained, in the same order. None: the files that ``paths`` names are read where there
-                are any, as PIL images, and the thumbnails are taken otherwise, (3, height, width) in [0, 1].
+                are any, as PIL images, and the thumbnails are taken otherwise, (3, height, width) in [0, 1]. Files are read
+                whole, while a map is of what the model was given, often their middle: ``transform`` has to cut out the same.
             transform: of the image.
 
         Raises:

@@ -1,0 +1,217 @@
+"""Reading stores: arrays, table, data set, and what is no store."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from batchcam_captum.explain import Status, open_store
+
+from .stores import SETTINGS, columns_of, write_store
+
+SAMPLES, DAMAGED, MISSING = 20, 3, 17
+METRICS = ("energy_pointing_game",)
+
+
+def columns():
+    """One sample is damaged, one is not written yet, and of one the label is not known."""
+    found = columns_of(SAMPLES, maps=(2, 3, 4), thumbnail=(6, 8), metrics=METRICS, dtype="float16")
+    found["problems"] = np.array([""] * SAMPLES, dtype=object)
+    found["problems"][DAMAGED] = "UnidentifiedImageError: <b>ä</b>"
+    found["labels"][5] = -1
+    for row, status in ((DAMAGED, Status.DAMAGED), (MISSING, Status.MISSING)):
+        found["status"][row] = status
+        for name in ("maps", "scores", "confidences", *METRICS):
+            found[name][row] = np.nan
+        for name in ("targets", "predictions"):
+            found[name][row] = -1
+    return found
+
+
+@pytest.fixture(scope="module")
+def written():
+    return columns()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, written):
+    return write_store(tmp_path_factory.mktemp("stores") / "store", written, chunk=8, metrics=METRICS)
+
+
+def test_arrays_are_lazy_and_as_they_were_written(store, written):
+    for name, array in store.arrays().items():
+        assert not isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array[:], written[name])
+        np.testing.assert_array_equal(array[6:10], written[name][6:10])
+        if name != "status" and name in dir(store):
+            assert getattr(store, name).path == array.path
+    assert store.maps.chunks == (8, 2, 3, 4)
+    assert list(store.metrics) == list(METRICS)
+
+
+def test_only_the_chunks_that_are_asked_for_are_read(store, tmp_path):
+    """So that a store may be larger than the memory: the others are not even looked at."""
+    path = shutil.copytree(store.path, tmp_path / "store")
+    for chunk in ("0", "2"):
+        for file in (path / "maps" / "c" / chunk).rglob("0"):
+            if file.is_file():
+                file.write_bytes(b"no array")
+    copy = open_store(path)
+    np.testing.assert_array_equal(copy.maps[8:16], store.maps[8:16])
+    with pytest.raises(RuntimeError, match="Zstd"):
+        copy.maps[:1]
+
+
+def test_what_a_store_says_of_itself(store):
+    assert len(store) == SAMPLES
+    assert "20 samples, maps (2, 3, 4) float16, not complete" in repr(store)
+    assert not store.complete
+    assert store.settings == SETTINGS
+    assert store.class_names == ("cat", "dog", "ship")
+    assert store.written().tolist() == [row for row in range(SAMPLES) if row not in (DAMAGED, MISSING)]
+
+
+def test_a_store_travels_as_its_path(store):
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.maps[:], store.maps[:])
+    assert len(pickle.dumps(store)) < 500
+    assert len(pickle.dumps(store.dataset())) < 10_000
+
+
+def test_frame(store, written):
+    frame = store.frame()
+    assert frame.index.name == "position"
+    assert list(frame) == [
+        "id", "path", "status", "problem", "label", "prediction", "confidence", "correct", *METRICS,
+    ]  # fmt: skip
+    assert frame.status.value_counts().to_dict() == {"written": SAMPLES - 2, "damaged": 1, "missing": 1}
+    assert frame.problem[DAMAGED] == "UnidentifiedImageError: <b>ä</b>"
+    assert frame.path[7] == "folder/00007.png"
+    assert frame.label[5] is pandas.NA
+    assert frame.prediction[DAMAGED] is pandas.NA
+    known = [row for row in range(SAMPLES) if row not in (5, DAMAGED, MISSING)]
+    unknown = [5, DAMAGED, MISSING]
+    assert frame.correct[unknown].isna().all()
+    expected = written["labels"][known] == written["predictions"][known]
+    assert frame.correct[known].tolist() == expected.tolist()
+    assert 0 < frame.correct.mean() < 1
+    np.testing.assert_array_equal(frame[METRICS[0]], written[METRICS[0]][:, 0])
+    np.testing.assert_array_equal(frame.confidence, written["confidences"])
+
+
+def check_batches(dataset, written, workers, images):
+    """All written samples with their own images and maps, in order."""
+    batches = list(DataLoader(dataset, batch_size=5, num_workers=workers))
+    found, maps = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert maps.dtype is torch.float32
+    np.testing.assert_array_equal(maps, written["maps"][dataset.positions].astype("f4"))
+    np.testing.assert_allclose(found, images[dataset.positions], atol=1e-6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dataset_of_the_images_that_were_explained(store, written, workers):
+    """Worker processes read the store, too, after this one has."""
+    images = torch.rand(SAMPLES, 3, 5, 5)
+    dataset = store.dataset(TensorDataset(images, torch.arange(SAMPLES)), transform=lambda image: image * 2)
+    check_batches(dataset, written, workers, 2 * images)
+
+
+def test_dataset_of_thumbnails(tmp_path, written):
+    without_paths = {name: column for name, column in written.items() if name != "paths"}
+    store = write_store(tmp_path / "store", without_paths, metrics=METRICS)
+    images = written["thumbnails"].transpose(0, 3, 1, 2) / np.float32(255)
+    check_batches(store.dataset(), written, 0, images)
+
+
+def test_dataset_of_files(tmp_path):
+    found = columns_of(3, thumbnail=None)
+    found["paths"] = np.array([str(tmp_path / f"bild <{row}> ä '\".png") for row in range(3)], dtype=object)
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 6), dtype=np.uint8)
+    for path, image in zip(found["paths"], images, strict=True):
+        Image.fromarray(image).save(path)
+    dataset = write_store(tmp_path / "store", found).dataset()
+    assert len(dataset) == 3
+    image, map_ = dataset[2]
+    assert image.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(image), images[2][..., None].repeat(3, -1))
+    assert map_.shape == (1, 4, 4)
+
+
+def test_datasets_that_do_not_fit(store, tmp_path):
+    with pytest.raises(ValueError, match="images: expected the 20 samples of the store, got 3"):
+        store.dataset(TensorDataset(torch.rand(3, 1)))
+    bare = columns_of(4, thumbnail=None)
+    del bare["paths"]
+    with pytest.raises(ValueError, match="neither paths nor thumbnails, got None; pass the one"):
+        write_store(tmp_path / "store", bare).dataset()
+
+
+@pytest.fixture
+def copy(store, tmp_path):
+    return shutil.copytree(store.path, tmp_path / "copy")
+
+
+def change(path, edit):
+    """Rewrite the metadata of the group."""
+    file = path / "zarr.json"
+    known = json.loads(file.read_text())
+    edit(known)
+    file.write_text(json.dumps(known))
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing: expected a store of explain_dataset.*check the path"
+    ):
+        open_store(tmp_path / "nothing")
+
+
+def test_what_is_no_store(tmp_path, copy):
+    (tmp_path / "file.zarr").write_bytes(b"PK")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file.zarr", tmp_path / "folder", copy / "maps"):
+        with pytest.raises(ValueError, match=f"{path.name}: expected a store .* got something else"):
+            open_store(path)
+    change(copy, lambda known: known["attributes"].clear())  # somebody else's Zarr group
+    with pytest.raises(ValueError, match="got something else"):
+        open_store(copy)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": []}']
+)
+def test_damaged_metadata(copy, damage):
+    (copy / "zarr.json").write_text(damage)
+    with pytest.raises(ValueError, match="copy: expected a store"):
+        open_store(copy)
+
+
+def test_another_version(copy):
+    change(copy, lambda known: known["attributes"]["batchcam_captum"].update(format=2))
+    with pytest.raises(
+        ValueError, match=r"expected a store of version 1, got one of version 2; read it with"
+    ):
+        open_store(copy)
+    assert open_store(copy, any_format=True).about["format"] == 2
+
+
+def test_arrays_that_are_gone(copy):
+    shutil.rmtree(copy / "scores")
+    shutil.rmtree(copy / "status")
+    with pytest.raises(ValueError, match="expected a whole store, got one without scores, status; explain"):
+        open_store(copy)
+
+
+def test_zarr_itself_reads_a_store(store, written):
+    """The format is a standard one: nothing of this package is needed."""
+    import zarr
+
+    group = zarr.open_group(store.path, mode="r")
+    np.testing.assert_array_equal(group["maps"][:], written["maps"])
+    assert list(group["paths"][:2]) == ["folder/00000.png", "folder/00001.png"]
