@@ -332,10 +332,11 @@ def test_figures_of_a_store(store):
     figure = store_figure(store, rows)
     assert figure.get_suptitle() == "grad_cam at layer4 of ResNet"
     for axis, row in zip(panels(figure), rows, strict=True):
-        np.testing.assert_allclose(axis.images[0].get_array(), store.thumbnails[row] / np.float32(255))
         if row in (2, 5):
             assert len(axis.images) == 1
+            assert (axis.images[0].get_array() == 1).all()  # blank
             continue
+        np.testing.assert_allclose(axis.images[0].get_array(), store.thumbnails[row] / np.float32(255))
         prediction = store.class_names[store.predictions[row]]
         assert axis.get_title().split("\n") == [
             f"{row:05d}.png",

@@ -24,7 +24,8 @@ Panel = Callable[["Axes"], None]
 _SIDE = 1.7  # inches, of a square panel; others have the same area
 _WIDTH = 9.0  # inches, about, of all panels where their number is free
 _LARGEST = 400  # panels; Matplotlib takes a minute for more
-_SMALL, _LINE = 7, 0.14  # points of the smaller text, and inches of a line of it
+#: Points of the smaller text, and inches of a line and, about, of a letter of it.
+_SMALL, _LINE, _LETTER = 7, 0.14, 0.055
 _BAR, _LONGEST_BAR = 0.9, 4.0  # inches: what it takes of the width, and its height
 #: Images have few pixels or many, maps mostly few.
 _IMAGE: dict[str, Any] = {"interpolation": "nearest"}
@@ -63,7 +64,8 @@ def framed(
             f"figure: expected at most {_LARGEST} panels, got {rows} rows of {columns}; choose fewer samples, or fewer classes"
         )
     aspect = min(max(aspect, 0.25), 4.0)
-    width = max(_SIDE * sqrt(aspect) * columns + _BAR + 0.2 * bool(grid.row_names), 3.6)
+    names = _LETTER * max((len(line) for name in grid.row_names for line in name.split("\n")), default=0)
+    width = max(_SIDE * sqrt(aspect) * columns + _BAR + names, 3.6)
     lines = textwrap.wrap(said, int(width * 17))
     heads = [_lines_of(row) for row in grid.titles]
     height = (
@@ -132,7 +134,7 @@ def map_panel(map_: ScaledMap, maps: ScaledMaps, size: Sequence[int]) -> Panel:
             # Not Captum's "heat_map": it divides each map by its own largest value, and knows no scale that several share.
             axis.imshow(map_.values.numpy(), **_colours(maps), extent=extent, **_IMAGE)
         else:
-            _empty(axis, size)
+            axis.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
         _noted(axis, map_.note)
 
     return draw
@@ -239,15 +241,10 @@ def _bare(axis: Axes) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _empty(axis: Axes, size: Sequence[int]) -> None:
-    """A frame of the image's shape."""
-    axis.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5), aspect="equal")
-    axis.spines[:].set(visible=True, color="0.7", linestyle=(0, (3, 3)))
-
-
 def _noted(axis: Axes, note: str) -> None:
-    """Say it at the panel's bottom."""
+    """Say it at the panel's bottom, and draw a frame, as there may be nothing else in the panel."""
     if note:
+        axis.spines[:].set(visible=True, color="0.7", linestyle=(0, (3, 3)))
         axis.text(
             *(0.5, 0.04, "\n".join(textwrap.wrap(note, 26))),
             transform=axis.transAxes,

@@ -67,7 +67,7 @@ def store_figure(
     cams = torch.from_numpy(maps.astype(np.float32))
     problems = _problems(store, rows)
     if images is None:
-        pixels: Images = _thumbnails(store, rows)
+        pixels: Images = _thumbnails(store, rows, problems)
     else:
         pixels = _images(images, store, rows, problems)
         options = {"mean": store.settings.get("mean"), "std": store.settings.get("std")} | options
@@ -105,14 +105,17 @@ def _problems(store: Store, rows: Sequence[int]) -> list[str]:
     ]
 
 
-def _thumbnails(store: Store, rows: Sequence[int]) -> Tensor:
+def _thumbnails(store: Store, rows: Sequence[int], problems: Sequence[str]) -> Tensor:
     # Never the files that the paths name: what was explained is mostly a part of them, and a map would lie in the wrong place.
     thumbnails = store.thumbnails
     if thumbnails is None:
         raise ValueError(
             "images: expected the data set that was explained, as the store has no thumbnails, got None; pass it"
         )
-    return torch.from_numpy(_rows(thumbnails, rows)).permute(0, 3, 1, 2)
+    found = torch.from_numpy(_rows(thumbnails, rows)).permute(0, 3, 1, 2)
+    return torch.stack(
+        [torch.full_like(one, 255) if problem else one for one, problem in zip(found, problems, strict=True)]
+    )
 
 
 def _images(images: Dataset[Any], store: Store, rows: Sequence[int], problems: Sequence[str]) -> list[Tensor]:
