@@ -79,9 +79,10 @@ class Pipeline:
                 host[name] = there.copy_(values, non_blocking=True)
             else:
                 host[name] = values.cpu()
-        if any(values.device.type == "cuda" for values in computed.values()):
+        on = next((values.device for values in computed.values() if values.device.type == "cuda"), None)
+        if on is not None:
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(on))  # which need not be the process's current device
         self._computed.append((batch, host, event))
         while len(self._computed) > (_IN_FLIGHT if event is not None else 0):
             self._fetch()
