@@ -134,7 +134,11 @@ def run(options: argparse.Namespace) -> None:
     if options.device == "cuda" and "LOCAL_RANK" in os.environ:
         options.device = f"cuda:{os.environ['LOCAL_RANK']}"
     # What takes no time comes first: the rest may have to load for minutes.
-    check_device(options.device)
+    device = check_device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        import torch
+
+        torch.cuda.set_device(device)  # nothing of this rank on another one's
     get_method(options.method)
     ClassChoice.of(options.targets)
     for name, least in (("batch_size", 1), ("workers", 0), ("thumbnails", 0), ("num_classes", 2)):

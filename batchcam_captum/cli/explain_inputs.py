@@ -224,12 +224,14 @@ def _matched(options: argparse.Namespace, data: _Data, given: tuple[str, ...] | 
         raise ValueError(
             f"--data: expected labels from 0 to {count - 1}, as {options.model} has {count} classes, got {max(data.labels)}"
         )
-    if options.targets == "true" and data.labels is not None:
-        lacking = sum(classes(label) < 0 for label in data.labels)
-        if lacking:
+    if options.targets == "true":
+        total = None if data.labels is None else len(data.labels)
+        lacking = 0 if data.labels is None else sum(classes(label) < 0 for label in data.labels)
+        if lacking or not classes.order:
+            which = "any" if total is None else f"{lacking} of {total}"
+            why = f" ({classes.remark})" if classes.remark else ""
             raise ValueError(
-                f"--targets: expected a label for each image with true, got none for {lacking} of {len(data.labels)}"
-                f"{f' ({classes.remark})' if classes.remark else ''}; pass --targets predicted"
+                f"--targets: expected a label for each image with true, got none for {which}{why}; pass --targets predicted"
             )
     return classes
 

@@ -21,6 +21,7 @@ from batchcam_captum.explain import run as explaining
 from batchcam_captum.explain.listing import list_folder
 from batchcam_captum.explain.sources import ImageFiles
 from batchcam_captum.loading import Preprocessing, load_model
+from tests.datasets.files import write_idx
 from tests.explain.test_sources import save
 
 MODEL_FILE = """
@@ -227,6 +228,8 @@ def test_bad_input_gives_one_clear_line_and_leaves_nothing(files, tmp_path, caps
     (tmp_path / "three.txt").write_text("a\nb\nc\n")
     (tmp_path / "list.csv").write_text(f"path,label\n{files}/images/cats/0.png,7\n")
     (tmp_path / "other.csv").write_text("file\n1\n")
+    write_idx(tmp_path / "FashionMNIST" / "raw")
+    fashion = ["--data", "torchvision/FashionMNIST", "--data-root", tmp_path]
     three = f"{files / 'model.py'}:of_three"
     cases = [
         ([model, "--data", tmp_path / "gone"], "--data: expected a folder of images, a CSV of paths, digits, mnist"),
@@ -239,6 +242,7 @@ def test_bad_input_gives_one_clear_line_and_leaves_nothing(files, tmp_path, caps
         ([model, *images, "--classes", tmp_path / "three.txt"], "--classes: expected 2 names, one for each class of "),
         ([model, *images, "--classes", tmp_path / "gone.txt"], "--classes: expected a file that can be read"),
         ([three, *images, "--classes", tmp_path / "three.txt", "--targets", "true"], "none for 6 of 6 (the data has 2 classes"),
+        ([model, *fashion, "--targets", "true"], "none for any (the data has 10 classes and the model 2"),
         ([model, *images, "--targets", "7"], "targets: expected at most 2 classes, as the model has, got 7"),
         ([model, *images, "--targets", "0"], "targets: expected at least 1 of the highest classes, got 0"),
         ([model, *images, "--mean", "0.5", "--std", "0.5"], "to take images of shape (1, 1, 224, 224)"),
