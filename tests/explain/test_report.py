@@ -58,7 +58,7 @@ def columns():
 @pytest.fixture(scope="module")
 def written(columns, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    store = write_store(folder / "store", columns, metrics=("energy",))
+    store = write_store(folder / "my store.zarr", columns, metrics=("energy",))
     return read(write_report(store, folder / "report.html"))
 
 
@@ -99,7 +99,7 @@ def test_pictures_can_be_told_apart_on_their_sheets(written, columns, rows):
 
 
 def test_summary_counts(written, columns, rows):
-    data, _, _ = written
+    data, _, text = written
     assert data["counts"] == {
         **{"samples": 40, "written": 39, "damaged": 1, "missing": 0, "labelled": 38},
         **{"dead": 1, "notFinite": 1, "classes": 3},
@@ -107,6 +107,7 @@ def test_summary_counts(written, columns, rows):
     known = np.setdiff1d(rows, [9])
     assert data["accuracy"] == pytest.approx((columns["labels"] == columns["predictions"])[known].mean())
     assert data["complete"] is True
+    assert "<title>Maps of my store</title>" in text
     assert ["data.size", "224"] in data["settings"]
     assert data["damaged"]["rows"] == [
         {"position": 7, "ids": "7", "paths": "folder/00007.png", "problems": "truncated <image>"}

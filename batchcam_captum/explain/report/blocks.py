@@ -17,7 +17,8 @@ SAMPLES = 16
 _ACROSS = 4
 #: Pictures begin at multiples of this, so that no JPEG block lies on two of them.
 _STEP = 16
-_QUALITY = 85
+#: Of colour, and of grey, which has large even areas that smear visibly, and costs little.
+_QUALITY, _GREY_QUALITY = 85, 93
 
 
 def tile_size(height: int, width: int) -> tuple[int, int]:
@@ -42,10 +43,11 @@ def sheet(thumbnails: np.ndarray[Any, Any]) -> str:
     picture = load("PIL.Image", purpose="a report", extra="explain").fromarray(
         joined.reshape(rows * down, _ACROSS * across, 3)
     )
-    if (thumbnails == thumbnails[..., :1]).all():
+    grey = bool((thumbnails == thumbnails[..., :1]).all())
+    if grey:
         picture = picture.convert("L")
     written = io.BytesIO()
-    picture.save(written, "JPEG", quality=_QUALITY, optimize=True)
+    picture.save(written, "JPEG", quality=_GREY_QUALITY if grey else _QUALITY, optimize=True)
     return base64.b64encode(written.getvalue()).decode("ascii")
 
 

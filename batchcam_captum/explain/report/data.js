@@ -47,6 +47,7 @@ const className = (index) => {
   const name = data.classNames && data.classNames[index];
   return name === undefined || name === null || name === "" ? String(index) : visible(name);
 };
+const titleOf = (name) => visible(name).replaceAll("_", " ");
 const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "not known");
 const figure = (value, digits = 3) => {
   if (value === null || !Number.isFinite(value)) return "none";

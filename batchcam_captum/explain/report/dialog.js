@@ -26,7 +26,7 @@ const factsOf = (row) => {
   if (data.counts.labelled) list.push(["True class", className(columns.labels[row]) + (isKnown(row) ? (isRight(row) ? " ✓" : " ✗ not as predicted") : "")]);
   list.push(["Map explains", className(targetOf(row))], ["Maximum of the map", isDead(row) ? "0 (dead)" : figure(peakOf(row))]);
   if (data.mapConfusion.length) list.push(["Nearest class map", columns.nearest[row] < 0 ? "none" : className(columns.nearest[row])]);
-  for (const [name, values] of Object.entries(columns.metrics)) list.push([name, figure(values[row])]);
+  for (const [name, values] of Object.entries(columns.metrics)) list.push([titleOf(name), figure(values[row])]);
   return pairs(list);
 };
 

@@ -28,8 +28,8 @@ const fillSorts = () => {
   SORTS.set("weakest", ["maximum of the map, lowest first", peaks, 1]);
   SORTS.set("strongest", ["maximum of the map, highest first", peaks, -1]);
   for (const [name, values] of Object.entries(columns.metrics)) {
-    SORTS.set(`${name}-up`, [`${name}, lowest first`, values, 1]);
-    SORTS.set(`${name}-down`, [`${name}, highest first`, values, -1]);
+    SORTS.set(`${name}-up`, [`${titleOf(name)}, lowest first`, values, 1]);
+    SORTS.set(`${name}-down`, [`${titleOf(name)}, highest first`, values, -1]);
   }
   if (data.paths) SORTS.set("path", ["path", data.paths, 1]);
   for (const [value, [text]] of SORTS) form.elements.sort.append(make("option", { value }, text));

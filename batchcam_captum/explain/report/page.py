@@ -40,7 +40,7 @@ def write_report(
     Args:
         store: what :func:`.open_store` gives, or the path of one. It may be incomplete, which the page says.
         path: the file to write. Its folder must exist; a file that is there is replaced once the new one is whole.
-        title: the page's heading. None: from the store's name.
+        title: the page's heading. None: from the store's name, without .zarr.
         progress: show a bar.
 
     Returns:
@@ -55,7 +55,7 @@ def write_report(
     if not isinstance(store, Store):
         store = open_store(store)
     path = Path(path)
-    title = f"Maps of {store.path.resolve().name}" if title is None else title
+    title = f"Maps of {store.path.resolve().name.removesuffix('.zarr')}" if title is None else title
     with (
         written_whole(path) as temporary,
         tempfile.TemporaryFile("w+", encoding="ascii", dir=temporary.parent) as spool,

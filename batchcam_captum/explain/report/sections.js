@@ -1,8 +1,8 @@
 // All but the gallery: summary, maps by class, confusions, metrics, damaged samples, settings.
 
 // Rows of text, the first cell of each the row's heading; numbers to the right.
-const tableOf = (caption, heads, rows) => {
-  const numeric = (cell) => /^[-−+]?[\d.,e+-]+( %)?$/.test(String(cell)) || cell === "none";
+const tableOf = (caption, heads, rows, { numbers = true } = {}) => {
+  const numeric = (cell) => numbers && (/^[-−+]?[\d.,e+-]+( %)?$/.test(String(cell)) || cell === "none");
   const cell = (value, index) => index === 0
     ? make("th", { scope: "row" }, make("bdi", {}, value))
     : make("td", { class: numeric(value) ? "number" : null }, make("bdi", {}, value));
@@ -13,9 +13,11 @@ const tableOf = (caption, heads, rows) => {
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell))))));
 };
 
-const settingOf = (name) => {
-  const found = data.settings.find(([key]) => key === name) || data.settings.find(([key]) => key.endsWith(`.${name}`));
-  return found ? visible(found[1]) : null;
+// The first of the settings that there is.
+const settingOf = (...names) => {
+  const settings = new Map(data.settings);
+  const found = names.map((name) => settings.get(name)).find((value) => value !== undefined && value !== "none");
+  return found === undefined ? null : visible(found);
 };
 
 const fillSummary = () => {
@@ -25,7 +27,8 @@ const fillSummary = () => {
       counts.damaged ? `${whole(counts.damaged)} damaged` : null, counts.missing ? `${whole(counts.missing)} not written yet` : null].filter(Boolean).join(", ");
   const share = (part) => (counts.written ? ` (${percent(part / counts.written)})` : "");
   const facts = [
-    ["Model", settingOf("model")], ["Layer", settingOf("layer")], ["Method", settingOf("method")], ["Targets", settingOf("targets")],
+    ["Model", settingOf("about.model", "model", "model.class")], ["Layer", settingOf("layer")], ["Method", settingOf("method")], ["Targets", settingOf("targets")],
+    ["Data", (settingOf("about.data") || "").split(/[\\/]/).pop() || null],
     ["Samples", whole(counts.samples)],
     ["Classes", whole(counts.classes)],
     ["Accuracy", data.accuracy === null ? "no labels" : percent(data.accuracy)],
@@ -144,9 +147,9 @@ const fillMetrics = () => {
   byId("metrics").hidden = false;
   const cells = ({ count: samples, mean, median }) => [whole(samples), figure(mean), figure(median)];
   byId("metric-tables").replaceChildren(
-    tableOf("Over all samples", ["Metric", "Samples", "Mean", "Median"], names.map((name) => [name, ...cells(data.metrics[name])])),
-    ...names.map((name) => make("details", {}, make("summary", {}, `${name} by class`),
-      tableOf(`${name} by ${data.classMaps.by === "label" ? "true" : "predicted"} class`, ["Class", "Samples", "Mean", "Median"],
+    tableOf("Over all samples", ["Metric", "Samples", "Mean", "Median"], names.map((name) => [titleOf(name), ...cells(data.metrics[name])])),
+    ...names.map((name) => make("details", {}, make("summary", {}, `${titleOf(name)} by class`),
+      tableOf(`${titleOf(name)} by ${data.classMaps.by === "label" ? "true" : "predicted"} class`, ["Class", "Samples", "Mean", "Median"],
         data.metrics[name].by_class.map((one) => [className(one.class), ...cells(one)])))));
 };
 
@@ -157,7 +160,7 @@ const fillDamaged = () => {
   byId("damaged-explained").textContent = `${whole(total)} ${total === 1 ? "sample" : "samples"} could not be read and ${total === 1 ? "has" : "have"} no map.` +
     (rows.length < total ? ` The first ${whole(rows.length)} are listed.` : "");
   byId("damaged-table").replaceChildren(tableOf("Damaged samples and why", ["Position", "Id", "Path", "Problem"],
-    rows.map((row) => [whole(row.position), visible(row.ids), visible(row.paths), visible(row.problems)])));
+    rows.map((row) => [whole(row.position), visible(row.ids), visible(row.paths), visible(row.problems)]), { numbers: false }));
 };
 
 const fillSettings = () => {
@@ -167,9 +170,9 @@ const fillSettings = () => {
     make("p", { class: "explained" },
       `In this page maps are relu(map) ÷ maximum in 256 steps` + (String(size) === String(stored) ? "" : `, resized by area from ${stored.join(" × ")} to ${size.join(" × ")}`) +
       (few < of ? `; of ${whole(of)} maps a sample the ${few === 1 ? "first" : `${few} of the highest scores`}` : "") + ". The store has them raw."),
-    tableOf("Settings", ["Setting", "Value"], data.settings.map(shown)),
+    tableOf("Settings", ["Setting", "Value"], data.settings.map(shown), { numbers: false }),
     ...data.environments.map((one, index) => make("details", {}, make("summary", {}, data.environments.length === 1 ? "Machine and versions" : `Machine and versions ${index + 1}`),
-      tableOf("Machine and versions", ["Name", "Value"], one.map(shown)))));
+      tableOf("Machine and versions", ["Name", "Value"], one.map(shown), { numbers: false }))));
 };
 
 const fillNavigation = () => {
