@@ -140,7 +140,6 @@ SPECIAL = {
         (overlay_figure, True),
         (contour_figure, False),
         (side_by_side_figure, False),
-        (class_grid_figure, False),
     ],
 )
 def test_maps_that_show_nothing_are_said_to(draw, signed, tmp_path):
@@ -159,7 +158,7 @@ def test_maps_that_show_nothing_are_said_to(draw, signed, tmp_path):
         of_constant = note == "constant map" and draw is not contour_figure
         of_negative = signed and note == "dead map: no positive value"
         assert drawn == (note == "" or of_constant or of_negative)
-    if draw in (overlay_figure, class_grid_figure) and not signed:
+    if draw is overlay_figure and not signed:
         figure.savefig(tmp_path / "figure.png", dpi=20)  # nothing warns, whatever the texts
 
 
@@ -388,11 +387,23 @@ def test_stores_refuse_what_they_lack(store, tmp_path):
         store_figure(bare, [0])
 
 
-def test_no_window_and_no_matplotlib_before_a_figure_is_asked_for():
+def test_no_window_is_left_and_no_text_is_read_as_mathematics():
+    from matplotlib import pyplot
+
+    images, cams = images_and_cams(2)
+    overlay_figure(images, cams, style="blended_heat_map")
+    figure = class_grid_figure(images, cams, titles=["$x", "$"], class_names=["$^$"], title="a$b_{$")
+    assert not pyplot.get_fignums()
+    for axis in panels(figure):
+        texts = [text for text in (axis.title, axis.yaxis.label, *axis.texts) if text.get_text()]
+        assert texts
+        assert not any(text.get_parse_math() for text in texts)
+    assert not figure._suptitle.get_parse_math()
+
+
+def test_matplotlib_and_captum_are_loaded_when_a_figure_is_drawn():
     code = (
-        "import sys, torch, batchcam_captum.explain, batchcam_captum.explain.figures as f; f.overlay_figure; "
-        "assert 'matplotlib' not in sys.modules and 'captum' not in sys.modules; "
-        "f.contour_figure(torch.rand(1, 3, 8, 8), torch.rand(1, 1, 4, 4)); "
-        "assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, batchcam_captum.explain as explain; explain.overlay_figure, explain.store_figure; "
+        "assert not {'matplotlib', 'captum', 'pandas', 'zarr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
