@@ -18,6 +18,7 @@ from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_w
 if TYPE_CHECKING:
     from ..explain import Store
     from .explain_inputs import Inputs
+    from .ranks import Ranks
 
 _LISTED = 10
 _KINDS = ("predicted", "true", "all")
@@ -129,6 +130,7 @@ def run(options: argparse.Namespace) -> None:
     from ..functional import get_method
     from ..loading import check_device
     from ..optional import load
+    from .ranks import joined_ranks
 
     rank, world_size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", 0), ("WORLD_SIZE", 1)))
     if options.device == "cuda" and "LOCAL_RANK" in os.environ:
@@ -147,13 +149,13 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     load("zarr", purpose="batchcam explain", extra="explain")
     options.quiet = options.quiet or rank > 0
-    with _ranks(world_size) as together:
+    with joined_ranks(world_size) as together:
         if rank == 0:
             _check_output(options.output, options.overwrite)
         _explain(options, rank, world_size, together)
 
 
-def _explain(options: argparse.Namespace, rank: int, world_size: int, together: _Ranks) -> None:
+def _explain(options: argparse.Namespace, rank: int, world_size: int, together: Ranks) -> None:
     from ..explain import explain_dataset
     from ..explain.writing import remove_store
     from .explain_inputs import load_inputs
@@ -287,51 +289,3 @@ def _line(text: object) -> str:
     line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
     encoding = sys.stdout.encoding or "utf-8"
     return line.encode(encoding, "backslashreplace").decode(encoding)
-
-
-class _Ranks:
-    """The processes that write one store, as far as they know of each other."""
-
-    def __init__(self, joined: bool) -> None:
-        self._joined = joined
-
-    def needed(self, option: str) -> None:
-        """Raise where they do not."""
-        if not self._joined:
-            raise ValueError(
-                f"{option}: expected processes that torchrun started, or one, got several that do not know of each other; remove "
-                "the store first"
-            )
-
-    def wait(self) -> None:
-        """Until all are here."""
-        if self._joined:
-            from torch import distributed
-
-            try:
-                distributed.barrier()
-            except RuntimeError as error:
-                raise ValueError(
-                    "explain: expected all ranks to come to the end, but one ended early; what is written is kept: give the same "
-                    "command again to go on"
-                ) from error
-
-
-@contextmanager
-def _ranks(world_size: int) -> Iterator[_Ranks]:
-    """Join the others of torchrun, unless this process has joined already."""
-    from datetime import timedelta
-
-    from torch import distributed
-
-    from ..distributed import is_distributed
-
-    if world_size == 1 or is_distributed() or "MASTER_ADDR" not in os.environ:
-        yield _Ranks(joined=world_size > 1 and is_distributed())
-        return
-    # Nothing but waiting goes through it; one rank may have much more to do than another.
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    try:
-        yield _Ranks(joined=True)
-    finally:
-        distributed.destroy_process_group()
