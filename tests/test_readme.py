@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -17,7 +18,9 @@ def test_tables_are_those_of_the_committed_results():
     assert filled(README) == README
 
 
-def test_code_runs_in_the_order_in_which_it_stands():
+def test_code_runs_in_the_order_in_which_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -38,10 +41,11 @@ def test_code_runs_in_the_order_in_which_it_stands():
         "images": images,
         "labels": labels,
         "train_loader": [(images, labels)],
+        "test_loader": DataLoader(TensorDataset(images, labels), batch_size=8),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     regularizers = []
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -50,6 +54,8 @@ def test_code_runs_in_the_order_in_which_it_stands():
     assert any(each and set(each.values) == {"batch_cam", "dead_fraction"} for each in regularizers)
     assert set(regularizers[-1].weights) == {"foreground", "shape"}
     assert not torch.equal(model.head.weight, before)
+    assert len(names["pairs"]) == len(names["cams"]) == 20
+    assert Path("maps.html").exists()
 
 
 def test_pictures_and_links_are_there():

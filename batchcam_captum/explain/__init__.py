@@ -12,12 +12,15 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .figures import class_grid_figure, contour_figure, overlay_figure, side_by_side_figure, store_figure
     from .layout import Status
+    from .listing import list_csv, list_folder
     from .report import write_report
     from .run import explain_dataset
+    from .sources import ImageFiles
     from .store import Store, StoredMaps, open_store
     from .writing import OtherSettingsError
 
 __all__ = [
+    "ImageFiles",
     "OtherSettingsError",
     "Status",
     "Store",
@@ -25,6 +28,8 @@ __all__ = [
     "class_grid_figure",
     "contour_figure",
     "explain_dataset",
+    "list_csv",
+    "list_folder",
     "open_store",
     "overlay_figure",
     "side_by_side_figure",
@@ -33,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ImageFiles": ".sources",
     "OtherSettingsError": ".writing",
     "Status": ".layout",
     "Store": ".store",
@@ -40,6 +46,8 @@ _HOMES = {
     "class_grid_figure": ".figures",
     "contour_figure": ".figures",
     "explain_dataset": ".run",
+    "list_csv": ".listing",
+    "list_folder": ".listing",
     "open_store": ".store",
     "overlay_figure": ".figures",
     "side_by_side_figure": ".figures",

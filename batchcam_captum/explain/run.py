@@ -217,10 +217,22 @@ class _Run:
                 f"loader: expected images of one size, {self.image_shape} as the first, got {tuple(batch.images.shape[1:])} of "
                 f"samples {batch.positions[0]} to {batch.positions[-1]}; bring them to one size"
             )
+        if self.computing.choice.kind == "true":
+            _check_known(batch)
         return self.computing(
             batch.images.to(self.device, non_blocking=True),
             _to(batch.labels, self.device),
             _to(batch.masks, self.device),
+        )
+
+
+def _check_known(batch: GuardedBatch) -> None:
+    """Every sample needs a label where that is what is explained; a batch without any is refused where maps are made."""
+    if batch.labels is not None and bool((batch.labels < 0).any()):
+        row = int((batch.labels < 0).nonzero()[0])
+        raise ValueError(
+            f"targets: expected a label for every sample, as targets is 'true', got {int(batch.labels[row])} for sample "
+            f"{[batch.positions[each] for each in batch.readable][row]}; pass targets='predicted', or leave such samples out"
         )
 
 

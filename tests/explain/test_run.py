@@ -425,6 +425,14 @@ def test_images_of_several_sizes(tmp_path):
         explained(tmp_path / "other", data)
 
 
+def test_an_unknown_label_explains_no_class(tmp_path):
+    data = Samples(20, damaged=(8,))
+    data.labels[12] = -1
+    with pytest.raises(ValueError, match="as targets is 'true', got -1 for sample 12"):
+        explained(tmp_path, data, targets="true")
+    assert open_store(explained(tmp_path / "predicted", data).path).labels[12] == -1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
