@@ -74,19 +74,8 @@ MAY_IMPORT = {
     "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"},
     "evaluation": {"evaluation", "prototypes", "attribution", "functional", "files", "lazy", "optional"},
-    "explain": {
-        *(
-            "explain",
-            "attribution",
-            "prototypes",
-            "functional",
-            "files",
-            "environment",
-            "lazy",
-            "loading",
-            "optional",
-        ),
-    },
+    "explain": {"explain", "attribution", "prototypes", "functional"}
+    | {"files", "environment", "lazy", "loading", "optional"},
     "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 

@@ -145,7 +145,8 @@ def chosen_arms(folder: Path) -> dict[str, str]:
         family: f"{family}:{choose_weight(family, choices, runs, folder):g}"
         for family, choices in FAMILIES.items()
     }
-    return FIXED | chosen | {OBJECTS: chosen[UPPER_BOUND].replace(UPPER_BOUND, OBJECTS)}
+    objects = {OBJECTS: chosen[UPPER_BOUND].replace(UPPER_BOUND, OBJECTS)} if UPPER_BOUND in chosen else {}
+    return FIXED | chosen | objects
 
 
 def grid(folder: Path) -> Iterator[Settings]:
