@@ -147,6 +147,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
         progress.epochs = epoch + 1
         if args.checkpoint is not None:
             accelerator.save_state(str(args.checkpoint))
+    # DistributedDataParallel goes while its process group is there: at the interpreter's end that may abort the process.
+    model, optimizer, train, test, scheduler = accelerator.free_memory(
+        model, optimizer, train, test, scheduler
+    )
     accelerator.end_training()
     return history
 
