@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo-output
 DEVICE ?= cpu
 WORKERS ?= 2
-BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports
+BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports explain_speed explain_memory explain_kills
 
 .PHONY: demo test lint unit benchmarks comparison format clean
 

@@ -20,6 +20,10 @@ BENCHMARKS = (
     "distributed_step",
     "compiled_step",
     "imports",
+    "explain_speed",
+    "explain_memory",
+    "explain_kills",
+    "report_size",
 )
 
 
