@@ -75,7 +75,7 @@ MAY_IMPORT = {
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"},
     "evaluation": {"evaluation", "prototypes", "attribution", "functional", "files", "lazy", "optional"},
     "explain": {"explain", "attribution", "prototypes", "functional"}
-    | {"files", "environment", "lazy", "loading", "optional"},
+    | {"distributed", "files", "environment", "lazy", "loading", "optional"},
     "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
 }
 

@@ -157,14 +157,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _explain(options: argparse.Namespace, rank: int, world_size: int, together: Ranks) -> None:
     from ..explain import explain_dataset
-    from ..explain.writing import remove_store
     from .explain_inputs import load_inputs
 
     inputs = load_inputs(options)
     if world_size > 1 and options.overwrite:
         together.needed("--overwrite")
-        if rank == 0:
-            remove_store(options.output)
     before = 0 if options.overwrite or rank else _done(options.output)
     together.wait()
     remark_random_weights(options)
@@ -189,7 +186,7 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
                 ids=inputs.ids,
                 paths=inputs.paths,
                 device=options.device,
-                overwrite=options.overwrite and world_size == 1,
+                overwrite=options.overwrite,
                 progress=not options.quiet and sys.stderr.isatty(),
                 rank=rank,
                 world_size=world_size,

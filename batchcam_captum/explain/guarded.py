@@ -182,12 +182,18 @@ def _batch_of(positions: list[int], problems: dict[int, str], batch: Any) -> Gua
         raise ValueError(
             f"loader: expected batches that begin with images ({count}, C, …), got {got}; pass a collate_fn that makes them"
         )
-    return GuardedBatch(
-        positions,
-        problems,
-        images,
-        labels
-        if isinstance(labels, Tensor) and labels.shape == (count,) and not labels.is_floating_point()
-        else None,
-        masks if isinstance(masks, Tensor) and masks.dim() == images.dim() and len(masks) == count else None,
-    )
+    labels = labels if isinstance(labels, Tensor) else None
+    masks = (
+        masks if isinstance(masks, Tensor) and masks.dim() > 1 else None
+    )  # a number a sample is something else
+    if labels is not None and (labels.shape != (count,) or labels.is_floating_point()):
+        raise ValueError(
+            f"loader: expected labels ({count},) of integers, got {tuple(labels.shape)} {labels.dtype}; pass a collate_fn that "
+            "makes class indices of them, or leaves them out"
+        )
+    if masks is not None and masks.shape != (count, 1, *images.shape[2:]):
+        raise ValueError(
+            f"loader: expected masks {(count, 1, *images.shape[2:])}, got {tuple(masks.shape)}; pass a collate_fn that makes "
+            "them, or leaves them out"
+        )
+    return GuardedBatch(positions, problems, images, labels, masks)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..attribution import BatchGradCam
+from ..distributed import is_distributed
 from ..environment import environment
 from ..functional import CamMethod
 from ..functional.images import PerChannel
@@ -23,7 +24,7 @@ from .layout import Layout, chunk_size
 from .pipeline import Pipeline
 from .store import Store, open_store
 from .targets import ClassChoice, ExplainTargets
-from .writing import StoreWriter, writing
+from .writing import StoreWriter, remove_store, writing
 
 MapDtype = Literal["float16", "float32"]
 
@@ -82,7 +83,7 @@ def explain_dataset(
         ids: N names of the samples. Default: their positions.
         paths: N paths of their files. Default: the data set's own, where it has ``samples`` as torchvision's ``ImageFolder``.
         device: where the batches go. Default: where the model's first parameter is.
-        overwrite: remove a store that is there, and begin anew. Not for one of several processes.
+        overwrite: remove a store that is there, and begin anew. Several processes have to be in a process group of torch.
         progress: show images per second and the time left.
         rank: of this process, 0 … world_size − 1. Default: that of torch's process group, or of ``torchrun``'s environment.
         world_size: how many processes there are; likewise.
@@ -103,9 +104,11 @@ def explain_dataset(
     choice = ClassChoice.of(targets)
     loader = check_loader(loader)
     rank, world_size = _place(rank, world_size)
-    if overwrite and world_size > 1:
+    together = overwrite and world_size > 1
+    if together and not is_distributed():
         raise ValueError(
-            "overwrite: expected one process, as another may be writing already, got several; remove the store first"
+            "overwrite: expected one process, or several in one process group of torch, as another may be writing already, got "
+            f"{world_size} that do not know of each other; remove the store first"
         )
     _check_arguments(model, dtype, size, thumbnails)
     count = len(loader.dataset)  # type: ignore[arg-type]
@@ -158,13 +161,17 @@ def explain_dataset(
         "std": _plain(std),
         "about": dict(about or {}),
     }
+    if together:  # nothing is removed before all that can be wrong is known
+        if rank == 0:
+            remove_store(store)
+        torch.distributed.barrier()
     with writing(
         store,
         layout,
         settings=settings,
         environment=environment(place),
         class_names=None if class_names is None else tuple(map(str, class_names)),
-        overwrite=overwrite,
+        overwrite=overwrite and not together,
         alone=world_size == 1,
     ) as writer:
         run = _Run(loader, computing, place, tuple(images.shape[1:]), names)

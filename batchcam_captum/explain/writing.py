@@ -22,6 +22,8 @@ from .store import Store, open_store
 #: Seconds that a rank waits for the one that makes the store.
 _PATIENCE = 60.0
 _PARTIAL = ".partial"
+#: Descriptors of the locks of this process.
+_HELD: set[int] = set()
 
 
 class OtherSettingsError(ValueError):
@@ -76,13 +78,14 @@ class StoreWriter:
         status = self.status()
         if (status == Status.MISSING).any():
             return False
-        about = dict(self._group.attrs[KEY])
+        group = _zarr().open_group(self.path, mode="r+")  # anew: others may have noted something
+        about = dict(group.attrs[KEY])
         about |= {
             "complete": True,
             "written": int((status == Status.WRITTEN).sum()),
             "damaged": int((status == Status.DAMAGED).sum()),
         }
-        self._group.attrs[KEY] = about
+        group.attrs[KEY] = about
         return True
 
 
@@ -213,6 +216,7 @@ def _locked(path: Path, alone: bool) -> Iterator[None]:
         yield
         return
     descriptor = os.open(path, os.O_RDONLY)
+    _HELD.add(descriptor)
     try:
         until = time.monotonic() + (0 if alone else _PATIENCE)
         while True:
@@ -237,7 +241,19 @@ def _locked(path: Path, alone: bool) -> Iterator[None]:
                 break
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _HELD:
+            _HELD.remove(descriptor)
+            os.close(descriptor)
+
+
+def _let_go() -> None:
+    """In a process that was forked, such as a worker of a loader: it may outlive this one, and would keep the lock."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _clear_up(path: Path) -> None:

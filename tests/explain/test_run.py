@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from batchcam_captum import BatchGradCam
-from batchcam_captum.explain import OtherSettingsError, explain_dataset, open_store
+from batchcam_captum.explain import OtherSettingsError, explain_dataset, open_store, write_report
 from batchcam_captum.explain.writing import StoreWriter
 from batchcam_captum.functional import energy_in_mask, pointing_game, resize
 from tests.models import SmallCnn
@@ -345,6 +345,8 @@ def test_signals_have_maps_too(tmp_path):
     assert store.thumbnails is None
     assert set(store.labels[:]) == {-1}
     assert store.frame().correct.isna().all()
+    with pytest.raises(ValueError, match=r"expected maps with two spatial dimensions, got \(1, 8\) a sample"):
+        write_report(store, tmp_path / "report.html")
 
 
 class Stream(IterableDataset[Tensor]):
@@ -405,6 +407,44 @@ def test_models_that_do_not_fit(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_labels_and_masks_that_are_none(tmp_path):
+    images = torch.rand(9, 3, 16, 14)
+    for rest, message in [
+        ([torch.eye(9)], r"labels \(1,\) of integers, got \(1, 9\) torch.float32; pass a collate_fn"),
+        ([torch.zeros(9)], r"got \(1,\) torch.float32"),
+        (
+            [torch.zeros(9, dtype=torch.long), torch.ones(9, 16, 14)],
+            r"masks \(1, 1, 16, 14\), got \(1, 16, 14\)",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            explained(tmp_path, TensorDataset(images, *rest))
+    positions = TensorDataset(images, torch.zeros(9, dtype=torch.long), torch.arange(9))
+    assert explained(tmp_path, positions).metrics == {}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_lock_goes_with_the_process_that_holds_it(tmp_path, monkeypatch):
+    """A worker that was forked outlives a process that was killed."""
+    left = []
+    write = StoreWriter.write
+
+    def fork(self: StoreWriter, chunk: int, columns: Any) -> None:
+        if not left:
+            left.append(os.fork())
+            if not left[0]:
+                signal.pause()
+        write(self, chunk, columns)
+
+    monkeypatch.setattr(StoreWriter, "write", fork)
+    try:
+        explained(tmp_path, Samples(9))
+        explained(tmp_path, Samples(9))
+    finally:
+        os.kill(left[0], signal.SIGKILL)
+        os.waitpid(left[0], 0)
+
+
 def test_images_of_several_sizes(tmp_path):
     class Sizes(Samples):
         def __getitem__(self, index: int) -> Any:
@@ -453,7 +493,10 @@ def test_an_unknown_label_explains_no_class(tmp_path):
         ({"ids": ["a"]}, "ids: expected 9, one a sample, got 1"),
         ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1, got 2"),
         ({"rank": 2}, "rank, world_size: expected both or neither"),
-        ({"rank": 0, "world_size": 2, "overwrite": True}, "overwrite: expected one process"),
+        (
+            {"rank": 0, "world_size": 2, "overwrite": True},
+            "overwrite: expected one process, or several in one process group",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(tmp_path, options, message):

@@ -48,12 +48,17 @@ def write_report(
 
     Raises:
         FileNotFoundError: there is no store.
-        ValueError: it is none, or one of another version.
+        ValueError: it is none, one of another version, or of signals or volumes, which are not drawn.
         OSError: the file cannot be written.
         ModuleNotFoundError: zarr or Pillow is not installed.
     """
     if not isinstance(store, Store):
         store = open_store(store)
+    if store.maps.ndim != 4:
+        raise ValueError(
+            f"store: expected maps with two spatial dimensions, got {store.maps.shape[1:]} a sample; read them with "
+            "open_store(path).maps"
+        )
     path = Path(path)
     title = f"Maps of {store.path.resolve().name.removesuffix('.zarr')}" if title is None else title
     with (
