@@ -86,9 +86,13 @@ def growth_of(call: Callable[[], object], calls: int, *measures: Callable[[], in
 
 
 def assert_plateau(call: Callable[[], object], calls: int) -> None:
-    tensors, size = growth_of(call, calls, live_tensors, allocated)
-    assert tensors == 0
-    assert size < PLATEAU
+    """What leaks does so each time; what threads of other tests allocate in the meantime is not there again."""
+    sizes: list[int] = []
+    while len(sizes) < 3 and (not sizes or sizes[-1] >= PLATEAU):
+        tensors, size = growth_of(call, calls, live_tensors, allocated)
+        assert tensors == 0
+        sizes.append(size)
+    assert min(sizes) < PLATEAU, sizes
 
 
 def attribute(*, differentiable: bool = False, is_frozen: bool = False) -> Callable[[], object]:
