@@ -238,8 +238,9 @@ def _remarks(quiet: bool) -> Iterator[None]:
 def _check_output(path: Path, overwrite: bool) -> None:
     """Refuse what is no store before anything takes time."""
     from ..explain import open_store
+    from ..explain.writing import is_empty
 
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not is_empty(path):
         open_store(path, any_format=overwrite)
 
 

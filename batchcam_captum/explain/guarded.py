@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from ..loading.images import reason_of
+
 #: Of these the sample is not to blame.
 _FATAL = (MemoryError, ImportError, NameError, NotImplementedError)
 _FATAL_NUMBERS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
@@ -54,14 +56,7 @@ class _Guarded(Dataset[tuple[int, Any]]):
         except Exception as error:  # whatever reads images raises anything for a damaged file
             if isinstance(error, OSError) and error.errno in _FATAL_NUMBERS:
                 raise
-            return position, _Damaged(_reason(error))
-
-
-def _reason(error: Exception) -> str:
-    """In one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+            return position, _Damaged(reason_of(error))
 
 
 class _Collate:
@@ -76,7 +71,7 @@ class _Collate:
         try:
             batch = self.collate(good) if good else None
         except (RuntimeError, TypeError, ValueError) as error:
-            batch = _Damaged(f"{type(error).__name__}: {_reason(error)}")
+            batch = _Damaged(f"{type(error).__name__}: {reason_of(error)}")
         return [position for position, _ in items], problems, batch
 
 
@@ -183,9 +178,8 @@ def _batch_of(positions: list[int], problems: dict[int, str], batch: Any) -> Gua
             f"loader: expected batches that begin with images ({count}, C, …), got {got}; pass a collate_fn that makes them"
         )
     labels = labels if isinstance(labels, Tensor) else None
-    masks = (
-        masks if isinstance(masks, Tensor) and masks.dim() > 1 else None
-    )  # a number a sample is something else
+    # A number a sample is something else than a mask.
+    masks = masks if isinstance(masks, Tensor) and masks.dim() > 1 else None
     if labels is not None and (labels.shape != (count,) or labels.is_floating_point()):
         raise ValueError(
             f"loader: expected labels ({count},) of integers, got {tuple(labels.shape)} {labels.dtype}; pass a collate_fn that "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -44,15 +43,14 @@ class Pipeline:
         self._columns: dict[str, np.ndarray[Any, Any]] = {}
         self._filled = 0
         self._writing: deque[Future[None]] = deque()
-        self._exit = ExitStack()
+        self._thread = ThreadPoolExecutor(1, "store")
         self._few_digits = 0
 
     def __enter__(self) -> Self:
-        self._thread = self._exit.enter_context(ThreadPoolExecutor(1, "store"))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._exit:  # waits for the thread
+        with self._thread:  # waits for what it is at
             if kind is None:
                 while self._computed:
                     self._fetch()
@@ -72,17 +70,19 @@ class Pipeline:
             OSError: the disk is full.
             ValueError: maps that the store's dtype cannot hold.
         """
-        host, event = {}, None
+        host: dict[str, Tensor] = {}
+        gpu: torch.device | None = None
         for name, values in computed.items():
             if values.device.type == "cuda":
+                gpu = values.device
                 there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
                 host[name] = there.copy_(values, non_blocking=True)
             else:
                 host[name] = values.cpu()
-        on = next((values.device for values in computed.values() if values.device.type == "cuda"), None)
-        if on is not None:
+        event = None
+        if gpu is not None:
             event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(on))  # which need not be the process's current device
+            event.record(torch.cuda.current_stream(gpu))  # which need not be the process's current device
         self._computed.append((batch, host, event))
         while len(self._computed) > (_IN_FLIGHT if event is not None else 0):
             self._fetch()

@@ -13,15 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..optional import load
-from .layout import FORMAT, KEY, Status
+from .layout import FORMAT, KEY, Layout, Status
 
 if TYPE_CHECKING:
     import pandas
 
 #: Arrays that every store has; all others are metrics, but for the thumbnails.
-_ARRAYS = (
-    "maps", "targets", "scores", "predictions", "confidences", "labels", "ids", "paths", "problems", "status",
-)  # fmt: skip
+_ARRAYS = tuple(Layout(samples=1, chunk=1, maps=(1,), classes=1).arrays())
 
 
 class Store:

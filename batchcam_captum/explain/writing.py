@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import umask
 from ..optional import load
 from .layout import FORMAT, KEY, Layout, Status
 from .store import Store, open_store
@@ -140,7 +141,7 @@ def remove_store(path: str | os.PathLike[str]) -> None:
         ValueError: there is something else, or a store that another process is writing.
     """
     path = _real(path)
-    if _is_empty(path):
+    if is_empty(path):
         return
     open_store(path, any_format=True)  # refuses what is none
     with _locked(path, alone=True):
@@ -156,7 +157,8 @@ def _real(path: str | os.PathLike[str]) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
-def _is_empty(path: Path) -> bool:
+def is_empty(path: Path) -> bool:
+    """Whether a store can be made there: nothing, or a folder with nothing in it."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
@@ -171,7 +173,7 @@ def _plain(values: Mapping[str, Any]) -> Any:
 
 def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
     """Make the store whole, or not at all; where another process was faster, its store stays."""
-    if not _is_empty(path):
+    if not is_empty(path):
         return
     made = None
     try:
@@ -187,11 +189,11 @@ def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
                 fill_value=array.fill,
             )
         group.attrs[KEY] = dict(about)
-        os.chmod(made, 0o777 & ~_umask())
+        os.chmod(made, 0o777 & ~umask())
         os.rename(made, path)
     except OSError as error:
         # The process that was faster may have cleared up what this one was making.
-        if _is_empty(path):
+        if is_empty(path):
             raise OSError(
                 error.errno,
                 f"{path}: expected a folder that can be written to, got: {error.strerror or error}; make room, or choose another",
@@ -199,12 +201,6 @@ def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 @contextmanager
