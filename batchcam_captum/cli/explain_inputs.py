@@ -259,12 +259,20 @@ def _about(
         labels = hashlib.sha256(",".join(str(classes(label)) for label in data.labels).encode()).hexdigest()
     named = options.data in KNOWN_DATA or options.data.startswith(_TORCHVISION)
     return {
-        "model": options.model,
-        "checkpoint": None if options.checkpoint is None else os.path.abspath(options.checkpoint),
+        # Without folders: a model that was moved is the same model, as the hash of its weights is compared, too.
+        "model": _without_folder(options.model) if ":" in options.model else options.model,
+        "checkpoint": None if options.checkpoint is None else as_text(options.checkpoint.name),
         "pretrained": options.pretrained,
+        # Of torchvision's data sets and known ones the name: wherever they lie, they are the same. A folder or a CSV with its
+        # place, as the store keeps the paths of the files: a run that went on elsewhere would mix two places in one store.
         "data": options.data if named else as_text(os.path.abspath(options.data)),
-        "data_root": None if options.data_root is None else os.path.abspath(options.data_root),
         "split": (options.split or "test") if named else None,
         "preparation": None if data.grey is not None else taken._asdict(),
         "labels": labels,
     }
+
+
+def _without_folder(model: str) -> str:
+    """``folder/file.py:function`` -> ``file.py:function``; a function of a package stays."""
+    file, _, function = model.rpartition(":")
+    return as_text(f"{os.path.basename(file)}:{function}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 from itertools import islice
 from pathlib import Path
@@ -168,6 +169,42 @@ def test_weights_tell_how_many_classes_there_are(files, tmp_path, capsys):
     assert run("torchvision/resnet18", *small, *options) == 0
     assert open_store(tmp_path / "out").scores.shape == (3, 7)
     capsys.readouterr()
+
+
+def test_a_run_goes_on_where_checkpoint_model_and_known_data_lie_elsewhere(files, tmp_path, capsys):
+    def explained(folder, output, *more):
+        where = [
+            "--checkpoint",
+            folder / "weights.pt",
+            "--data",
+            "torchvision/FashionMNIST",
+            "--data-root",
+            folder,
+        ]
+        maps = ["--layer", "1", "--size", 16, "--workers", 0, "--quiet"]
+        return run(f"{folder / 'model.py'}:make", *where, *maps, "--output", output, *more)
+
+    for name, model in (("one", "make"), ("two", "make"), ("three", "of_three")):
+        write_idx(tmp_path / name / "FashionMNIST" / "raw")
+        shutil.copy(files / "model.py", tmp_path / name)
+        weights = load_model(f"{files / 'model.py'}:{model}").state_dict()
+        weights = {key: value[:2] if key.startswith("4") else value for key, value in weights.items()}
+        torch.save(weights, tmp_path / name / "weights.pt")
+    assert explained(tmp_path / "one", tmp_path / "out") == 0
+    whole = bytes_of(tmp_path / "out")
+    capsys.readouterr()
+    assert explained(tmp_path / "two", tmp_path / "out") == 0
+    assert "20 of them earlier" in capsys.readouterr().out
+    assert bytes_of(tmp_path / "out") == whole
+    assert explained(tmp_path / "three", tmp_path / "out") == 1
+    assert "model.sha256" in capsys.readouterr().err
+    folder = ["--data", tmp_path / "two" / "images", "--layer", "1", "--size", 16, "--workers", 0]
+    for name in ("one", "two"):
+        shutil.copytree(files / "images", tmp_path / name / "images")
+    assert run(f"{files / 'model.py'}:make", *folder, "--output", tmp_path / "folder") == 0
+    folder[1] = tmp_path / "one" / "images"
+    assert run(f"{files / 'model.py'}:make", *folder, "--output", tmp_path / "folder") == 1
+    assert "about.data" in capsys.readouterr().err, "its paths are in the store"
 
 
 def test_an_interrupt_keeps_what_is_written(files, tmp_path, capsys, monkeypatch):
