@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..attribution import BatchGradCam
 from ..functional import energy_in_mask, normalize, pointing_game, resize
 from ..functional.images import PerChannel, undo_standardization
-from .targets import ClassChoice
+from .targets import ClassChoice, predicted
 
 #: Where the maps are kept: as the layer has them, or as large as the images.
 MapSize = Literal["layer", "input"]
@@ -20,6 +21,8 @@ MapSize = Literal["layer", "input"]
 MASK_METRICS = ("energy_in_mask", "pointing_game")
 #: Below this float16 keeps fewer than three digits.
 _FINE = 6e-5
+#: Bytes of maps that are resized at a time.
+_AT_ONCE = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -60,22 +63,29 @@ class Computing:
         found = {
             "targets": targets.int(),
             "scores": scores.float(),
-            "predictions": scores.argmax(1).int(),
+            "predictions": predicted(scores).int(),
             "confidences": scores.float().softmax(1).amax(1),
         }
         if labels is not None:
             found["labels"] = labels.clamp(min=-1).int()
         if masks is not None:
             found |= self._metrics(cams, masks)
-        if self.size == "input":
-            cams = resize(cams, images.shape[2:])
-        maps = cams.to(self.dtype)
         if self.dtype == torch.float16:
             found["lossy"] = self._lossy(cams)
-        found["maps"] = maps
+        found["maps"] = self._kept(cams, tuple(images.shape[2:]))
         if self.thumbnail and images.dim() == 4:
             found["thumbnails"] = self.thumbnails(images)
         return found
+
+    def _kept(self, cams: Tensor, size: tuple[int, ...]) -> Tensor:
+        """In the store's size and dtype; a few samples at a time, as all at once would take the memory several times."""
+        if self.size == "layer":
+            return cams.to(self.dtype)
+        kept = cams.new_empty((*cams.shape[:2], *size), dtype=self.dtype)
+        step = max(1, _AT_ONCE // (4 * prod(kept.shape[1:])))
+        for part, into in zip(cams.split(step), kept.split(step), strict=True):
+            into.copy_(resize(part, size))
+        return kept
 
     def _lossy(self, cams: Tensor) -> Tensor:
         """(N,): 2 where float16 overflows, 1 where it keeps few digits, 0 otherwise."""

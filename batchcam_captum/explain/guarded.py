@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,59 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 
 from ..loading.images import reason_of
 
-#: Of these the sample is not to blame.
+#: Of these no sample is to blame, and the next one would raise them, too.
 _FATAL = (MemoryError, ImportError, NameError, NotImplementedError)
-_FATAL_NUMBERS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+_FATAL_NUMBERS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH"),
+        *(
+            "ENETDOWN",
+            "ENETUNREACH",
+            "ENETRESET",
+            "ECONNRESET",
+            "ECONNABORTED",
+            "ECONNREFUSED",
+            "ENODEV",
+            "ENXIO",
+        ),
+    )
+    if hasattr(errno, name)
+)
+#: With these the file system refuses a file, or all of them.
+_REFUSED_NUMBERS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO))
 
 
 @dataclass(frozen=True)
 class _Damaged:
     reason: str
+    refused: bool = False  #: by the file system, so that nothing is known of the sample itself
+
+
+class _InARow:
+    """Counts samples that the file system refuses one after the other.
+
+    Args:
+        most: how many there may be; None: any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self._count = 0
+
+    def take(self, samples: Iterable[_Damaged | None]) -> None:
+        """Samples in their order; None: one that was read.
+
+        Raises:
+            OSError: one too many.
+        """
+        for sample in samples:
+            self._count = self._count + 1 if sample is not None and sample.refused else 0
+            if sample is not None and self._count == self.most:
+                raise OSError(
+                    f"loader: expected files that can be read, got {self._count} in a row that cannot, the last one: "
+                    f"{sample.reason}; see whether their folder is there, or pass a higher max_missing to list them as damaged"
+                )
 
 
 @dataclass(frozen=True)
@@ -54,9 +99,10 @@ class _Guarded(Dataset[tuple[int, Any]]):
         except _FATAL:
             raise
         except Exception as error:  # whatever reads images raises anything for a damaged file
-            if isinstance(error, OSError) and error.errno in _FATAL_NUMBERS:
+            number = error.errno if isinstance(error, OSError) else None
+            if number in _FATAL_NUMBERS:
                 raise
-            return position, _Damaged(reason_of(error))
+            return position, _Damaged(reason_of(error), refused=number in _REFUSED_NUMBERS)
 
 
 class _Collate:
@@ -65,14 +111,26 @@ class _Collate:
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], dict[int, str], Any]:
-        problems = {position: sample.reason for position, sample in items if isinstance(sample, _Damaged)}
+    def __call__(self, items: list[tuple[int, Any]]) -> tuple[list[int], dict[int, _Damaged], Any]:
+        problems = {position: sample for position, sample in items if isinstance(sample, _Damaged)}
         good = [sample for position, sample in items if position not in problems]
         try:
             batch = self.collate(good) if good else None
-        except (RuntimeError, TypeError, ValueError) as error:
-            batch = _Damaged(f"{type(error).__name__}: {reason_of(error)}")
+        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            batch = _Damaged(_why_no_batch(good) or f"{type(error).__name__}: {reason_of(error)}")
         return [position for position, _ in items], problems, batch
+
+
+def _why_no_batch(samples: list[Any]) -> str | None:
+    """What most often is wrong."""
+    images = [sample[0] if isinstance(sample, tuple | list) and sample else sample for sample in samples]
+    sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
+    if len(sizes) > 1:
+        return f"images of several sizes, {' and '.join(map(str, sorted(sizes)[:3]))}; bring them to one size"
+    other = next((image for image in images if not isinstance(image, Tensor)), None)
+    if other is not None:
+        return f"a {type(other).__name__} as image; let the data set's transform make a tensor of it"
+    return None
 
 
 def check_loader(loader: object) -> DataLoader[Any]:
@@ -107,7 +165,11 @@ def check_loader(loader: object) -> DataLoader[Any]:
 
 
 def guarded_batches(
-    loader: DataLoader[Any], positions: Sequence[Sequence[int]], *, pin_memory: bool = False
+    loader: DataLoader[Any],
+    positions: Sequence[Sequence[int]],
+    *,
+    pin_memory: bool = False,
+    max_missing: int | None = None,
 ) -> Iterator[GuardedBatch]:
     """Batches of samples of a loader's data set, read as the loader would, with its workers.
 
@@ -115,13 +177,16 @@ def guarded_batches(
         loader: see :func:`check_loader`.
         positions: of each batch.
         pin_memory: for copies to a GPU that need not be waited for.
+        max_missing: how many samples in a row the file system may refuse; None: any number.
 
     Yields:
         The batches, in their order.
 
     Raises:
         ValueError: samples that make no batch, such as images of different sizes; batches of another kind.
+        OSError: a file system that fails, or refuses too many samples.
     """
+    refused = _InARow(max_missing)
     workers: dict[str, Any] = {}
     if loader.num_workers:
         workers = {
@@ -140,33 +205,38 @@ def guarded_batches(
         **workers,
     )
     for read, problems, batch in reader:
+        refused.take(map(problems.get, read))
         yield _batch_of(read, problems, batch)
 
 
-def first_readable(loader: DataLoader[Any]) -> GuardedBatch:
+def first_readable(loader: DataLoader[Any], *, max_missing: int | None = None) -> GuardedBatch:
     """A batch of the first sample that can be read.
 
     Raises:
         ValueError: none can; with the first reasons. Or see :func:`guarded_batches`.
+        OSError: likewise.
     """
+    refused = _InARow(max_missing)
     guarded, collate = _Guarded(loader.dataset), _Collate(loader.collate_fn)
     reasons: list[str] = []
     for position in range(len(guarded)):
         read, problems, batch = collate([guarded[position]])
         if not problems:
             return _batch_of(read, problems, batch)
-        reasons += [f"sample {position}: {problems[position]}"] if len(reasons) < 3 else []
+        refused.take(problems.values())
+        reasons += [f"sample {position}: {problems[position].reason}"] if len(reasons) < 3 else []
     raise ValueError(
         f"loader: expected at least one sample that can be read, got none of {len(guarded)}; {'; '.join(reasons)}"
     )
 
 
-def _batch_of(positions: list[int], problems: dict[int, str], batch: Any) -> GuardedBatch:
+def _batch_of(positions: list[int], damaged: dict[int, _Damaged], batch: Any) -> GuardedBatch:
+    problems = {position: sample.reason for position, sample in damaged.items()}
     if batch is None:
         return GuardedBatch(positions, problems, None, None, None)
     if isinstance(batch, _Damaged):
         raise ValueError(
-            f"loader: expected samples that make a batch, got {batch.reason}; bring the images to one size, or pass a collate_fn"
+            f"loader: expected samples that make a batch, got {batch.reason}; or pass a collate_fn that makes one"
         )
     images, labels, masks = (
         (*batch, None, None)[:3] if isinstance(batch, tuple | list) else (batch, None, None)

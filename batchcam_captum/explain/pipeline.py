@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from typing import Any, Self
 
 import numpy as np
@@ -15,12 +16,14 @@ from .guarded import GuardedBatch
 from .layout import Status
 from .writing import StoreWriter
 
-#: Batches that may be computed and not fetched, and chunks that may be waiting to be written.
-_IN_FLIGHT, _WAITING = 2, 2
+#: Batches that may be computed and not fetched.
+_IN_FLIGHT = 2
+#: Threads that write, a chunk each, and how many bytes of maps these chunks may hold together, when there is more than one.
+_WRITERS, _WAITING_BYTES = 4, 256 * 2**20
 
 
 class Pipeline:
-    """Takes batches in their order, makes chunks of them, and writes these in a thread of its own.
+    """Takes batches in their order, makes chunks of them, and writes these in threads of its own.
 
     Args:
         writer: of the store.
@@ -43,14 +46,17 @@ class Pipeline:
         self._columns: dict[str, np.ndarray[Any, Any]] = {}
         self._filled = 0
         self._writing: deque[Future[None]] = deque()
-        self._thread = ThreadPoolExecutor(1, "store")
+        layout = writer.layout
+        chunk_bytes = layout.chunk * prod(layout.maps) * np.dtype(layout.dtype).itemsize
+        self._at_once = max(1, min(_WRITERS, _WAITING_BYTES // chunk_bytes))
+        self._threads = ThreadPoolExecutor(self._at_once, "store")
         self._few_digits = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._thread:  # waits for what it is at
+        with self._threads:  # waits for what they are at
             if kind is None:
                 while self._computed:
                     self._fetch()
@@ -138,8 +144,6 @@ class Pipeline:
             self._few_digits += int((lossy == 1).sum())
 
     def _write(self, chunk: int, columns: dict[str, np.ndarray[Any, Any]]) -> None:
-        while len(self._writing) >= _WAITING:
-            self._writing.popleft().result()
-        if self._writing and self._writing[0].done():
+        while len(self._writing) >= self._at_once or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()  # raises early what went wrong
-        self._writing.append(self._thread.submit(self.writer.write, chunk, columns))
+        self._writing.append(self._threads.submit(self.writer.write, chunk, columns))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +9,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from ..attribution import BatchGradCam
+from ..attribution.output import Picker, check_picker
 from ..distributed import is_distributed
 from ..environment import environment
 from ..functional import CamMethod
 from ..functional.images import PerChannel
 from ..loading import find_layer
+from .checks import check_arguments, check_bytes, check_known, layer_name, names_of, rank_of, try_model
 from .computing import MASK_METRICS, Computing, MapSize, thumbnail_size
 from .guarded import GuardedBatch, check_loader, first_readable, guarded_batches
 from .layout import Layout, chunk_size
 from .pipeline import Pipeline
+from .settings import Samples, model_hash, name_of, plain, tensor_hash, texts_hash
 from .store import Store, open_store
 from .targets import ClassChoice, ExplainTargets
 from .writing import StoreWriter, remove_store, writing
@@ -39,6 +41,7 @@ def explain_dataset(
     method: str | CamMethod = "grad_cam",
     dtype: MapDtype = "float32",
     size: MapSize = "layer",
+    output: Picker = None,
     mean: PerChannel = None,
     std: PerChannel = None,
     thumbnails: int = 64,
@@ -46,6 +49,8 @@ def explain_dataset(
     ids: Sequence[str] | None = None,
     paths: Sequence[str] | None = None,
     device: torch.device | str | None = None,
+    max_missing: int | None = 100,
+    retry_damaged: bool = False,
     overwrite: bool = False,
     progress: bool = False,
     rank: int | None = None,
@@ -58,31 +63,39 @@ def explain_dataset(
     computed again, and the result is, byte for byte, that of a run that was never stopped (on one machine with one version of
     everything). Memory does not grow with the data set; writing goes on while the next batches are computed.
 
-    Samples that cannot be read (their ``__getitem__`` raises) are listed in the store's ``problems``, and end nothing.
+    Samples that cannot be read (their ``__getitem__`` raises) are listed in the store's ``problems``, and end nothing; unless it
+    is the file system that fails: a connection that is lost, or ``max_missing`` files in a row that are not there.
 
     Several processes share the work, each with chunks of its own, under ``torchrun`` or with ``rank`` and ``world_size``; all
     write to the one store, on a file system that they share. Any number of them may go on with what others began.
 
     Args:
-        model: in ``eval()``, (N, C, *spatial) -> scores (N, K), K of 2 or more.
+        model: in ``eval()``, (N, C, *spatial) -> scores (N, K), K of 2 or more. One in half or double precision gets its images
+            in its own.
         layer: what is explained, or its name; None: the one that :func:`~batchcam_captum.suggest_layers` recommends.
-        loader: of a map-style data set, with ``shuffle=False``. Its workers, batch size and ``collate_fn`` are used, not its
-            ``drop_last``. Batches are images (N, C, *spatial), or tuples that begin with images, then integer labels (N,),
-            negative where not known, and then masks (N, 1, *spatial) in [0, 1] of where the evidence should be, for metrics.
+        loader: of a map-style data set, with ``shuffle=False``. Its workers, batch size, ``collate_fn``, ``worker_init_fn``,
+            ``prefetch_factor`` and ``timeout`` are used, not its ``drop_last`` and ``persistent_workers``. Batches are images
+            (N, C, *spatial), or tuples that begin with images, then integer labels (N,), negative where not known, and then
+            masks (N, 1, *spatial) in [0, 1] of where the evidence should be, for metrics.
         store: the folder to write.
         targets: which classes are explained: ``"predicted"``, ``"true"`` (by the labels), ``"all"``, an integer k for the k with
             the highest scores, the highest first, or a list of classes.
         method: the weighting, see :class:`~batchcam_captum.BatchGradCam`.
         dtype: of the maps in the store. Maps are raw, often very small: float16 keeps few digits of what is below 6e-5.
         size: of the maps: as the layer has them, or bilinearly resized to ``"input"``.
+        output: which part of what the model returns holds the scores, see :class:`~batchcam_captum.BatchGradCam`.
         mean: the ``mean`` of ``Normalize`` that the images went through, for the thumbnails.
         std: its ``std``.
         thumbnails: pixels of the longer side of the small pictures that a report shows; 0: keep none. Of images with two spatial
             dimensions alone.
-        class_names: K names.
-        ids: N names of the samples. Default: their positions.
-        paths: N paths of their files. Default: the data set's own, where it has ``samples`` as torchvision's ``ImageFolder``.
+        class_names: K names. Default: the data set's own, of an :class:`.ImageFiles`.
+        ids: N names of the samples. Default: the data set's own, of an :class:`.ImageFiles`; otherwise their positions.
+        paths: N paths of their files. Default: the data set's own, of an :class:`.ImageFiles`, and where it has ``samples`` as
+            torchvision's ``ImageFolder``.
         device: where the batches go. Default: where the model's first parameter is.
+        max_missing: how many samples in a row the file system may refuse (no such file, no permission, a read error) before that
+            is taken for a folder that is not there, and the run ends; None: any number.
+        retry_damaged: try the samples of the store that could not be read again, with the chunks that they are in.
         overwrite: remove a store that is there, and begin anew. Several processes have to be in a process group of torch.
         progress: show images per second and the time left.
         rank: of this process, 0 … world_size − 1. Default: that of torch's process group, or of ``torchrun``'s environment.
@@ -98,36 +111,40 @@ def explain_dataset(
         ValueError: a model in training mode, or whose output is not (N, K); a loader that shuffles; no sample that can be read;
             images of several sizes; arguments that do not fit.
         TypeError: arguments of a wrong kind.
-        OSError: a folder that cannot be written to, or a full disk; what is written is kept.
+        OSError: a folder that cannot be written to, a full disk, or a file system that fails, see ``max_missing``; what is
+            written is kept.
         ModuleNotFoundError: zarr is not installed.
     """
     choice = ClassChoice.of(targets)
     loader = check_loader(loader)
-    rank, world_size = _place(rank, world_size)
+    rank, world_size = rank_of(rank, world_size)
     together = overwrite and world_size > 1
     if together and not is_distributed():
         raise ValueError(
             "overwrite: expected one process, or several in one process group of torch, as another may be writing already, got "
             f"{world_size} that do not know of each other; remove the store first"
         )
-    _check_arguments(model, dtype, size, thumbnails)
+    check_arguments(model, dtype, size, thumbnails, max_missing)
+    check_picker(output)
+    own = Samples.of(loader.dataset)
     count = len(loader.dataset)  # type: ignore[arg-type]
     names = {
-        "ids": _names("ids", ids, count),
-        "paths": _names("paths", paths, count) or _paths_of(loader.dataset),
+        "ids": names_of("ids", own.ids if ids is None else ids, count),
+        "paths": names_of("paths", own.paths if paths is None else paths, count),
     }
-    place = torch.device(device) if device is not None else _device_of(model)
-    example = first_readable(loader)
+    place = _Place.of(model, device)
+    example = first_readable(loader, max_missing=max_missing)
     assert example.images is not None
-    images = example.images.to(place)
-    _try_model(model, images)
-    found = find_layer(model, _layer_name(model, layer), images)
-    grad_cam = BatchGradCam(model, found.name, method=method, reshape=found.reshape)
+    images = place.images(example.images)
+    try_model(model, images, output)
+    found = find_layer(model, layer_name(model, layer), images)
+    grad_cam = BatchGradCam(model, found.name, method=method, reshape=found.reshape, output=output)
     computing = Computing(grad_cam, choice, getattr(torch, dtype), size, thumbnails, mean, std)
-    computed = computing(images, _to(example.labels, place), _to(example.masks, place))
+    computed = computing(images, place(example.labels), place(example.masks))
     batch_size = loader.batch_size
     assert batch_size is not None
     maps = tuple(computed["maps"].shape[1:])
+    check_bytes(batch_size, maps, computed["maps"].element_size())
     layout = Layout(
         samples=count,
         chunk=chunk_size(batch_size, maps, dtype),
@@ -137,6 +154,8 @@ def explain_dataset(
         thumbnail=thumbnail_size(images.shape[2:], thumbnails) if "thumbnails" in computed else None,
         metrics=MASK_METRICS if example.masks is not None else (),
     )
+    if class_names is None and own.class_names is not None and len(own.class_names) == layout.classes:
+        class_names = own.class_names
     if class_names is not None and len(class_names) != layout.classes:
         raise ValueError(
             f"class_names: expected {layout.classes}, as the model has scores, got {len(class_names)}"
@@ -145,20 +164,20 @@ def explain_dataset(
         "model": {"class": type(model).__name__, "sha256": model_hash(model)},
         "layer": found.name,
         "reshape": found.reshape,
-        "method": method if isinstance(method, str) else getattr(method, "__qualname__", str(method)),
+        "method": name_of(method),
+        "output": name_of(output),
         "targets": choice.setting,
         "samples": count,
-        "names": _hash(*(names["ids"] or ()), *(names["paths"] or ())),
+        "names": texts_hash(names["ids"], names["paths"]),
+        "labels": texts_hash(own.labels),
         "image_size": list(images.shape[1:]),
-        "first_image": hashlib.sha256(
-            _bytes(example.images)
-        ).hexdigest(),  # tells images that were prepared otherwise
+        "first_image": tensor_hash(example.images),  # tells images that were prepared otherwise
         "batch_size": batch_size,
         "dtype": dtype,
         "size": size,
         "thumbnails": thumbnails,
-        "mean": _plain(mean),
-        "std": _plain(std),
+        "mean": plain(mean),
+        "std": plain(std),
         "about": dict(about or {}),
     }
     if together:  # nothing is removed before all that can be wrong is known
@@ -169,15 +188,40 @@ def explain_dataset(
         store,
         layout,
         settings=settings,
-        environment=environment(place),
+        environment=environment(place.device) | {"device": place.device.type},  # whichever of several alike
         class_names=None if class_names is None else tuple(map(str, class_names)),
         overwrite=overwrite and not together,
         alone=world_size == 1,
     ) as writer:
-        run = _Run(loader, computing, place, tuple(images.shape[1:]), names)
-        run.write(writer, rank, world_size, progress=progress)
+        run = _Run(loader, computing, place, tuple(images.shape[1:]), names, max_missing)
+        run.write(writer, rank, world_size, retry_damaged=retry_damaged, progress=progress)
         writer.finish()
     return open_store(store)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where batches go."""
+
+    device: torch.device
+    dtype: torch.dtype | None  #: of the images; None: as they come
+
+    @classmethod
+    def of(cls, model: nn.Module, device: torch.device | str | None) -> _Place:
+        """A model in half or double precision takes nothing else."""
+        first = next(model.parameters(), None)
+        if device is None:
+            device = "cpu" if first is None else first.device
+        floating = first is not None and first.is_floating_point()
+        return cls(torch.device(device), first.dtype if first is not None and floating else None)
+
+    def __call__(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(self.device, non_blocking=True)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Integers stay what they are: a model that takes them divides by 255 itself."""
+        dtype = self.dtype if images.is_floating_point() else None
+        return images.to(self.device, dtype, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -186,17 +230,20 @@ class _Run:
 
     loader: DataLoader[Any]
     computing: Computing
-    device: torch.device
+    place: _Place
     image_shape: tuple[int, ...]  #: (C, *spatial)
     names: Mapping[str, list[str] | None]  #: ids and paths
+    max_missing: int | None
 
-    def write(self, writer: StoreWriter, rank: int, world_size: int, *, progress: bool) -> None:
+    def write(
+        self, writer: StoreWriter, rank: int, world_size: int, *, retry_damaged: bool, progress: bool
+    ) -> None:
         """Compute and write the chunks of a rank that are not there yet."""
         from tqdm.auto import tqdm
 
         layout, size = writer.layout, self.loader.batch_size
         assert size is not None
-        chunks = writer.missing(rank, world_size)
+        chunks = writer.missing(rank, world_size, **({"retry_damaged": True} if retry_damaged else {}))
         rows = [layout.rows(chunk) for chunk in chunks]
         positions = [
             range(start, min(start + size, part.stop))
@@ -205,14 +252,18 @@ class _Run:
         ]
         own = [layout.rows(chunk) for chunk in range(rank, layout.chunks, world_size)]
         total, left = (sum(part.stop - part.start for part in parts) for parts in (own, rows))
-        on_gpu = self.device.type == "cuda"
         with (
             tqdm(
                 total=total, initial=total - left, unit="image", desc="explain", disable=not progress
             ) as bar,
             Pipeline(writer, chunks, **self.names) as pipeline,
         ):
-            for batch in guarded_batches(self.loader, positions, pin_memory=on_gpu):
+            for batch in guarded_batches(
+                self.loader,
+                positions,
+                pin_memory=self.place.device.type == "cuda",
+                max_missing=self.max_missing,
+            ):
                 pipeline.take(batch, self._computed(batch))
                 bar.update(len(batch.positions))
 
@@ -225,127 +276,7 @@ class _Run:
                 f"samples {batch.positions[0]} to {batch.positions[-1]}; bring them to one size"
             )
         if self.computing.choice.kind == "true":
-            _check_known(batch)
+            check_known(batch)
         return self.computing(
-            batch.images.to(self.device, non_blocking=True),
-            _to(batch.labels, self.device),
-            _to(batch.masks, self.device),
+            self.place.images(batch.images), self.place(batch.labels), self.place(batch.masks)
         )
-
-
-def _check_known(batch: GuardedBatch) -> None:
-    """Every sample needs a label where that is what is explained; a batch without any is refused where maps are made."""
-    if batch.labels is not None and bool((batch.labels < 0).any()):
-        row = int((batch.labels < 0).nonzero()[0])
-        raise ValueError(
-            f"targets: expected a label for every sample, as targets is 'true', got {int(batch.labels[row])} for sample "
-            f"{[batch.positions[each] for each in batch.readable][row]}; pass targets='predicted', or leave such samples out"
-        )
-
-
-def model_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers with their names, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(_bytes(value))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _hash(*texts: str) -> str | None:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{len(text)}:{text}".encode(errors="surrogateescape"))
-    return digest.hexdigest() if texts else None
-
-
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Which of how many processes this is."""
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"rank, world_size: expected both or neither, got {rank} and {world_size}")
-    if rank is None or world_size is None:
-        if is_distributed():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank: expected 0 to {world_size - 1}, got {rank}")
-    return rank, world_size
-
-
-def _check_arguments(model: object, dtype: str, size: str, thumbnails: int) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if model.training:
-        raise ValueError(
-            "model: expected one in eval mode, as in training mode a map would hang on the batch it is in, got one in training "
-            "mode; call model.eval()"
-        )
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype: expected 'float16' or 'float32', got {dtype!r}")
-    if size not in ("layer", "input"):
-        raise ValueError(f"size: expected 'layer' or 'input', got {size!r}")
-    if thumbnails < 0:
-        raise ValueError(f"thumbnails: expected at least 0 pixels, got {thumbnails}")
-
-
-def _names(argument: str, names: Sequence[str] | None, count: int) -> list[str] | None:
-    if names is None:
-        return None
-    if len(names) != count:
-        raise ValueError(f"{argument}: expected {count}, one a sample, got {len(names)}")
-    return list(map(str, names))
-
-
-def _paths_of(dataset: Dataset[Any]) -> list[str] | None:
-    """Those of torchvision's folders, also of a part of one."""
-    if isinstance(dataset, Subset):
-        whole = _paths_of(dataset.dataset)
-        return None if whole is None else [whole[index] for index in dataset.indices]
-    samples = getattr(dataset, "samples", None)
-    if isinstance(samples, list) and len(samples) == len(dataset):  # type: ignore[arg-type]
-        firsts = (sample[0] if isinstance(sample, tuple) else sample for sample in samples)
-        paths = [path for path in firsts if isinstance(path, str)]
-        return paths if len(paths) == len(samples) else None
-    return None
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _layer_name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
-    if not isinstance(layer, nn.Module):
-        return layer
-    for name, module in model.named_modules():
-        if module is layer:
-            return str(name)
-    raise ValueError(f"layer: expected one of the model's, got a {type(layer).__name__} that is not in it")
-
-
-def _try_model(model: nn.Module, images: Tensor) -> None:
-    try:
-        with torch.no_grad():
-            model(images)
-    except Exception as error:  # whatever a model raises
-        raise ValueError(
-            f"model: expected {type(model).__name__} to take images of shape (N, {', '.join(map(str, images.shape[1:]))}), got "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
-
-
-def _plain(value: PerChannel) -> Any:
-    """Numbers that JSON holds."""
-    if value is None or isinstance(value, int | float):
-        return value
-    return [float(each) for each in value]

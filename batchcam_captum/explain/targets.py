@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -37,19 +39,17 @@ class ClassChoice:
                     f"targets: expected 'predicted', 'true', 'all', a number of classes or a list of them, got {targets!r}"
                 )
             return cls(targets)
-        if isinstance(targets, int) and not isinstance(targets, bool):
-            if targets < 1:
-                raise ValueError(f"targets: expected at least 1 of the highest classes, got {targets}")
-            return cls("top", k=targets)
-        classes = (
-            tuple(each for each in targets if isinstance(each, int) and not isinstance(each, bool))
-            if isinstance(targets, Sequence)
-            else ()
-        )
-        if not isinstance(targets, Sequence) or len(classes) < len(targets):
+        with suppress(TypeError):
+            k = _integer(targets)
+            if k < 1:
+                raise ValueError(f"targets: expected at least 1 of the highest classes, got {k}")
+            return cls("top", k=k)
+        try:
+            classes = tuple(_integer(each) for each in targets)  # type: ignore[union-attr]
+        except TypeError:
             raise TypeError(
                 f"targets: expected 'predicted', 'true', 'all', an integer or a list of integers, got {targets!r}"
-            )
+            ) from None
         if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
             raise ValueError(
                 f"targets: expected classes from 0, at least one and each once, got {list(classes)}"
@@ -78,7 +78,7 @@ class ClassChoice:
             labels: (N,), where they are known.
 
         Returns:
-            Maps (N, M, *spatial), scores (N, K), and the classes of the maps (N, M).
+            Maps (N, M, *spatial), scores (N, K), and the classes of the maps (N, M), −1 where scores that are NaN tell none.
 
         Raises:
             ValueError: scores that are not (N, K), classes that there are not, or labels that are missing.
@@ -92,7 +92,7 @@ class ClassChoice:
             target: Any = _highest if self.kind == "predicted" else labels
             cams, scores = grad_cam.attribute_with_scores(images, target=target)
             _check_scores(scores, len(images))
-            chosen = scores.argmax(1) if self.kind == "predicted" else labels
+            chosen = predicted(scores) if self.kind == "predicted" else labels
             assert chosen is not None
             return _one_tensor(cams), scores, chosen.unsqueeze(1)
 
@@ -113,7 +113,27 @@ class ClassChoice:
             return every.expand(len(scores), -1)
 
         cams, scores = grad_cam.attribute_classes_with_scores(images, choose)
-        return _one_tensor(cams), scores, choose(scores).to(scores.device)
+        chosen = choose(scores).to(scores.device)
+        if self.kind == "top":  # NaN would count as the highest
+            chosen = chosen.masked_fill(scores.isnan().any(1, keepdim=True), -1)
+        return _one_tensor(cams), scores, chosen
+
+
+def predicted(scores: Tensor) -> Tensor:
+    """(N, K) -> (N,): the class with the highest score; −1 where a score is NaN, of which none is the highest."""
+    return scores.argmax(1).masked_fill(scores.isnan().any(1), -1)
+
+
+def _integer(value: Any) -> int:
+    """Also of NumPy and torch.
+
+    Raises:
+        TypeError: something else.
+    """
+    dimensions: int = getattr(value, "ndim", 0)
+    if isinstance(value, bool | str) or dimensions:  # a tensor with one class in it is a list of classes
+        raise TypeError
+    return index(value)
 
 
 def _highest(scores: Tensor) -> Tensor:

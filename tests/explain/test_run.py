@@ -20,8 +20,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.explain import OtherSettingsError, explain_dataset, open_store, write_report
+from batchcam_captum.explain.listing import list_folder
+from batchcam_captum.explain.sources import ImageFiles
 from batchcam_captum.explain.writing import StoreWriter
 from batchcam_captum.functional import energy_in_mask, pointing_game, resize
+from batchcam_captum.loading import Preprocessing
 from tests.models import SmallCnn
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +168,33 @@ class Scaled(nn.Module):
         return self.inner(images) * self.factor
 
 
+def test_maps_are_resized_a_few_samples_at_a_time(tmp_path, monkeypatch):
+    expected = explained(tmp_path / "whole", Samples(9), size="input", targets="all").maps[:]
+    monkeypatch.setattr("batchcam_captum.explain.computing._AT_ONCE", 3 * 4 * 5 * 16 * 14)
+    sizes = []
+    monkeypatch.setattr(
+        "batchcam_captum.explain.computing.resize",
+        lambda maps, size: sizes.append(len(maps)) or resize(maps, size),
+    )
+    assert np.array_equal(explained(tmp_path, Samples(9), size="input", targets="all").maps[:], expected)
+    assert sizes == [1, 3, 3, 2, 1]
+
+
+def test_batches_with_gigabytes_of_maps_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"less than 2 GiB, got 4\.2 GiB for 1000000 images with maps \(5, 16, 14\)"
+    ):
+        explain_dataset(
+            small_model(),
+            "layer",
+            DataLoader(Samples(9), batch_size=10**6),
+            tmp_path / "store.zarr",
+            targets="all",
+            size="input",
+        )
+    assert not any(tmp_path.iterdir())
+
+
 def test_half_precision_says_where_it_is_not_enough(tmp_path):
     options = {"dtype": "float16", "layer": "inner.layer"}
 
@@ -211,6 +241,43 @@ def test_errors_that_no_sample_is_to_blame_for_are_raised(tmp_path):
 
     with pytest.raises(OSError, match="Too many open files"):
         explained(tmp_path, Broken(30))
+
+
+class Unmounted(Samples):
+    """From a position on the file system gives nothing, with this error."""
+
+    def __init__(self, count: int, start: int, number: int) -> None:
+        super().__init__(count)
+        self.start, self.number = start, number
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= self.start:
+            raise OSError(self.number, os.strerror(self.number), f"{index}.png")
+        return super().__getitem__(index)
+
+
+def test_a_file_system_that_fails_damages_no_sample(tmp_path, whole):
+    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
+    with pytest.raises(OSError, match="timed out"):
+        explained(tmp_path, Unmounted(COUNT, 300, errno.ETIMEDOUT), **options)
+    with pytest.raises(OSError, match="got 100 in a row that cannot, the last one: No such file"):
+        explained(tmp_path, Unmounted(COUNT, 300, errno.ENOENT), **options)
+    assert set(open_store(tmp_path / "store.zarr").status[:256]) == {1}
+    assert set(open_store(tmp_path / "store.zarr").status[256:]) == {0}
+    assert digest(explained(tmp_path, **options)) == digest(whole)
+    with pytest.raises(OSError, match="got 3 in a row"):
+        explained(tmp_path / "none", Unmounted(9, 0, errno.EACCES), max_missing=3)
+
+
+def test_damaged_samples_are_tried_again_when_asked(tmp_path, whole):
+    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
+    gone = Unmounted(COUNT, 500, errno.ENOENT)
+    assert explained(tmp_path, gone, max_missing=None, **options).about["damaged"] == 30
+    assert explained(tmp_path, **options).about["damaged"] == 30
+    data = Samples()
+    store = explained(tmp_path, data, retry_damaged=True, **options)
+    assert data.read == [0, *range(256, COUNT)]
+    assert digest(store) == digest(whole)
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, whole):
@@ -277,6 +344,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
         ({"about": {"checkpoint": "b.pt"}}, "about.checkpoint = 'a.pt' there, 'b.pt' here"),
         ({"dataset": Samples(10)}, "samples = 9 there, 10 here"),
         ({"dataset": TensorDataset(torch.rand(9, 3, 16, 14))}, "first_image = '"),
+        ({"output": lambda scores: scores}, "output = None there, 'tests.explain"),
     ]:
         given = {"dataset": Samples(9), "about": {"checkpoint": "a.pt"}} | options
         with pytest.raises(OtherSettingsError, match=message):
@@ -335,6 +403,69 @@ def test_paths_come_from_the_data_set(tmp_path):
     store = explained(tmp_path / "own", Folder(9), paths=list("abcdefghi"), ids=list("123456789"))
     assert "".join(store.paths[:]) == "abcdefghi"
     assert "".join(store.ids[:]) == "123456789"
+
+
+def test_labels_that_changed_are_refused(tmp_path):
+    images = torch.rand(9, 3, 16, 14)
+    explained(tmp_path, Subset(TensorDataset(images, torch.arange(9)), range(1, 9)))
+    explained(tmp_path, TensorDataset(images[1:], torch.arange(1, 9)))
+    with pytest.raises(OtherSettingsError, match="labels = '"):
+        explained(tmp_path, TensorDataset(images[1:], torch.arange(8)))
+
+
+def test_image_files_bring_their_names(tmp_path):
+    images = pytest.importorskip("PIL.Image")
+    for name in "abcde":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        images.new("RGB", (14, 16)).save(tmp_path / "data" / name / "one.png")
+    files = ImageFiles(list_folder(tmp_path / "data"), Preprocessing(size=(16, 14)))
+    store = explained(tmp_path, Subset(files, [3, 1]))
+    assert list(store.ids[:]) == ["d/one.png", "b/one.png"]
+    assert list(store.paths[:]) == [str(tmp_path / "data" / name / "one.png") for name in "db"]
+    assert list(store.labels[:]) == [3, 1]
+    assert store.class_names == tuple("abcde")
+
+
+def test_scores_of_nan_predict_no_class(tmp_path):
+    data = Samples(9)
+    data.images[4] = float("nan")
+    for targets in ("predicted", 2):
+        store = explained(tmp_path / str(targets), data, targets=targets)
+        assert store.complete
+        assert store.status[4] == 1
+        assert store.predictions[4] == -1
+        assert np.isnan(store.confidences[4])
+        assert set(store.targets[4]) == {-1}
+        assert np.isnan(store.maps[4]).all()
+        others = np.delete(np.arange(9), 4)
+        assert (store.predictions[:][others] >= 0).all()
+        assert np.isfinite(store.maps[:][others]).all()
+
+
+def test_models_that_return_more_than_scores(tmp_path):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small_model()
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"features": images, "logits": self.inner(images)}
+
+    with pytest.raises(TypeError, match=r"features.*logits"):
+        explain_dataset(Named().eval(), "inner.layer", loader(Samples(9)), tmp_path / "store.zarr")
+    store = explain_dataset(
+        Named().eval(), "inner.layer", loader(Samples(9)), tmp_path / "store.zarr", output="logits"
+    )
+    assert np.array_equal(store.scores[:], explained(tmp_path / "plain", Samples(9)).scores[:])
+    assert store.settings["output"] == "logits"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_in_another_precision_gets_its_images_in_it(tmp_path, dtype):
+    expected = explained(tmp_path / "plain", Samples(9))
+    store = explained(tmp_path, Samples(9), model=small_model().to(dtype))
+    assert_close(store.maps[:], expected.maps[:], rtol=0, atol=0.02 * float(np.abs(expected.maps[:]).max()))
+    assert store.settings["first_image"] == expected.settings["first_image"]
 
 
 def test_signals_have_maps_too(tmp_path):
@@ -454,7 +585,8 @@ def test_images_of_several_sizes(tmp_path):
     data = Sizes(16)
     data.step = 5
     with pytest.raises(
-        ValueError, match="expected samples that make a batch, got RuntimeError: stack expects"
+        ValueError,
+        match=r"make a batch, got images of several sizes, \(3, 15, 14\) and \(3, 16, 14\); bring them to one",
     ):
         explained(tmp_path, data)
     data.step = 8  # all of one size in each batch
@@ -482,6 +614,12 @@ def test_an_unknown_label_explains_no_class(tmp_path):
         ({"targets": [5]}, "classes from 0 to 4, as the model has 5, got 5"),
         ({"targets": [1, 1]}, "each once"),
         ({"targets": 1.5}, "an integer or a list of integers, got 1.5"),
+        ({"targets": True}, "an integer or a list of integers, got True"),
+        ({"targets": [0.5]}, r"an integer or a list of integers, got \[0.5\]"),
+        ({"targets": np.array([7])}, "classes from 0 to 4, as the model has 5, got 7"),
+        ({"targets": np.int64(6)}, "at most 5 classes, as the model has, got 6"),
+        ({"max_missing": 0}, "max_missing: expected at least 1 file, or None"),
+        ({"output": 1.5}, "output: expected None, a name"),
         (
             {"targets": "true", "dataset": TensorDataset(torch.rand(9, 3, 16, 14))},
             "expected labels in the batches",
