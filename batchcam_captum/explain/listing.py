@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..loading.images import SUFFIXES, files_in, reason_of
 from ..optional import load
+
+#: What may stand between the values of a CSV; spreadsheets write the second where the first is the decimal sign.
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def list_csv(path: str | os.PathLike[str]) -> Listing:
     Its columns are ``path``, below the folder of the CSV unless it is absolute; and, as far as they are there, ``label``, an
     index or the name of a class, empty where it is not known; and ``id``, by default the path as it is written. Others are
     ignored. Labels are indices where all of them are integers. The files need not exist: those that cannot be read are damaged.
+    Between values are commas, or semicolons or tabs where the header has its column ``path`` with these alone.
 
     Raises:
         FileNotFoundError: no such file.
@@ -85,7 +90,9 @@ def list_csv(path: str | os.PathLike[str]) -> Listing:
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True, restval="")
+            delimiter = _delimiter(file.readline())
+            file.seek(0)
+            rows = csv.DictReader(file, strict=True, restval="", delimiter=delimiter)
             columns = [str(column).strip() for column in rows.fieldnames or ()]
             rows.fieldnames = columns
             if "path" not in columns:
@@ -97,14 +104,15 @@ def list_csv(path: str | os.PathLike[str]) -> Listing:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data: expected a CSV of paths, got {path}; check the path") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"data: expected a CSV in UTF-8, got {path} ({error})") from error
+        raise ValueError(f"data: expected a CSV in UTF-8, got {path} ({error}); save it as such") from error
     if not found:
         raise ValueError(f"data: expected a row for each image in {path}, got the header alone")
+    between = _DELIMITERS[delimiter]
     for line, row in found:
         if None in row:
             raise ValueError(
-                f"data: expected {len(columns)} values in every row of {path}, got more in line {line}; put what has commas in "
-                "double quotes"
+                f"data: expected {len(columns)} values in every row of {path}, got more in line {line}; put what has {between} "
+                "in double quotes"
             )
         if not row["path"]:
             raise ValueError(f"data: expected a path in every row of {path}, got none in line {line}")
@@ -114,6 +122,16 @@ def list_csv(path: str | os.PathLike[str]) -> Listing:
         raise ValueError(f"data: expected an id for each sample in {path}, got {twice!r} twice")
     labels, names = _labels([row.get("label", "").strip() for _, row in found])
     return Listing(tuple(os.path.join(folder, row["path"]) for _, row in found), ids, labels, names)
+
+
+def _delimiter(header: str) -> str:
+    """By the header: the first with which it has a column ``path``; guesses from the rows fail with paths of any kind."""
+    for delimiter in _DELIMITERS:
+        with suppress(csv.Error):  # told where the rows are read
+            columns = next(csv.reader([header], strict=True, delimiter=delimiter), [])
+            if "path" in map(str.strip, columns):
+                return delimiter
+    return ","
 
 
 def _labels(written: list[str]) -> tuple[tuple[int, ...], tuple[str, ...] | None]:

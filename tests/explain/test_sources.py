@@ -152,6 +152,19 @@ def test_a_csv_of_paths_labels_and_ids(folder, tmp_path):
     assert list_csv(write_csv(tmp_path, "path\nx.png\n")).labels == (-1,)
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_csv_with_other_delimiters(tmp_path, delimiter):
+    rows = (("path", "label", '"id, of it"'), ('"a, b;\tc.png"', "dog", "x"), ("d,e.png", "", ""))
+    text = "\r\n".join(map(delimiter.join, rows))
+    listing = list_csv(write_csv(tmp_path, text, "utf-8-sig"))
+    assert listing.ids == ("a, b;\tc.png", "d,e.png")
+    assert (listing.labels, listing.names) == ((0, -1), ("dog",))
+    with pytest.raises(ValueError, match=r"got more in line 3; put what has (semicolons|tabs) in"):
+        list_csv(write_csv(tmp_path, f"{text}{delimiter}"))
+    alone = list_csv(write_csv(tmp_path, f"path\na{delimiter}b.png\n"))
+    assert alone.ids == (f"a{delimiter}b.png",), "the header has commas, if any"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
