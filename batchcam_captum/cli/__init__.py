@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: default: those of the process.
 
     Returns:
-        The exit status: 0; 1 for an error that the message explains; 130 when interrupted. Arguments that are not understood
-        end the process with 2.
+        The exit status: 0; 1 for an error that the message explains; 130 when interrupted, 143 when terminated in order.
+        Arguments that are not understood end the process with 2.
     """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt as interrupt:
-        return _failed(str(interrupt) or "interrupted", 130)
+        return _failed(str(interrupt) or "interrupted", getattr(interrupt, "status", 130))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("batchcam_captum"):
             raise

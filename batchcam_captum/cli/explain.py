@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import time
 import warnings
@@ -14,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_weights
+from .stopping import Terminated, sigterm_raises
 
 if TYPE_CHECKING:
-    from ..explain import Store
     from .explain_inputs import Inputs
     from .ranks import Ranks
 
-_LISTED = 10
 _KINDS = ("predicted", "true", "all")
 
 
@@ -52,10 +50,15 @@ def add(commands: Any) -> None:
     explain.add_argument("--data-root", type=Path, metavar="DIR", help="folder of torchvision's data sets")
     explain.add_argument("--split", metavar="NAME", help="of a data set: test (the default), train, val, …")
     explain.add_argument(
-        "--output", required=True, type=Path, metavar="STORE", help="folder of the store, such as maps.zarr"
+        "--output", required=True, type=_store, metavar="STORE", help="folder of the store, such as maps.zarr"
     )
     explain.add_argument(
         "--overwrite", action="store_true", help="remove a store that is there, and begin anew"
+    )
+    explain.add_argument(
+        "--retry-damaged",
+        action="store_true",
+        help="try the images again that could not be read, in a store that is there",
     )
 
     model = explain.add_argument_group("model")
@@ -80,7 +83,14 @@ def add(commands: Any) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that read images; default: up to 4, none for data in memory",
+        help="processes that read images; default: up to 4, none for data in memory; under torchrun of each process",
+    )
+    images.add_argument(
+        "--max-missing",
+        type=int,
+        default=100,
+        metavar="N",
+        help="end when so many files in a row are missing or refused, as their folder is not there then; 0: never; default: 100",
     )
 
     maps = explain.add_argument_group("maps")
@@ -109,6 +119,14 @@ def add(commands: Any) -> None:
         help="of the longer side, for reports; 0: none; default: 64",
     )
     explain.add_argument("--quiet", action="store_true", help="no progress, no remarks")
+
+
+def _store(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "expected the folder of the store, such as maps.zarr, got an empty path"
+        )
+    return Path(text)
 
 
 def _targets(text: str) -> str | int | list[int]:
@@ -143,7 +161,13 @@ def run(options: argparse.Namespace) -> None:
         torch.cuda.set_device(device)  # nothing of this rank on another one's
     get_method(options.method)
     ClassChoice.of(options.targets)
-    for name, least in (("batch_size", 1), ("workers", 0), ("thumbnails", 0), ("num_classes", 2)):
+    for name, least in (
+        ("batch_size", 1),
+        ("workers", 0),
+        ("thumbnails", 0),
+        ("num_classes", 2),
+        ("max_missing", 0),
+    ):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
@@ -158,18 +182,19 @@ def run(options: argparse.Namespace) -> None:
 def _explain(options: argparse.Namespace, rank: int, world_size: int, together: Ranks) -> None:
     from ..explain import explain_dataset
     from .explain_inputs import load_inputs
+    from .explain_outcome import done, tell
 
     inputs = load_inputs(options)
     if world_size > 1 and options.overwrite:
         together.needed("--overwrite")
-    before = 0 if options.overwrite or rank else _done(options.output)
+    before = 0 if options.overwrite or rank else done(options.output, damaged=not options.retry_damaged)
     together.wait()
     remark_random_weights(options)
     if inputs.remark and not options.quiet:
         print(f"batchcam: {inputs.remark}", file=sys.stderr)
     began = time.perf_counter()
     try:
-        with _remarks(options.quiet):
+        with _remarks(options.quiet), sigterm_raises():
             store = explain_dataset(
                 inputs.model,
                 options.layer,
@@ -186,15 +211,18 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
                 ids=inputs.ids,
                 paths=inputs.paths,
                 device=options.device,
+                max_missing=options.max_missing or None,
+                retry_damaged=options.retry_damaged,
                 overwrite=options.overwrite,
                 progress=not options.quiet and sys.stderr.isatty(),
                 rank=rank,
                 world_size=world_size,
                 about=inputs.about,
             )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; {_done(options.output):,} images are in {options.output} and stay: give the same command again"
+    except KeyboardInterrupt as stopped:
+        raise type(stopped)(
+            f"{stopped.word if isinstance(stopped, Terminated) else 'interrupted'}; {done(options.output):,} images are in "
+            f"{options.output} and stay: give the same command again"
         ) from None
     except (RuntimeError, TypeError) as error:  # of memory, above all
         raise ValueError(
@@ -203,7 +231,7 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
         ) from error
     together.wait()
     if rank == 0:
-        _report(store, options, before, time.perf_counter() - began)
+        tell(store, options.output, before, time.perf_counter() - began)
 
 
 def _loader(options: argparse.Namespace, inputs: Inputs) -> Any:
@@ -211,8 +239,14 @@ def _loader(options: argparse.Namespace, inputs: Inputs) -> Any:
 
     workers = options.workers
     if workers is None:
-        workers = 0 if inputs.in_memory else min(4, _processors())
+        workers = 0 if inputs.in_memory else _usual_workers()
     return DataLoader(inputs.dataset, batch_size=options.batch_size, num_workers=workers)
+
+
+def _usual_workers() -> int:
+    """Up to four, and of several ranks on a machine no more together than it has processors."""
+    ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, min(4, _processors() // ranks))
 
 
 def _processors() -> int:
@@ -242,48 +276,3 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
     if not is_empty(path):
         open_store(path, any_format=overwrite)
-
-
-def _done(path: Path) -> int:
-    """How many samples are in the store that may be there."""
-    from ..explain import open_store
-
-    try:
-        store = open_store(path)
-    except (OSError, ValueError):
-        return 0
-    return int((store.status[:] != 0).sum())
-
-
-def _report(store: Store, options: argparse.Namespace, before: int, seconds: float) -> None:
-    """Say what was done, what could not be, and what to do next."""
-    from ..explain import Status, open_store
-
-    store = open_store(store.path)  # other ranks may have finished it after this one
-    status = store.status[:]
-    written, damaged, missing = (
-        int((status == each).sum()) for each in (Status.WRITTEN, Status.DAMAGED, Status.MISSING)
-    )
-    now = written + damaged - before
-    pace = f", {now / seconds:,.1f} images a second" if now > 0 else ""
-    earlier = f", {before:,} of them earlier" if before else ""
-    print(f"Explained {written:,} of {len(store):,} images{earlier}{pace}")
-    if damaged:
-        print(f"Could not be read: {damaged:,}")
-        problems, paths, ids = store.problems[:], store.paths[:], store.ids[:]
-        places = (status == Status.DAMAGED).nonzero()[0]
-        for place in places[:_LISTED]:
-            print(f"  {_line(paths[place] or ids[place])}: {_line(problems[place])}")
-        if damaged > _LISTED:
-            print(f"  and {damaged - _LISTED:,} more")
-    if missing:
-        print(f"Not there yet: {missing:,}; give the same command again to go on")
-    output = _line(options.output)
-    print(f"\nWritten to {output}\nTo look at it: batchcam report {shlex.quote(output)}")
-
-
-def _line(text: object) -> str:
-    """As one line that can be printed."""
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))
-    encoding = sys.stdout.encoding or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)

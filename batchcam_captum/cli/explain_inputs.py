@@ -188,7 +188,7 @@ def _model(
 
 def _count_classes(model: nn.Module, dataset: Dataset[Any], options: argparse.Namespace) -> int:
     """K, by a first forward."""
-    example = first_readable(DataLoader(dataset)).images
+    example = first_readable(DataLoader(dataset), max_missing=options.max_missing or None).images
     assert example is not None
     shape = tuple(example.shape)
     try:

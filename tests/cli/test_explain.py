@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import types
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,12 @@ import pytest
 import torch
 
 from batchcam_captum import BatchGradCam
-from batchcam_captum.cli import main
+from batchcam_captum.cli import explain, main
 from batchcam_captum.cli.explain_inputs import _imagenet
 from batchcam_captum.demo.data import load_data
 from batchcam_captum.demo.model import SimpleCNN
 from batchcam_captum.demo.run import _checkpoint
 from batchcam_captum.explain import layout, open_store
-from batchcam_captum.explain import run as explaining
 from batchcam_captum.explain.listing import list_folder
 from batchcam_captum.explain.sources import ImageFiles
 from batchcam_captum.loading import Preprocessing, load_model
@@ -49,8 +47,11 @@ NAMES = ("cats/0.png", "cats/it's <b>.png", "cats/ø.png", "dogs/0.png", "dogs/1
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("explain"))
+
+
+def make_files(folder):
     """Models, and a folder of five images and a damaged one in two classes."""
-    folder = tmp_path_factory.mktemp("explain")
     (folder / "model.py").write_text(MODEL_FILE)
     for seed, name in enumerate(NAMES):
         save(folder / "images" / name, size=(24, 20), seed=seed)
@@ -207,28 +208,31 @@ def test_a_run_goes_on_where_checkpoint_model_and_known_data_lie_elsewhere(files
     assert "about.data" in capsys.readouterr().err, "its paths are in the store"
 
 
-def test_an_interrupt_keeps_what_is_written(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(layout, "_CHUNK_SAMPLES", 2)
-    assert of_folder(files, "--output", tmp_path / "whole") == 0
-    batches = explaining.guarded_batches
+def test_ranks_of_a_machine_share_its_processors(monkeypatch):
+    monkeypatch.setattr(explain, "_processors", lambda: 16)
+    assert explain._usual_workers() == 4
+    for ranks, each in ((2, 4), (8, 2), (16, 1), (64, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert explain._usual_workers() == each
 
-    def interrupted(*arguments, **options):
-        yield from islice(batches(*arguments, **options), 2)
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(explaining, "guarded_batches", interrupted)
-        capsys.readouterr()
-        assert of_folder(files, "--output", tmp_path / "out") == 130
-    error = capsys.readouterr().err
+def test_the_folder_one_is_in_as_output(files, tmp_path, capsys, monkeypatch):
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    assert of_folder(files, "--output", ".") == 0
+    assert "To look at it: batchcam report .\n" in capsys.readouterr().out
+    assert open_store(tmp_path / "new").complete
+    assert main(["report", "."]) == 0
+    assert (tmp_path / "new.html").exists()
+    monkeypatch.chdir(files)
+    assert of_folder(files, "--output", ".") == 1
+    assert "expected a store" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        of_folder(files, "--output", "")
     assert (
-        error
-        == f"batchcam: interrupted; 4 images are in {tmp_path}/out and stay: give the same command again\n"
+        "--output: expected the folder of the store, such as maps.zarr, got an empty path"
+        in capsys.readouterr().err
     )
-    assert not open_store(tmp_path / "out").complete
-    assert of_folder(files, "--output", tmp_path / "out") == 0
-    assert "Explained 5 of 6 images, 4 of them earlier, " in capsys.readouterr().out
-    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 
 def test_ranks_write_their_own_part(files, tmp_path, capsys, monkeypatch):
