@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .report import write_report
     from .run import explain_dataset
     from .sources import ImageFiles
-    from .store import Store, StoredMaps, open_store
+    from .store import Store, open_store
+    from .stored_maps import StoredMaps
     from .writing import OtherSettingsError
 
 __all__ = [
@@ -42,7 +43,7 @@ _HOMES = {
     "OtherSettingsError": ".writing",
     "Status": ".layout",
     "Store": ".store",
-    "StoredMaps": ".store",
+    "StoredMaps": ".stored_maps",
     "class_grid_figure": ".figures",
     "contour_figure": ".figures",
     "explain_dataset": ".run",

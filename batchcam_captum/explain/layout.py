@@ -15,6 +15,8 @@ from typing import Any
 FORMAT = 1
 #: Of the group's attributes.
 KEY = "batchcam_captum"
+#: Names of the metrics of maps and masks.
+MASK_METRICS = ("energy_in_mask", "pointing_game")
 #: How many samples a chunk has, about, and how many bytes of maps at most.
 _CHUNK_SAMPLES, _CHUNK_BYTES = 256, 64 * 2**20
 
@@ -77,6 +79,12 @@ class Layout:
             found[name] = Array((count, self.maps[0]), "float32", float("nan"))
         found["status"] = Array((count,), "uint8", int(Status.MISSING))
         return found
+
+
+#: Of all arrays that a store may have, in their order.
+NAMES = tuple(
+    Layout(samples=1, chunk=1, maps=(1,), classes=1, thumbnail=(1, 1), metrics=MASK_METRICS).arrays()
+)
 
 
 def chunk_size(batch_size: int, maps: tuple[int, ...], dtype: str) -> int:

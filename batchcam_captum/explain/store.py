@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..optional import load
-from .layout import FORMAT, KEY, Layout, Status
+from .layout import FORMAT, KEY, MASK_METRICS, NAMES, Layout, Status
+from .stored_maps import StoredMaps
 
 if TYPE_CHECKING:
     import pandas
 
-#: Arrays that every store has; all others are metrics, but for the thumbnails.
+#: Arrays that every store has.
 _ARRAYS = tuple(Layout(samples=1, chunk=1, maps=(1,), classes=1).arrays())
 
 
@@ -107,7 +106,7 @@ class Store:
     @property
     def metrics(self) -> dict[str, Any]:
         """Name -> (N, M) float32, of maps and masks; empty where the data set has no masks. NaN where there is none."""
-        return {name: array for name, array in self.arrays().items() if name not in (*_ARRAYS, "thumbnails")}
+        return {name: array for name, array in self.arrays().items() if name in MASK_METRICS}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,8 +125,9 @@ class Store:
         return bool(self.about["complete"])
 
     def arrays(self) -> dict[str, Any]:
-        """All arrays by name."""
-        return dict(self._group.arrays())
+        """Those of a store by name, in the order of the properties, then metrics; not what others have put into the group."""
+        found = {name: self._group.get(name) for name in NAMES}
+        return {name: array for name, array in found.items() if array is not None}
 
     def written(self) -> np.ndarray[Any, Any]:
         """The positions of the samples that have maps."""
@@ -166,67 +166,24 @@ class Store:
     def dataset(
         self, images: Dataset[Any] | None = None, *, transform: Callable[[Any], Any] | None = None
     ) -> StoredMaps:
-        """The written samples as a ``torch.utils.data.Dataset`` of (image, map), which a ``DataLoader`` takes.
+        """The written samples as a ``torch.utils.data.Dataset`` of (image, map), which a ``DataLoader`` takes as it is.
+
+        Which images, the first that there is of:
+
+        1. those of ``images``, as they come from there;
+        2. with a ``transform``, the files that ``paths`` names, as PIL images in RGB. Files are read whole, while a map is of
+           what the model was given, often their middle: ``transform`` has to cut out the same;
+        3. the thumbnails, (3, height, width) float32 in [0, 1];
+        4. the files, likewise as tensors: batches of them need files of one size.
 
         Args:
-            images: the data set that was explained, in the same order. None: the files that ``paths`` names are read where there
-                are any, as PIL images, and the thumbnails are taken otherwise, (3, height, width) in [0, 1]. Files are read
-                whole, while a map is of what the model was given, often their middle: ``transform`` has to cut out the same.
-            transform: of the image.
+            images: the data set that was explained, in the same order, of images or of tuples that begin with one.
+            transform: of the image, whichever it is.
 
         Raises:
             ValueError: no images: neither files nor thumbnails, or a data set of another length.
         """
         return StoredMaps(self, images, transform)
-
-
-class StoredMaps(Dataset[tuple[Any, Tensor]]):
-    """(image, map) of each written sample: whatever the images are, and (M, h, w) float32. Made by :meth:`.Store.dataset`.
-
-    Attributes:
-        positions: of the samples in the store.
-    """
-
-    def __init__(
-        self, store: Store, images: Dataset[Any] | None, transform: Callable[[Any], Any] | None
-    ) -> None:
-        self.store = store
-        self.images = images
-        self.transform = transform
-        self.positions = store.written()
-        self._paths = np.asarray(store.paths[:], dtype=object)
-        if images is not None and len(images) != len(store):  # type: ignore[arg-type]
-            raise ValueError(
-                f"images: expected the {len(store)} samples of the store, got {len(images)}; pass the data set that was explained"  # type: ignore[arg-type]
-            )
-        if images is None and store.thumbnails is None and not all(self._paths[self.positions]):
-            raise ValueError(
-                "images: expected a data set, as the store has neither paths nor thumbnails, got None; pass the one that was "
-                "explained"
-            )
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        position = int(self.positions[index])
-        image = self._image(position)
-        if self.transform is not None:
-            image = self.transform(image)
-        return image, torch.from_numpy(np.asarray(self.store.maps[position], dtype=np.float32))
-
-    def _image(self, position: int) -> Any:
-        if self.images is not None:
-            sample = self.images[position]
-            return sample[0] if isinstance(sample, tuple | list) else sample
-        path = self._paths[position]
-        if path:
-            from ..loading.images import in_colour, open_image
-
-            return in_colour(open_image(path))
-        thumbnails = self.store.thumbnails
-        assert thumbnails is not None
-        return torch.from_numpy(np.asarray(thumbnails[position])).permute(2, 0, 1).float() / 255
 
 
 def open_store(path: str | os.PathLike[str], *, any_format: bool = False) -> Store:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import umask
 from ..optional import load
-from .layout import FORMAT, KEY, Layout, Status
+from . import folders
+from .differing import differences, plain
+from .folders import is_empty, real
+from .layout import FORMAT, KEY, NAMES, Layout, Status
+from .locks import at_work, changing
 from .store import Store, open_store
 
-#: Seconds that a rank waits for the one that makes the store.
-_PATIENCE = 60.0
-_PARTIAL = ".partial"
-#: Descriptors of the locks of this process.
-_HELD: set[int] = set()
+__all__ = ["OtherSettingsError", "StoreWriter", "is_empty", "remove_store", "writing"]
+
+#: How many of those files are named that are in the way.
+_NAMED = 3
 
 
 class OtherSettingsError(ValueError):
@@ -43,50 +41,64 @@ class StoreWriter:
         """Of every sample, :class:`.Status`."""
         return np.asarray(self._group["status"][:])
 
-    def missing(self, rank: int = 0, world_size: int = 1) -> list[int]:
-        """The chunks of a rank that are not written yet."""
+    def missing(self, rank: int = 0, world_size: int = 1, *, retry_damaged: bool = False) -> list[int]:
+        """The chunks of a rank that are not written yet.
+
+        Args:
+            rank: 0 … world_size − 1.
+            world_size: how many processes share the chunks.
+            retry_damaged: those with a damaged sample, too. They are what they were until they are written anew, as a whole.
+        """
         status = self.status()
+        wanted = [Status.MISSING, Status.DAMAGED] if retry_damaged else [Status.MISSING]
         return [
             chunk
             for chunk in range(rank, self.layout.chunks, world_size)
-            if (status[self.layout.rows(chunk)] == Status.MISSING).any()
+            if np.isin(status[self.layout.rows(chunk)], wanted).any()
         ]
 
     def write(self, chunk: int, columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Write a chunk, and say so last.
+        """Write a chunk, and say so last. One that is there is taken back before, so that a process may be killed at any point.
 
         Args:
             chunk: which one.
-            columns: array name -> the chunk's rows. What is left out stays as it is filled.
+            columns: array name -> the chunk's rows. What is left out is filled as in a store that is new.
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to; what was written before is kept.
         """
         rows = self.layout.rows(chunk)
-        try:
-            for name in self.layout.arrays():
-                if name in columns:
-                    self._group[name][rows] = columns[name]
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{self.path}: expected a folder with room to write to, got: {error.strerror or error}; what is written is kept: "
-                "make room and run the same again",
-            ) from error
+        with _naming(self.path):
+            if (np.asarray(self._group["status"][rows]) != Status.MISSING).any():
+                self._take_back(rows)
+            for name, array in self.layout.arrays().items():
+                self._group[name][rows] = columns.get(name, array.fill)
+
+    def _take_back(self, rows: slice) -> None:
+        with _changing(self.path) as about:
+            if about["complete"]:
+                about["complete"] = False
+                for count in ("written", "damaged"):
+                    about.pop(count, None)
+                _note(self.path, about)
+            self._group["status"][rows] = Status.MISSING
 
     def finish(self) -> bool:
-        """Note in the store whether it is complete; return that. The last of several processes to come here notes it."""
-        status = self.status()
-        if (status == Status.MISSING).any():
-            return False
-        group = _zarr().open_group(self.path, mode="r+")  # anew: others may have noted something
-        about = dict(group.attrs[KEY])
-        about |= {
-            "complete": True,
-            "written": int((status == Status.WRITTEN).sum()),
-            "damaged": int((status == Status.DAMAGED).sum()),
-        }
-        group.attrs[KEY] = about
+        """Note in the store whether it is complete; return that. The last of several processes to come here notes it.
+
+        Raises:
+            OSError: see :meth:`write`.
+        """
+        with _naming(self.path), _changing(self.path) as about:
+            status = self.status()
+            if (status == Status.MISSING).any():
+                return False
+            about |= {
+                "complete": True,
+                "written": int((status == Status.WRITTEN).sum()),
+                "damaged": int((status == Status.DAMAGED).sum()),
+            }
+            _note(self.path, about)
         return True
 
 
@@ -104,32 +116,35 @@ def writing(
     """Make a store, or go on with one.
 
     Args:
-        path: of the store's folder.
+        path: of the store's folder. One that is there and empty, a mount point for example, becomes the store's.
         layout: its sizes.
         settings: all that its numbers depend on but for machine and versions, in plain values that JSON holds.
-        environment: machine and versions. Those of a run that goes on are added, where they differ.
+        environment: machine and versions, with its ``device``, of which the kind alone is kept. Those of a run that goes on are
+            added, where they differ.
         class_names: K names.
         overwrite: remove a store that is there.
         alone: no other process writes. Otherwise several may, that have different chunks.
 
     Raises:
         OtherSettingsError: a store of other settings; the message names them.
-        ValueError: a folder that is no store, a store of another version, or one that another process is writing.
+        ValueError: no path, a folder that is no store, a store of another version, or one that another process is writing;
+            settings with NaN; with ``overwrite``, files that are not the store's.
+        TypeError: settings that JSON does not hold.
         OSError: a folder that cannot be written to.
     """
-    path = _real(path)
-    if overwrite:
-        remove_store(path)
+    path = real(path)
     about = {
         "format": FORMAT,
-        "settings": _plain(settings),
+        "settings": plain(settings),
         "class_names": None if class_names is None else list(class_names),
-        "environments": [_plain(environment)],
+        "environments": [_machine(environment)],
         "complete": False,
     }
+    if overwrite:
+        remove_store(path)
     _make(path, layout, about)
     open_store(path, any_format=True)  # refuses what is none, before anything in there is cleared up
-    with _locked(path, alone):
+    with at_work(path, alone, tidy=lambda: folders.clear_up(path)):
         _check(open_store(path), layout, about)
         yield StoreWriter(path, layout)
 
@@ -138,48 +153,40 @@ def remove_store(path: str | os.PathLike[str]) -> None:
     """Remove a store, of whatever settings, and nothing else.
 
     Raises:
-        ValueError: there is something else, or a store that another process is writing.
+        ValueError: there is something else, or something else as well, or a store that another process is writing.
     """
-    path = _real(path)
+    path = real(path)
     if is_empty(path):
         return
-    open_store(path, any_format=True)  # refuses what is none
-    with _locked(path, alone=True):
-        # Out of the way in one step: of a store that is half removed nobody could say that it was one.
-        removed = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
-        os.rename(path, Path(removed, path.name))
-    shutil.rmtree(removed)
-
-
-def _real(path: str | os.PathLike[str]) -> Path:
-    """Where a link leads, which could not be replaced by a folder."""
-    path = Path(path)
-    return path.resolve() if path.is_symlink() else path
-
-
-def is_empty(path: Path) -> bool:
-    """Whether a store can be made there: nothing, or a folder with nothing in it."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    store = open_store(path, any_format=True)  # refuses what is none
+    # What arrays another version has is not known.
+    arrays = NAMES if store.about["format"] == FORMAT else _zarrs(path)
+    if others := folders.foreign(path, arrays):
+        named = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
+        raise ValueError(
+            f"{path}: expected a store and nothing else to remove, got other files in its folder ({named}); move them away first"
+        )
+    with at_work(path, alone=True, tidy=lambda: folders.clear_up(path)):
+        folders.remove(path, arrays)
 
 
 def _zarr() -> Any:
     return load("zarr", purpose="a store", extra="explain")
 
 
-def _plain(values: Mapping[str, Any]) -> Any:
-    """As JSON gives it back, so that what is read can be compared with what would be written."""
-    return json.loads(json.dumps(values))
+def _zarrs(path: Path) -> list[str]:
+    return [each.parent.name for each in path.glob(f"*/{folders.METADATA}")]
+
+
+def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The second GPU of a machine gives the numbers of the first."""
+    found = plain(environment)
+    return found | ({"device": found["device"].partition(":")[0]} if "device" in found else {})
 
 
 def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
-    """Make the store whole, or not at all; where another process was faster, its store stays."""
-    if not is_empty(path):
-        return
-    made = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
-        group = _zarr().create_group(made)
+    def build(folder: Path) -> None:
+        group = _zarr().create_group(folder)
         for name, array in layout.arrays().items():
             group.create_array(
                 name,
@@ -189,85 +196,51 @@ def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
                 fill_value=array.fill,
             )
         group.attrs[KEY] = dict(about)
-        os.chmod(made, 0o777 & ~umask())
-        os.rename(made, path)
+
+    if not is_empty(path):
+        return
+    try:
+        folders.make(path, build)
     except OSError as error:
-        # The process that was faster may have cleared up what this one was making.
-        if is_empty(path):
-            raise OSError(
-                error.errno,
-                f"{path}: expected a folder that can be written to, got: {error.strerror or error}; make room, or choose another",
-            ) from error
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        raise OSError(
+            error.errno,
+            f"{path}: expected a folder that can be written to, got: {error.strerror or error}; make room, or choose another",
+        ) from error
 
 
 @contextmanager
-def _locked(path: Path, alone: bool) -> Iterator[None]:
-    """Keep others out, or those at least that would write alone; the first who comes clears up after those who were killed."""
+def _naming(path: Path) -> Iterator[None]:
+    """Say of which store an error of the system is, and what to do."""
     try:
-        import fcntl
-    except ImportError:  # Windows
         yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    _HELD.add(descriptor)
-    try:
-        until = time.monotonic() + (0 if alone else _PATIENCE)
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                with suppress(BlockingIOError):
-                    if not alone:
-                        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                        break
-                if time.monotonic() >= until:
-                    raise ValueError(
-                        f"{path}: expected a store that nobody is writing, got one that another process has open; wait for it"
-                    ) from error
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                break
-            else:
-                _clear_up(path)
-                if not alone:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
-                break
-        yield
-    finally:
-        if descriptor in _HELD:
-            _HELD.remove(descriptor)
-            os.close(descriptor)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path}: expected a folder with room to write to, got: {error.strerror or error}; what is written is kept: "
+            "make room and run the same again",
+        ) from error
 
 
-def _let_go() -> None:
-    """In a process that was forked, such as a worker of a loader: it may outlive this one, and would keep the lock."""
-    while _HELD:
-        os.close(_HELD.pop())
+@contextmanager
+def _changing(path: Path) -> Iterator[dict[str, Any]]:
+    """The store's metadata as they are now, which no other process changes meanwhile. :func:`_note` keeps what is changed.
+
+    Zarr replaces the file in one step, so that those who read need no lock. It is not the file to lock, then: that of ``status``
+    always stays as it was made.
+    """
+    with changing(path / "status" / folders.METADATA):
+        yield dict(_zarr().open_group(path, mode="r").attrs[KEY])
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
-
-def _clear_up(path: Path) -> None:
-    """Remove what processes that were killed have left half written."""
-    for folder, _, files in os.walk(path):
-        for name in files:
-            if name.endswith(_PARTIAL):
-                Path(folder, name).unlink(missing_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
-        shutil.rmtree(left, ignore_errors=True)
+def _note(path: Path, about: Mapping[str, Any]) -> None:
+    _zarr().open_group(path, mode="r+").attrs[KEY] = dict(about)
 
 
 def _check(store: Store, layout: Layout, about: Mapping[str, Any]) -> None:
     """Refuse a store of other settings, and add this machine to those that worked on it."""
-    there, wanted = dict(store.about), dict(about)
     differing = differences(
-        there["settings"] | {"class_names": there["class_names"]},
-        wanted["settings"] | {"class_names": wanted["class_names"]},
+        store.settings | {"class_names": store.about["class_names"]},
+        about["settings"] | {"class_names": about["class_names"]},
     )
     if not differing:
         differing = differences(
@@ -276,27 +249,15 @@ def _check(store: Store, layout: Layout, about: Mapping[str, Any]) -> None:
         )
     if differing:
         raise OtherSettingsError(
-            f"{store.path}: expected a store of the same settings, got {'; '.join(differing)}; choose another folder, or pass "
-            "overwrite=True (--overwrite) to begin anew"
+            f"{store.path}: expected a store of the same settings, got {'; '.join(differing)}; give the settings that are "
+            "there to go on with it, choose another folder, or pass overwrite=True (--overwrite) to remove it and begin anew"
         )
-    added = [each for each in wanted["environments"] if each not in there["environments"]]
-    if added:
-        there["environments"] = [*there["environments"], *added]
-        _zarr().open_group(store.path, mode="r+").attrs[KEY] = there
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ, each as ``name = A there, B here``; those inside of others with a dotted name."""
-    found: list[str] = []
-    for key in sorted(there.keys() | here.keys()):
-        name, one, other = prefix + key, there.get(key), here.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, f"{name}.")
-        elif one != other:
-            found.append(f"{name} = {_short(one)} there, {_short(other)} here")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    with _naming(store.path), _changing(store.path) as there:
+        known = there["environments"]
+        added = [each for each in about["environments"] if each not in known]
+        if added:
+            # In an order that does not hang on which process came first.
+            there["environments"] = sorted(
+                [*known, *added], key=lambda each: json.dumps(each, sort_keys=True)
+            )
+            _note(store.path, there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from batchcam_captum.explain import Store, open_store
 from batchcam_captum.explain.layout import Layout, Status
-from batchcam_captum.explain.writing import writing
+from batchcam_captum.explain.writing import StoreWriter, writing
 
 SETTINGS = {
     "model": "resnet18",
@@ -87,3 +88,28 @@ def write_store(
             writer.write(number, {name: column[rows] for name, column in columns.items()})
         writer.finish()
     return open_store(path)
+
+
+#: A store of three chunks.
+SAMPLES, CHUNK = 22, 8
+COLUMNS = columns_of(SAMPLES)
+LAYOUT = Layout(samples=SAMPLES, chunk=CHUNK, maps=(1, 4, 4), classes=3, dtype="float32", thumbnail=(16, 16))
+
+
+def opened(path: Path, **options: Any) -> AbstractContextManager[StoreWriter]:
+    """To write it."""
+    kept = {"settings": SETTINGS, "environment": ENVIRONMENT, "class_names": ("cat", "dog", "ship")}
+    return writing(path, options.pop("layout", LAYOUT), **(kept | options))
+
+
+def write(writer: StoreWriter, *chunks: int) -> None:
+    for chunk in chunks:
+        rows = LAYOUT.rows(chunk)
+        writer.write(chunk, {name: column[rows] for name, column in COLUMNS.items()})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Name -> content of all files, what is hidden included."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }

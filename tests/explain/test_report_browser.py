@@ -30,7 +30,7 @@ COUNT = 130
 
 @pytest.fixture(scope="module")
 def columns():
-    made = columns_of(COUNT, maps=(3, 4, 4), metrics=("energy",))
+    made = columns_of(COUNT, maps=(3, 4, 4), metrics=("energy_in_mask",))
     made["thumbnails"][:] = np.random.default_rng(1).integers(0, 256, (COUNT, 1, 1, 3))
     made["maps"][12] = -1.0
     made["status"][50] = Status.DAMAGED
@@ -48,7 +48,7 @@ def url(columns, tmp_path_factory):
         folder / "store",
         columns,
         chunk=64,
-        metrics=("energy",),
+        metrics=("energy_in_mask",),
         class_names=("cat", HOSTILE[0], "<img src=x>"),
     )
     return write_report(store, folder / "re port.html", title=HOSTILE[0]).as_uri()

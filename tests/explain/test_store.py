@@ -1,4 +1,4 @@
-"""Reading stores: arrays, table, data set, and what is no store."""
+"""Reading stores: arrays, table, and what is no store."""
 
 import json
 import pickle
@@ -7,16 +7,13 @@ import shutil
 import numpy as np
 import pandas
 import pytest
-import torch
-from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
 
 from batchcam_captum.explain import Status, open_store
 
 from .stores import SETTINGS, columns_of, write_store
 
 SAMPLES, DAMAGED, MISSING = 20, 3, 17
-METRICS = ("energy_pointing_game",)
+METRICS = ("energy_in_mask",)
 
 
 def columns():
@@ -81,7 +78,6 @@ def test_a_store_travels_as_its_path(store):
     again = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(again.maps[:], store.maps[:])
     assert len(pickle.dumps(store)) < 500
-    assert len(pickle.dumps(store.dataset())) < 10_000
 
 
 def test_frame(store, written):
@@ -103,53 +99,6 @@ def test_frame(store, written):
     assert 0 < frame.correct.mean() < 1
     np.testing.assert_array_equal(frame[METRICS[0]], written[METRICS[0]][:, 0])
     np.testing.assert_array_equal(frame.confidence, written["confidences"])
-
-
-def check_batches(dataset, written, workers, images):
-    """All written samples with their own images and maps, in order."""
-    batches = list(DataLoader(dataset, batch_size=5, num_workers=workers))
-    found, maps = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    assert maps.dtype is torch.float32
-    np.testing.assert_array_equal(maps, written["maps"][dataset.positions].astype("f4"))
-    np.testing.assert_allclose(found, images[dataset.positions], atol=1e-6)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_dataset_of_the_images_that_were_explained(store, written, workers):
-    """Worker processes read the store, too, after this one has."""
-    images = torch.rand(SAMPLES, 3, 5, 5)
-    dataset = store.dataset(TensorDataset(images, torch.arange(SAMPLES)), transform=lambda image: image * 2)
-    check_batches(dataset, written, workers, 2 * images)
-
-
-def test_dataset_of_thumbnails(tmp_path, written):
-    without_paths = {name: column for name, column in written.items() if name != "paths"}
-    store = write_store(tmp_path / "store", without_paths, metrics=METRICS)
-    images = written["thumbnails"].transpose(0, 3, 1, 2) / np.float32(255)
-    check_batches(store.dataset(), written, 0, images)
-
-
-def test_dataset_of_files(tmp_path):
-    found = columns_of(3, thumbnail=None)
-    found["paths"] = np.array([str(tmp_path / f"bild <{row}> ä '\".png") for row in range(3)], dtype=object)
-    images = np.random.default_rng(0).integers(0, 256, (3, 4, 6), dtype=np.uint8)
-    for path, image in zip(found["paths"], images, strict=True):
-        Image.fromarray(image).save(path)
-    dataset = write_store(tmp_path / "store", found).dataset()
-    assert len(dataset) == 3
-    image, map_ = dataset[2]
-    assert image.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(image), images[2][..., None].repeat(3, -1))
-    assert map_.shape == (1, 4, 4)
-
-
-def test_datasets_that_do_not_fit(store, tmp_path):
-    with pytest.raises(ValueError, match="images: expected the 20 samples of the store, got 3"):
-        store.dataset(TensorDataset(torch.rand(3, 1)))
-    bare = columns_of(4, thumbnail=None)
-    del bare["paths"]
-    with pytest.raises(ValueError, match="neither paths nor thumbnails, got None; pass the one"):
-        write_store(tmp_path / "store", bare).dataset()
 
 
 @pytest.fixture
@@ -206,6 +155,17 @@ def test_arrays_that_are_gone(copy):
     shutil.rmtree(copy / "status")
     with pytest.raises(ValueError, match="expected a whole store, got one without scores, status; explain"):
         open_store(copy)
+
+
+def test_what_others_put_into_the_group_is_not_the_stores(copy):
+    import zarr
+
+    zarr.open_group(copy).create_array("embeddings", shape=(SAMPLES, 2), dtype="f4")
+    (copy / "notes.txt").write_text("mine")
+    store = open_store(copy)
+    assert "embeddings" not in store.arrays()
+    assert list(store.metrics) == list(METRICS)
+    assert list(store.frame())[-1] == METRICS[0]
 
 
 def test_zarr_itself_reads_a_store(store, written):

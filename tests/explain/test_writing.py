@@ -4,41 +4,18 @@ import errno
 import multiprocessing
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from batchcam_captum.explain import OtherSettingsError, open_store
-from batchcam_captum.explain import writing as module
-from batchcam_captum.explain.layout import KEY, Layout, Status, chunk_size
-from batchcam_captum.explain.writing import differences, remove_store, writing
+from batchcam_captum.explain.layout import Layout, Status, chunk_size
 
-from .stores import ENVIRONMENT, SETTINGS, columns_of
+from .stores import CHUNK, COLUMNS, ENVIRONMENT, LAYOUT, SAMPLES, SETTINGS, files, opened, write
 
 resource = pytest.importorskip("resource")  # not on Windows
-
-SAMPLES, CHUNK = 22, 8
-COLUMNS = columns_of(SAMPLES)
-LAYOUT = Layout(samples=SAMPLES, chunk=CHUNK, maps=(1, 4, 4), classes=3, dtype="float32", thumbnail=(16, 16))
-
-
-def opened(path, **options):
-    kept = {"settings": SETTINGS, "environment": ENVIRONMENT, "class_names": ("cat", "dog", "ship")}
-    return writing(path, options.pop("layout", LAYOUT), **(kept | options))
-
-
-def write(writer, *chunks):
-    for chunk in chunks:
-        rows = LAYOUT.rows(chunk)
-        writer.write(chunk, {name: column[rows] for name, column in COLUMNS.items()})
-
-
-def files(folder):
-    """Name -> content of all files, what is hidden included."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 def no_room(*_):
@@ -118,6 +95,38 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path, whole):
     assert os.listdir(tmp_path) == ["store"]
 
 
+def test_damaged_samples_are_tried_again(tmp_path, monkeypatch, whole):
+    """Until its chunk is written anew a store says that it is not complete, whenever it is killed."""
+    path, rows = tmp_path / "store", LAYOUT.rows(1)
+    damaged = {name: column[rows].copy() for name, column in COLUMNS.items()}
+    damaged["maps"][1], damaged["status"][1] = np.nan, Status.DAMAGED
+    damaged["problems"] = np.array(["", "OSError: gone", *[""] * 6], dtype=object)
+    with opened(path) as writer:
+        write(writer, 0, 2)
+        writer.write(1, damaged)
+        assert writer.finish()
+    assert open_store(path).about["damaged"] == 1
+    with opened(path) as writer:
+        assert writer.missing() == []
+        parts = [writer.missing(rank, 2, retry_damaged=True) for rank in range(2)]
+        assert parts == [[], [1]]
+        assert open_store(path).complete
+        with monkeypatch.context() as patch:
+            replace = Path.replace
+            patch.setattr(Path, "replace", lambda a, b: (no_room if "maps" in a.parts else replace)(a, b))
+            with pytest.raises(OSError, match="No space left"):
+                write(writer, 1)
+    store = open_store(path)
+    assert not store.complete
+    assert not {"written", "damaged"} & store.about.keys()
+    assert store.written().tolist() == [*range(CHUNK), *range(2 * CHUNK, SAMPLES)]
+    with opened(path) as writer:
+        assert writer.missing() == [1]
+        write(writer, 1)
+        writer.finish()
+    assert files(tmp_path) == whole
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -143,63 +152,16 @@ def test_other_settings_are_refused_and_named(tmp_path, options, said):
         assert writer.missing() == list(range(writer.layout.chunks))
 
 
-def test_differences_name_all_and_stay_short():
-    found = differences(
-        {"a": 1, "b": {"c": [1], "d": 2}, "e": 0}, {"a": 2, "b": {"c": [1], "d": "x" * 99}, "e": 0}
-    )
-    assert found == ["a = 1 there, 2 here", f"b.d = 2 there, '{'x' * 56}… here"]
-
-
-def test_machines_are_listed_once_each(tmp_path):
-    other = ENVIRONMENT | {"device": "cuda"}
-    for environment in (ENVIRONMENT, other, ENVIRONMENT, other):
-        with opened(tmp_path / "store", environment=environment):
-            pass
-    assert open_store(tmp_path / "store").about["environments"] == [ENVIRONMENT, other]
-
-
-def test_folders_that_are_no_stores_stay_as_they_are(tmp_path):
-    """Also what looks as if a process that was killed had left it."""
-    (tmp_path / "photos").mkdir()
-    for name in ("film.partial", "cat.jpg"):
-        (tmp_path / "photos" / name).write_text("mine")
-    before = files(tmp_path)
-    for overwrite in (False, True):
-        with (
-            pytest.raises(ValueError, match="photos: expected a store"),
-            opened(tmp_path / "photos", overwrite=overwrite),
-        ):
-            pass
-    (tmp_path / "file").write_text("mine")
-    for call in (lambda: remove_store(tmp_path / "file"), lambda: opened(tmp_path / "file").__enter__()):
-        with pytest.raises(ValueError, match="file: expected a store"):
-            call()
-    assert files(tmp_path) == before | {"file": b"mine"}
-
-
-def test_stores_of_another_version_are_refused_but_can_be_overwritten(tmp_path, monkeypatch):
-    path = tmp_path / "store"
-    for patched in (module, "batchcam_captum.explain.layout"):
-        monkeypatch.setattr(f"{getattr(patched, '__name__', patched)}.FORMAT", 7)
-    with monkeypatch.context() as patch:
-        patch.setattr("batchcam_captum.explain.store.FORMAT", 7)
-        with opened(path):
-            pass
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="version 1, got one of version 7"), opened(path):
-        pass
-    with opened(path, overwrite=True) as writer:
-        assert writer.missing() == [0, 1, 2]
-
-
-def test_a_link_to_a_store_stays_one(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "store")
-    for _ in range(2):
-        with opened(tmp_path / "link", overwrite=True) as writer:
-            write(writer, 0)
-    assert (tmp_path / "link").is_symlink()
-    assert sorted(os.listdir(tmp_path)) == ["link", "store"]
-    assert len(open_store(tmp_path / "store").written()) == CHUNK
+def test_machines_are_listed_once_each_in_any_order(tmp_path):
+    """Which process comes first makes no difference, nor which of the GPUs it has."""
+    others = [ENVIRONMENT | {"device": device} for device in ("cuda:1", "cuda:0")]
+    for place, environments in enumerate([(ENVIRONMENT, *others), (*others, ENVIRONMENT)]):
+        for environment in environments:
+            with opened(tmp_path / str(place), environment=environment):
+                pass
+        found = open_store(tmp_path / str(place)).about["environments"]
+        assert found == [ENVIRONMENT, ENVIRONMENT | {"device": "cuda"}]
+    assert files(tmp_path / "0") == files(tmp_path / "1")
 
 
 def test_one_that_writes_alone_keeps_others_out(tmp_path):
@@ -241,18 +203,18 @@ def test_several_processes_write_at_once(tmp_path, whole):
 
 
 def test_another_process_that_makes_the_store_first_may_clear_up_what_this_one_makes(tmp_path, monkeypatch):
-    path, made = tmp_path / "store", module.tempfile.mkdtemp
+    path, made = tmp_path / "store", tempfile.mkdtemp
 
     def overtaken(**options):
         folder = made(**options)
-        monkeypatch.setattr(module.tempfile, "mkdtemp", made)
+        monkeypatch.setattr(tempfile, "mkdtemp", made)
         with opened(path):
             pass
         assert not Path(folder).exists()
         Path(folder).write_text("so that nothing can be made in it")
         return folder
 
-    monkeypatch.setattr(module.tempfile, "mkdtemp", overtaken)
+    monkeypatch.setattr(tempfile, "mkdtemp", overtaken)
     with opened(path) as writer:
         assert writer.missing() == [0, 1, 2]
     next(tmp_path.glob(".store.*")).unlink()
@@ -282,34 +244,6 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole, real):
         write(writer, 1, 2)
         writer.finish()
     assert files(tmp_path) == whole
-
-
-def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OSError, match="store: expected a folder that can be written to"),
-        opened(tmp_path / "file" / "store"),
-    ):
-        pass
-
-    monkeypatch.setattr(Path, "replace", no_room)
-    with (
-        pytest.raises(OSError, match="can be written to, got: No space left on device; make room"),
-        opened(tmp_path / "store"),
-    ):
-        pass
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_an_empty_folder_becomes_a_store_that_others_may_read(tmp_path):
-    (tmp_path / "store").mkdir()
-    with opened(tmp_path / "store"):
-        pass
-    umask = os.umask(0)
-    os.umask(umask)
-    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o777 & ~umask
-    assert KEY in open_store(tmp_path / "store")._group.attrs
-    assert (open_store(tmp_path / "store").status[:] == Status.MISSING).all()
 
 
 def test_chunks_are_whole_batches_of_a_bearable_size():

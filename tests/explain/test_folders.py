@@ -1,0 +1,259 @@
+"""Where stores can be made, and what may be removed."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+import zarr
+
+from batchcam_captum.explain import open_store
+from batchcam_captum.explain import writing as module
+from batchcam_captum.explain.layout import KEY, Status
+from batchcam_captum.explain.writing import is_empty, remove_store
+
+from .stores import CHUNK, files, opened, write
+
+RENAME, MKDTEMP = os.rename, tempfile.mkdtemp
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def as_mount_point(monkeypatch, path):
+    def rename(source, target):
+        if Path(target) == path:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return RENAME(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+
+
+def in_read_only(monkeypatch, path):
+    def mkdtemp(**options):
+        if Path(options["dir"]) == path.parent:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return MKDTEMP(**options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+
+
+def as_current(monkeypatch, path):
+    monkeypatch.chdir(path)
+
+
+def test_folders_that_are_no_stores_stay_as_they_are(tmp_path):
+    """Also what looks as if a process that was killed had left it."""
+    (tmp_path / "photos").mkdir()
+    for name in ("film.partial", "cat.jpg"):
+        (tmp_path / "photos" / name).write_text("mine")
+    before = files(tmp_path)
+    for overwrite in (False, True):
+        with (
+            pytest.raises(ValueError, match="photos: expected a store"),
+            opened(tmp_path / "photos", overwrite=overwrite),
+        ):
+            pass
+    (tmp_path / "file").write_text("mine")
+    for call in (lambda: remove_store(tmp_path / "file"), lambda: opened(tmp_path / "file").__enter__()):
+        with pytest.raises(ValueError, match="file: expected a store"):
+            call()
+    assert files(tmp_path) == before | {"file": b"mine"}
+
+
+def test_stores_of_another_version_are_refused_but_can_be_overwritten(tmp_path, monkeypatch):
+    path = tmp_path / "store"
+    for patched in (module, "batchcam_captum.explain.layout"):
+        monkeypatch.setattr(f"{getattr(patched, '__name__', patched)}.FORMAT", 7)
+    with monkeypatch.context() as patch:
+        patch.setattr("batchcam_captum.explain.store.FORMAT", 7)
+        with opened(path):
+            pass
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="version 1, got one of version 7"), opened(path):
+        pass
+    with opened(path, overwrite=True) as writer:
+        assert writer.missing() == [0, 1, 2]
+
+
+def test_a_link_to_a_store_stays_one(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    for _ in range(2):
+        with opened(tmp_path / "link", overwrite=True) as writer:
+            write(writer, 0)
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link", "store"]
+    assert len(open_store(tmp_path / "store").written()) == CHUNK
+
+
+def test_a_store_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match="store: expected a folder that can be written to"),
+        opened(tmp_path / "file" / "store"),
+    ):
+        pass
+
+    monkeypatch.setattr(Path, "replace", no_room)
+    with (
+        pytest.raises(OSError, match="can be written to, got: No space left on device; make room"),
+        opened(tmp_path / "store"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_empty_folder_becomes_a_store_that_others_may_read(tmp_path):
+    (tmp_path / "store").mkdir()
+    with opened(tmp_path / "store"):
+        pass
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "store").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert KEY in open_store(tmp_path / "store")._group.attrs
+    assert (open_store(tmp_path / "store").status[:] == Status.MISSING).all()
+
+
+@pytest.mark.parametrize("prepare", [as_mount_point, in_read_only, as_current])
+def test_an_empty_folder_that_cannot_be_replaced_becomes_the_store(tmp_path, monkeypatch, prepare):
+    with opened(tmp_path / "usual") as writer:
+        write(writer, 0)
+    path = tmp_path / "store"
+    path.mkdir()
+    number = path.stat().st_ino
+    (path / ".DS_Store").touch()
+    prepare(monkeypatch, path)
+    given = "." if prepare is as_current else path
+    for overwrite in (False, True):
+        with opened(given, overwrite=overwrite) as writer:
+            assert writer.missing() == [0, 1, 2]
+            write(writer, 0)
+        assert path.stat().st_ino == number
+        (path / ".DS_Store").unlink(missing_ok=True)
+        assert files(path) == files(tmp_path / "usual")
+    assert sorted(os.listdir(tmp_path)) == ["store", "usual"]
+
+
+def test_no_path_is_refused():
+    with (
+        pytest.raises(ValueError, match=r"store: expected the path of a folder, got ''; pass '\.'"),
+        opened(""),
+    ):
+        pass
+
+
+def test_a_store_that_cannot_be_made_inside_a_folder_leaves_it_empty(tmp_path, monkeypatch):
+    path = tmp_path / "store"
+    path.mkdir()
+
+    def rename(source, target):
+        if Path(target) in (path, path / "status"):
+            no_room()
+        return RENAME(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="store: expected a folder that can be written to"), opened(path):
+        pass
+    assert os.listdir(path) == []
+
+
+@pytest.mark.parametrize("at", ["status", "zarr.json", "after"])
+@pytest.mark.parametrize("action", ["make", "remove"])
+def test_making_and_removing_may_be_killed(tmp_path, monkeypatch, action, at):
+    """Whatever is left counts as nothing, or as a store."""
+    path = tmp_path / "store"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    if action == "remove":
+        with opened("."):
+            pass
+
+    def rename(source, target):
+        if at == Path(target).name and os.fspath(source) != at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return RENAME(source, target)
+
+    def run():
+        os.rename = rename
+        if at == "after":
+            module.folders.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        if action == "remove":
+            remove_store(".")
+        else:
+            opened(".").__enter__()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(path.glob(".batchcam*"))) == 1
+    there = (action, at) in (("make", "after"), ("remove", "zarr.json"))
+    assert is_empty(path) != there
+    assert (path / "status").exists() == (
+        there or (action == "remove" and at == "status") or at == "zarr.json"
+    )
+    with opened(".") as writer:
+        write(writer, 0)
+    with opened(tmp_path / "usual") as writer:
+        write(writer, 0)
+    assert files(path) == files(tmp_path / "usual")
+
+
+def test_several_processes_make_a_store_inside_one_folder(tmp_path, monkeypatch):
+    path, context = tmp_path / "store", multiprocessing.get_context("fork")
+    path.mkdir()
+    as_mount_point(monkeypatch, path)
+    ready = context.Barrier(3)
+
+    def run(rank):
+        ready.wait(30)
+        with opened(path, alone=False) as writer:
+            write(writer, *writer.missing(rank, 3))
+            writer.finish()
+
+    processes = [context.Process(target=run, args=(rank,)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert open_store(path).complete
+    assert not list(path.glob(".*"))
+
+
+def test_files_that_are_not_the_stores_are_never_removed(tmp_path):
+    path = tmp_path / "store"
+    with opened(path) as writer:
+        write(writer, 0)
+    zarr.open_group(path).create_array("embeddings", shape=(1,), dtype="f4")
+    (path / ".DS_Store").touch()
+    for name in ("notes.txt", "maps/read me", "film.partial"):
+        (path / name).write_text("mine")
+    before = files(tmp_path)
+    with (
+        pytest.raises(
+            ValueError, match=r"\(embeddings, film\.partial, maps/read me, …\); move them away first"
+        ),
+        opened(path, overwrite=True),
+    ):
+        pass
+    with opened(path) as writer:  # going on is no harm to them
+        assert writer.missing() == [1, 2]
+    assert files(tmp_path) == before
+    for name in ("embeddings", "notes.txt", "maps/read me", "film.partial"):
+        os.rename(path / name, tmp_path / name.replace("/", " "))
+    with opened(path, overwrite=True) as writer:
+        assert writer.missing() == [0, 1, 2]
+    assert (tmp_path / "maps read me").read_text() == "mine"
+
+
+def test_what_another_store_is_made_of_stays(tmp_path):
+    for name in (".a.abc.partial", ".a.b.abc.partial"):
+        (tmp_path / name / "maps").mkdir(parents=True)
+    with opened(tmp_path / "a"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".a.b.abc.partial", "a"]
