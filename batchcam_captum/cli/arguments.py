@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,3 +73,16 @@ def remark_random_weights(options: argparse.Namespace) -> None:
             f"batchcam: {options.model} has random weights; for maps that mean something pass --checkpoint or --pretrained",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def warnings_as_remarks(quiet: bool) -> Iterator[None]:
+    """Print warnings as the command's own remarks."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if not quiet:
+            print(f"batchcam: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -6,13 +6,10 @@ import argparse
 import os
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_weights
+from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_weights, warnings_as_remarks
 from .stopping import Terminated, sigterm_raises
 
 if TYPE_CHECKING:
@@ -194,7 +191,7 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
         print(f"batchcam: {inputs.remark}", file=sys.stderr)
     began = time.perf_counter()
     try:
-        with _remarks(options.quiet), sigterm_raises():
+        with warnings_as_remarks(options.quiet), sigterm_raises():
             store = explain_dataset(
                 inputs.model,
                 options.layer,
@@ -254,19 +251,6 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def _remarks(quiet: bool) -> Iterator[None]:
-    """Print warnings as the command's own remarks."""
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        if not quiet:
-            print(f"batchcam: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 def _check_output(path: Path, overwrite: bool) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .arguments import warnings_as_remarks
+
 
 def add(commands: Any) -> None:
     """Describe the command.
@@ -27,6 +29,13 @@ def add(commands: Any) -> None:
         "--output", type=Path, metavar="FILE", help="default: beside the store, of its name with .html"
     )
     report.add_argument("--title", metavar="TEXT", help="heading of the page; default: the store's name")
+    report.add_argument(
+        "--pictures",
+        type=int,
+        metavar="PIXELS",
+        help="of the longer side of the pictures, at most those that the store has; 0: none; default: as the store has them, or "
+        "fewer where the page would be above 60 MB, which 10,000 samples then never are; with a number of yours it may be",
+    )
     report.add_argument("--quiet", action="store_true", help="no progress, no remarks")
 
 
@@ -35,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
     from ..explain import Status, open_store
     from ..explain.report import write_report
 
+    if options.pictures is not None and options.pictures < 0:
+        raise ValueError(f"--pictures: expected at least 0, got {options.pictures}")
     store = open_store(options.store)
     path = options.output or _beside(options.store)
     if not path.parent.is_dir():
@@ -42,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
             f"--output: expected a file in a folder that exists, got {path}; make the folder, or choose another"
         )
     shown = not options.quiet and sys.stderr.isatty()
-    written = write_report(store, path, title=options.title, progress=shown)
+    with warnings_as_remarks(options.quiet):
+        written = write_report(store, path, title=options.title, pictures=options.pictures, progress=shown)
     if not store.complete and not options.quiet:
         missing = int((store.status[:] == Status.MISSING).sum())
         print(

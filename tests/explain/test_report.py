@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
+import os
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ import torch
 from PIL import Image
 
 from batchcam_captum.explain.layout import Status
-from batchcam_captum.explain.report import blocks, embed, samples, write_report
+from batchcam_captum.explain.report import blocks, embed, page, pictures, samples, write_report
 from batchcam_captum.functional import nearest_prototype, prepare
 
 from .stores import columns_of, write_store
@@ -44,10 +48,10 @@ def numbers(text, dtype):
 
 @pytest.fixture(scope="module")
 def columns():
-    made = columns_of(40, maps=(3, 4, 5), metrics=("energy",))
+    made = columns_of(40, maps=(3, 4, 5), metrics=("energy_in_mask",))
     made["maps"][3] = -1.0  # dead
     made["maps"][4, :, 0, 0] = np.nan
-    made["energy"][5] = np.nan
+    made["energy_in_mask"][5] = np.nan
     made["status"][7] = Status.DAMAGED
     made["problems"] = np.full(40, "", dtype=object)
     made["problems"][7] = "truncated <image>"
@@ -58,7 +62,7 @@ def columns():
 @pytest.fixture(scope="module")
 def written(columns, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    store = write_store(folder / "my store.zarr", columns, metrics=("energy",))
+    store = write_store(folder / "my store.zarr", columns, metrics=("energy_in_mask",))
     return read(write_report(store, folder / "report.html"))
 
 
@@ -142,12 +146,12 @@ def test_class_maps_and_their_confusion(written, columns, rows):
 def test_metrics_by_class(written, columns, rows):
     data, _, _ = written
     has = np.setdiff1d(rows, [5])
-    table = data["metrics"]["energy"]
+    table = data["metrics"]["energy_in_mask"]
     assert table["count"] == len(has)
-    assert table["median"] == pytest.approx(np.median(columns["energy"][has, 0]))
+    assert table["median"] == pytest.approx(np.median(columns["energy_in_mask"][has, 0]))
     (one,) = (each for each in table["by_class"] if each["class"] == 1)
     own = has[columns["labels"][has] == 1]
-    assert one["mean"] == pytest.approx(columns["energy"][own, 0].mean())
+    assert one["mean"] == pytest.approx(columns["energy_in_mask"][own, 0].mean())
 
 
 def test_only_its_own_style_and_script_are_allowed(written):
@@ -237,6 +241,92 @@ def test_the_page_stays_small(count, maps, size, shown):
     planned = samples.plan(Fake, count)
     assert (planned.size, planned.maps) == (size, shown)
     assert count * size[0] * size[1] * shown <= max(2 * 16 * 2**20, count * 64)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    """Pictures of noise, which JPEG hardly makes smaller."""
+    columns = columns_of(200, thumbnail=(80, 160))
+    return write_store(tmp_path_factory.mktemp("noisy") / "store", columns)
+
+
+def test_a_page_stays_below_its_bound_whatever_the_thumbnails_are(noisy, tmp_path, monkeypatch):
+    bound = 1.2e6  # that of 10,000 samples, for 200
+    monkeypatch.setattr("batchcam_captum.explain.report.pictures.PAGE", bound)
+    with pytest.warns(
+        UserWarning, match=r"of the store's 160 pixels, .* \(--pictures 160\) it would have about \d+ MB"
+    ):
+        path = write_report(noisy, tmp_path / "r.html")
+    data, found, _ = read(path)
+    height, width = data["thumbnail"]["size"]
+    assert 32 <= width == 2 * height < 160
+    assert 0.5 * bound < path.stat().st_size < bound
+    sheet = Image.open(io.BytesIO(base64.b64decode(found[0][0])))
+    assert sheet.size == tuple(4 * each for each in data["thumbnail"]["tile"][::-1])
+
+
+def test_pictures_of_a_size_asked_for(noisy, tmp_path, recwarn):
+    sizes = {}
+    for asked, size in ((500, [80, 160]), (100, [50, 100]), (0, None)):
+        path = write_report(noisy, tmp_path / "r.html", pictures=asked)
+        data, found, _ = read(path)
+        assert data["thumbnail"] is None if size is None else data["thumbnail"]["size"] == size
+        assert bool(found[0][0]) == (size is not None)
+        sizes[asked] = path.stat().st_size
+    assert sizes[500] > sizes[100] > sizes[0]
+    assert not recwarn, "below 60 MB there is nothing to say"
+    with pytest.raises(ValueError, match="pictures: expected at least 0 pixels, got -1"):
+        write_report(noisy, tmp_path / "r.html", pictures=-1)
+
+
+def test_a_large_page_that_is_asked_for_is_warned_of(noisy, tmp_path, monkeypatch):
+    monkeypatch.setattr("batchcam_captum.explain.report.page.PAGE", 1e6)
+    with pytest.warns(UserWarning, match=r"the page will have about \d+ MB and open slowly"):
+        path = write_report(noisy, tmp_path / "r.html", pictures=160)
+    found = pictures.fit(noisy, noisy.written(), 160, 100)
+    assert found.page == found.whole == pytest.approx(path.stat().st_size, rel=0.05)
+
+
+def test_pictures_are_brought_down_as_a_mean():
+    made = np.zeros((1, 64, 64, 3), np.uint8)
+    made[:, :, ::2] = 200
+    small = pictures.resized(made, (16, 16))
+    assert small.shape == (1, 16, 16, 3)
+    assert np.abs(small[:, :, 2:-2].astype(int) - 100).max() <= 4, "every other column is not left out"
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, monkeypatch):
+    store = write_store(tmp_path / "store", columns_of(4))
+    (tmp_path / "r.html").write_text("before")
+
+    def refused(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full(*_, **__):
+        return Path("/dev/full").open("w+")
+
+    cases = [("TemporaryFile", refused)] + [("TemporaryFile", full)] * Path("/dev/full").exists()
+    for name, instead in cases:
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, name, instead)
+            with pytest.raises(
+                OSError, match=r"r\.html: expected room for the report, .* space left .*; free some, or"
+            ):
+                write_report(store, tmp_path / "r.html")
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "json_text", refused)
+        with pytest.raises(OSError, match=r"r\.html: expected room for the report"):
+            write_report(store, tmp_path / "r.html")
+        patch.setattr(page, "json_text", lambda _: 1 / 0)
+        patch.setattr(
+            tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
+        with pytest.raises(
+            OSError, match=r"r\.html: expected a folder that exists and can be written to, .*; create it"
+        ):
+            write_report(store, tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text() == "before"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["r.html", "store"]
 
 
 def test_samples_that_fill_no_whole_block_go_on_in_the_next_chunk(tmp_path):

@@ -47,7 +47,7 @@ def content(store: Store, samples: Samples, planned: Plan) -> dict[str, Any]:
             "shown": planned.maps,
             "of": int(store.maps.shape[1]),
         },
-        "thumbnail": _thumbnail(store),
+        "thumbnail": _thumbnail(store, planned),
         "block": blocks.SAMPLES,
         "scale": {
             "percentile": PERCENTILE,
@@ -95,11 +95,14 @@ def _columns(samples: Samples) -> dict[str, Any]:
     }
 
 
-def _thumbnail(store: Store) -> dict[str, Any] | None:
-    if store.thumbnails is None:
+def _thumbnail(store: Store, planned: Plan) -> dict[str, Any] | None:
+    if planned.picture is None or store.thumbnails is None:
         return None
-    size = tuple(store.thumbnails.shape[1:3])
-    return {"size": list(size), "tile": list(blocks.tile_size(*size))}
+    return {
+        "size": list(planned.picture),
+        "stored": list(store.thumbnails.shape[1:3]),
+        "tile": list(blocks.tile_size(*planned.picture)),
+    }
 
 
 def _colours() -> str:

@@ -14,6 +14,7 @@ from ...functional import prepare, resize
 from ..layout import Status
 from ..store import Store
 from . import blocks
+from .pictures import resized
 
 #: Pixels a side of a map in the page at most, maps a sample, and about how many bytes of first maps and of further ones.
 SIDE, MAPS, _BYTES = 32, 10, 16 * 2**20
@@ -28,6 +29,12 @@ class Plan:
 
     size: tuple[int, int]  #: (h, w) of a map there
     maps: int  #: m a sample, the first ones by :func:`_order`
+    picture: tuple[int, int] | None = None  #: (height, width) of a picture there; None: there are none
+
+    def bytes_a_sample(self, metrics: int) -> int:
+        """Of a sample's numbers and maps as base64."""
+        numbers = 6 + 2 * self.maps + 2 * TOP + metrics
+        return 4 * (4 * numbers + self.maps * self.size[0] * self.size[1]) // 3
 
 
 def plan(store: Store, count: int) -> Plan:
@@ -99,7 +106,9 @@ def gather(
             continue
         part, maps = _read(store, rows, keep, planned)
         parts.append(part)
-        pictures = None if store.thumbnails is None else np.asarray(store.thumbnails[rows])[keep]
+        pictures = None
+        if planned.picture is not None and store.thumbnails is not None:
+            pictures = resized(np.asarray(store.thumbnails[rows])[keep], planned.picture)
         waiting = _spool([*waiting, (pictures, maps)], spool)
     for pictures, maps in waiting:
         spool.write(blocks.block(pictures, maps) + "\n")

@@ -163,13 +163,18 @@ const fillDamaged = () => {
     rows.map((row) => [whole(row.position), visible(row.ids), visible(row.paths), visible(row.problems)]), { numbers: false }));
 };
 
+const picturesWords = () => {
+  if (!data.thumbnail || String(data.thumbnail.size) === String(data.thumbnail.stored)) return "";
+  return ` Pictures have ${data.thumbnail.size.join(" × ")} pixels, those of the store ${data.thumbnail.stored.join(" × ")}.`;
+};
+
 const fillSettings = () => {
   const shown = ([name, value]) => [visible(name), visible(value)];
   const { shown: few, of, size, stored } = data.maps;
   byId("settings-tables").replaceChildren(
     make("p", { class: "explained" },
       `In this page maps are relu(map) ÷ maximum in 256 steps` + (String(size) === String(stored) ? "" : `, resized by area from ${stored.join(" × ")} to ${size.join(" × ")}`) +
-      (few < of ? `; of ${whole(of)} maps a sample the ${few === 1 ? "first" : `${few} of the highest scores`}` : "") + ". The store has them raw."),
+      (few < of ? `; of ${whole(of)} maps a sample the ${few === 1 ? "first" : `${few} of the highest scores`}` : "") + ". The store has them raw." + picturesWords()),
     tableOf("Settings", ["Setting", "Value"], data.settings.map(shown), { numbers: false }),
     ...data.environments.map((one, index) => make("details", {}, make("summary", {}, data.environments.length === 1 ? "Machine and versions" : `Machine and versions ${index + 1}`),
       tableOf("Machine and versions", ["Name", "Value"], one.map(shown), { numbers: false }))));
