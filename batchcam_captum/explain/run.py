@@ -243,7 +243,7 @@ class _Run:
 
         layout, size = writer.layout, self.loader.batch_size
         assert size is not None
-        chunks = writer.missing(rank, world_size, **({"retry_damaged": True} if retry_damaged else {}))
+        chunks = writer.missing(rank, world_size, retry_damaged=retry_damaged)
         rows = [layout.rows(chunk) for chunk in chunks]
         positions = [
             range(start, min(start + size, part.stop))
