@@ -309,7 +309,7 @@ class Samples(Dataset):
 def store(tmp_path_factory):
     columns = columns_of(12, maps=(2, 4, 4), dtype="float16")
     columns["status"][2], columns["status"][5] = Status.DAMAGED, Status.MISSING
-    for row in (2, 5):
+    for row in (2, 5, 7):  # the last one was read, and its scores are not finite
         columns["maps"][row] = np.nan
         columns["targets"][row] = columns["predictions"][row] = -1
         columns["confidences"][row] = np.nan
@@ -324,6 +324,21 @@ def store(tmp_path_factory):
         "std": STD,
     }
     return write_store(tmp_path_factory.mktemp("stores") / "store", columns, chunk=4, settings=settings)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "contour", "side_by_side", "class_grid"])
+def test_a_sample_whose_scores_are_not_finite(store, kind):
+    figure = store_figure(store, [7, 0], kind)
+    first = panels(figure)[0]
+    said_ = figure.axes[0].get_ylabel() if kind == "class_grid" else first.get_title()
+    assert said_.split("\n") == [
+        "00007.png",
+        f"label {store.class_names[store.labels[7]]}",
+        "scores not finite",
+    ]
+    np.testing.assert_allclose(first.images[0].get_array(), store.thumbnails[7] / np.float32(255))
+    assert any(notes(axis) == "no map: not finite" for axis in panels(figure)[:3])
+    assert bar(figure).get_ylim() == (0, 1), "it has no part in the scale"
 
 
 def test_figures_of_a_store(store):

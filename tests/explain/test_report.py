@@ -106,7 +106,7 @@ def test_summary_counts(written, columns, rows):
     data, _, text = written
     assert data["counts"] == {
         **{"samples": 40, "written": 39, "damaged": 1, "missing": 0, "labelled": 38},
-        **{"dead": 1, "notFinite": 1, "classes": 3},
+        **{"dead": 1, "notFinite": 1, "unscored": 0, "classes": 3},
     }
     known = np.setdiff1d(rows, [9])
     assert data["accuracy"] == pytest.approx((columns["labels"] == columns["predictions"])[known].mean())
@@ -141,6 +141,41 @@ def test_class_maps_and_their_confusion(written, columns, rows):
     assert (nearest[np.isin(rows, alive)] == expected).all()
     assert (nearest[~np.isin(rows, alive)] == -1).all()
     assert len(np.unique(expected)) > 1
+
+
+def test_samples_whose_scores_are_not_finite_count_nowhere(columns, rows, tmp_path):
+    """They are written with prediction and target -1, and NaN for confidence and maps."""
+    made = {name: column.copy() for name, column in columns.items()}
+    lost = [10, 11]
+    made["scores"][10], made["scores"][11, 1] = np.nan, np.nan
+    made["predictions"][lost], made["targets"][lost], made["labels"][11] = -1, -1, -1
+    for name in ("confidences", "maps", "energy_in_mask"):
+        made[name][lost] = np.nan
+    store = write_store(tmp_path / "store", made, metrics=("energy_in_mask",))
+    data, found, _ = read(write_report(store, tmp_path / "r.html"))
+    assert (data["counts"]["unscored"], data["counts"]["notFinite"], data["counts"]["dead"]) == (2, 3, 1)
+    known = np.setdiff1d(rows, [9, *lost])
+    assert data["accuracy"] == pytest.approx((made["labels"] == made["predictions"])[known].mean())
+    assert sum(count for *_, count in data["confusion"]) == len(known)
+    assert all(column >= 0 for _, column, _ in data["confusion"])
+    (cats,) = (
+        place for place, label in enumerate(data["classMaps"]["classes"]) if label == made["labels"][10]
+    )
+    own = (made["labels"][rows] == made["labels"][10]) & ~np.isin(rows, [3, 4, 7, *lost])
+    assert data["classMaps"]["alive"][cats] == own.sum()
+    assert numbers(data["classMaps"]["maps"], np.uint8).any()
+    assert data["metrics"]["energy_in_mask"]["count"] == len(np.setdiff1d(rows, [5, *lost]))
+    place = int(np.flatnonzero(rows == 10)[0])
+    assert numbers(data["columns"]["nearest"], "<i4")[place] == -1
+    assert np.isnan(numbers(data["columns"]["peaks"], "<f4").reshape(-1, 3)[place]).all()
+    assert not np.concatenate([numbers(text, np.uint8).reshape(-1, 60) for _, text in found])[place].any()
+    made["labels"][:] = -1
+    data, _, _ = read(
+        write_report(
+            write_store(tmp_path / "no labels", made, metrics=("energy_in_mask",)), tmp_path / "r.html"
+        )
+    )
+    assert (data["classMaps"]["by"], min(data["classMaps"]["classes"])) == ("prediction", 0)
 
 
 def test_metrics_by_class(written, columns, rows):

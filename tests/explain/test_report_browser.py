@@ -263,6 +263,34 @@ def test_opacity_and_scales(page, columns):
     assert script(page, highest, 0) == pytest.approx(255 * columns["maps"][0, 0].max() / top, abs=1.5)
 
 
+def test_a_sample_whose_scores_are_not_finite(browser, columns, tmp_path):
+    made = {name: column[:20].copy() for name, column in columns.items()}
+    made["predictions"][4] = made["targets"][4] = -1
+    for name in ("scores", "confidences", "maps", "energy_in_mask"):
+        made[name][4] = np.nan
+    store = write_store(tmp_path / "store", made, chunk=64, metrics=("energy_in_mask",))
+    browser.get(write_report(store, tmp_path / "r.html").as_uri())
+    drawn(browser)
+    notices = browser.find_element("id", "notices").text
+    assert "1 sample has scores that are not finite, and no prediction" in notices
+    choose(browser, "map", "not-finite")
+    matches(browser, "1 of 20")
+    assert rows(browser) == [4]
+    (card,) = browser.find_elements("css selector", "#cards .card")
+    assert "no prediction" in card.text
+    assert "map not finite" in card.text
+    assert "no prediction" in card.find_element("css selector", "canvas").get_attribute("aria-label")
+    card.click()
+    dialog = browser.find_element("id", "dialog")
+    WebDriverWait(browser, 20, poll_frequency=0.03).until(lambda _: "Predicted" in dialog.text)
+    assert "none, as the scores are not finite" in dialog.text
+    assert "Highest scores" not in dialog.text
+    choose(browser, "map", "")
+    choose(browser, "correct", "unknown")
+    matches(browser, "1 of 20")
+    assert browser.get_log("browser") == []
+
+
 def test_sections_lead_to_the_gallery(page, columns):
     keep = np.delete(np.arange(COUNT), 50)
     label, predicted = columns["labels"][keep], columns["predictions"][keep]

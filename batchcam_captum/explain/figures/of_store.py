@@ -151,9 +151,9 @@ def _titles(store: Store, rows: Sequence[int], targets: np.ndarray[Any, Any] | N
     def name(k: int) -> str:
         return _short(names[k] if names is not None and 0 <= k < len(names) else str(k))
 
-    columns = [store.ids, store.paths, store.labels, store.predictions, store.confidences]
+    columns = [store.ids, store.paths, store.labels, store.predictions, store.confidences, store.status]
     texts = []
-    for place, (own, path, label, prediction, confidence) in enumerate(
+    for place, (own, path, label, prediction, confidence, state) in enumerate(
         zip(*(_rows(column, rows) for column in columns), strict=True)
     ):
         lines = [_short(os.path.basename(path) or f"sample {own}")]
@@ -161,6 +161,8 @@ def _titles(store: Store, rows: Sequence[int], targets: np.ndarray[Any, Any] | N
             lines.append(f"label {name(label)}")
         if prediction >= 0:
             lines.append(f"predicted {name(prediction)} ({confidence:.2f})")
+        elif state == Status.WRITTEN:
+            lines.append("scores not finite")
         if targets is not None and targets[place] not in (-1, prediction):
             lines.append(f"map of {name(targets[place])}")
         texts.append("\n".join(lines))

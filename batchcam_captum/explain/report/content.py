@@ -75,6 +75,7 @@ def _counts(store: Store, samples: Samples) -> dict[str, int]:
         "labelled": int((samples.labels >= 0).sum()),
         "dead": int(samples.dead.sum()),
         "notFinite": int(np.isnan(samples.peaks[:, 0]).sum()),
+        "unscored": int((samples.predictions < 0).sum()),
         "classes": int(store.scores.shape[1]),
     }
 

@@ -47,6 +47,8 @@ const className = (index) => {
   const name = data.classNames && data.classNames[index];
   return name === undefined || name === null || name === "" ? String(index) : visible(name);
 };
+// Where scores are not finite there is no prediction.
+const predictionOf = (row) => (columns.predictions[row] < 0 ? "no prediction" : className(columns.predictions[row]));
 const titleOf = (name) => visible(name).replaceAll("_", " ");
 const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "not known");
 const figure = (value, digits = 3) => {

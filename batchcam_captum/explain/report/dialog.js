@@ -22,15 +22,16 @@ const factsOf = (row) => {
   const list = [["Position", whole(columns.positions[row])]];
   if (data.ids) list.push(["Id", visible(idOf(row))]);
   if (pathOf(row)) list.push(["Path", visible(pathOf(row))]);
-  list.push(["Predicted", `${className(columns.predictions[row])} (${percent(columns.confidences[row])})`]);
+  list.push(["Predicted", columns.predictions[row] < 0 ? "none, as the scores are not finite" : `${predictionOf(row)} (${percent(columns.confidences[row])})`]);
   if (data.counts.labelled) list.push(["True class", className(columns.labels[row]) + (isKnown(row) ? (isRight(row) ? " ✓" : " ✗ not as predicted") : "")]);
-  list.push(["Map explains", className(targetOf(row))], ["Maximum of the map", isDead(row) ? "0 (dead)" : figure(peakOf(row))]);
+  list.push(["Map explains", targetOf(row) < 0 ? "none" : className(targetOf(row))], ["Maximum of the map", isDead(row) ? "0 (dead)" : figure(peakOf(row))]);
   if (data.mapConfusion.length) list.push(["Nearest class map", columns.nearest[row] < 0 ? "none" : className(columns.nearest[row])]);
   for (const [name, values] of Object.entries(columns.metrics)) list.push([titleOf(name), figure(values[row])]);
   return pairs(list);
 };
 
 const scoresOf = (row) => {
+  if (columns.predictions[row] < 0) return null; // NaN has no order
   const lines = [];
   for (let i = 0; i < topCount; i++) {
     const at = row * topCount + i;
@@ -71,7 +72,7 @@ const fillDialog = async () => {
   if (data.thumbnail) figures.append(largeFigure("Overlay", `${mapWords(row, 0)}, over the image`, ...bothCanvases(block, row, 0, { side })));
   figures.classList.toggle("pixels", cards.classList.contains("pixels"));
   byId("dialog-body").replaceChildren(
-    figures, make("div", { class: "columns" }, factsOf(row), scoresOf(row)), ...mapsOf(block, row).filter(Boolean));
+    figures, make("div", { class: "columns" }, ...[factsOf(row), scoresOf(row)].filter(Boolean)), ...mapsOf(block, row).filter(Boolean));
 };
 
 const openSample = (place) => {

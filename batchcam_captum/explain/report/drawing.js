@@ -78,7 +78,7 @@ const drawLegend = () => {
 
 // In words what the picture of a row shows.
 const described = (row) => {
-  const words = [`Sample ${visible(pathOf(row) || idOf(row))}`, `predicted ${className(columns.predictions[row])}`];
+  const words = [`Sample ${visible(pathOf(row) || idOf(row))}`, columns.predictions[row] < 0 ? "no prediction" : `predicted ${predictionOf(row)}`];
   if (Number.isFinite(columns.confidences[row])) words.push(`confidence ${percent(columns.confidences[row])}`);
   if (columns.labels[row] >= 0) words.push(`true class ${className(columns.labels[row])}`);
   words.push(mapWords(row, 0));

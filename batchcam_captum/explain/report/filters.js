@@ -41,6 +41,7 @@ const setUpFilters = () => {
   fillSelect("nearest", columns.nearest, "none");
   fillSorts();
   form.elements.correct.parentElement.hidden = data.counts.labelled === 0;
+  if (!data.counts.notFinite) form.elements.map.querySelector("[value=not-finite]").remove();
 };
 
 const plain = (text) => text.normalize("NFC").toLowerCase();
@@ -67,6 +68,7 @@ const matching = () => {
     if (state.correct === "wrong" && !(isKnown(row) && !isRight(row))) continue;
     if (state.map === "dead" && !isDead(row)) continue;
     if (state.map === "alive" && !(peakOf(row) > 0)) continue;
+    if (state.map === "not-finite" && !Number.isNaN(peakOf(row))) continue;
     if (bounded && !(columns.confidences[row] >= low && columns.confidences[row] <= high)) continue;
     if (wanted && !textOf(row).includes(wanted)) continue;
     found.push(row);

@@ -29,7 +29,7 @@ const cardOf = (row, place) => {
     badge(row)),
   make("span", { class: "caption", "aria-hidden": "true" },
     make("span", { class: "class" },
-      make("bdi", {}, className(columns.predictions[row])),
+      make("bdi", {}, predictionOf(row)),
       make("span", { class: "confidence" }, Number.isFinite(columns.confidences[row]) ? `${Math.round(100 * columns.confidences[row])} %` : "")),
     wrong ? make("span", { class: "mistake" }, "✗ is ", make("bdi", {}, className(columns.labels[row]))) : null,
     make("bdi", { class: "name", title: visible(pathOf(row) || idOf(row)) }, visible(name))));

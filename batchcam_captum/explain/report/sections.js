@@ -44,7 +44,9 @@ const fillSummary = () => {
   if (!data.complete) {
     notices.push(`This store is not complete: ${whole(counts.missing)} of ${whole(counts.samples)} samples are not written yet. All numbers are of those that are.`);
   }
-  if (counts.notFinite) notices.push(`${whole(counts.notFinite)} maps have numbers that are not finite; they are not drawn and count nowhere.`);
+  const several = (number, one, more) => `${whole(number)} ${number === 1 ? one : more}`;
+  if (counts.notFinite) notices.push(`${several(counts.notFinite, "map has", "maps have")} numbers that are not finite, and ${counts.notFinite === 1 ? "is" : "are"} neither drawn nor counted.`);
+  if (counts.unscored) notices.push(`${several(counts.unscored, "sample has", "samples have")} scores that are not finite, and no prediction: neither right nor wrong.`);
   byId("notices").replaceChildren(...notices.map((text) => make("p", { class: "notice" }, text)));
 };
 
