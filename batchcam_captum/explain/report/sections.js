@@ -6,10 +6,12 @@ const tableOf = (caption, heads, rows, { numbers = true } = {}) => {
   const cell = (value, index) => index === 0
     ? make("th", { scope: "row" }, make("bdi", {}, value))
     : make("td", { class: numeric(value) ? "number" : null }, make("bdi", {}, value));
+  const head = (text, index) =>
+    make("th", { scope: "col", class: index > 0 && rows.length && rows.every((row) => numeric(row[index])) ? "number" : null }, text);
   return make("div", { class: "scroll", role: "region", "aria-label": caption, tabindex: 0 },
     make("table", {},
       make("caption", {}, caption),
-      make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", { scope: "col" }, head)))),
+      make("thead", {}, make("tr", {}, ...heads.map(head))),
       make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map(cell))))));
 };
 
