@@ -347,6 +347,20 @@ def test_a_phone_does_not_scroll_sideways(page):
             "document.getElementById('dialog').close(); document.getElementById('filter-panel').open = true",
         )
         assert script(page, widths)[0]
+        ends = script(
+            page,
+            "for (const it of document.querySelectorAll('table')) it.style.width = '900px';"
+            "return [...document.querySelectorAll('caption')].map((it) => it.getBoundingClientRect().right)",
+        )
+        assert 0 < max(ends) <= 390, "what a table is about is read without scrolling it"
+        cards = "return [...document.querySelectorAll('#cards .card')].map((it) => [it.offsetTop, it.offsetHeight])"
+        heights_by_row: dict[int, set[int]] = {}
+        for top, height in script(page, cards):
+            heights_by_row.setdefault(top, set()).add(height)
+        assert 1 < len(heights_by_row) < 60
+        assert all(len(heights) == 1 for heights in heights_by_row.values()), (
+            "those in a row are equally high"
+        )
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
