@@ -23,6 +23,7 @@ BENCHMARKS = (
     "explain_speed",
     "explain_memory",
     "explain_kills",
+    "explain_real",
     "report_size",
 )
 
