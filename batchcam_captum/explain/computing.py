@@ -17,8 +17,6 @@ from .targets import ClassChoice, predicted
 
 #: Where the maps are kept: as the layer has them, or as large as the images.
 MapSize = Literal["layer", "input"]
-#: Names of the metrics of maps and masks.
-MASK_METRICS = ("energy_in_mask", "pointing_game")
 #: Below this float16 keeps fewer than three digits.
 _FINE = 6e-5
 #: Bytes of maps that are resized at a time.

@@ -63,9 +63,8 @@ def make(path: Path, build: Callable[[Path], None]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.samefile(
-            os.curdir
-        ):  # would be one that is gone for whoever stands in it, such as a shell
+        if path.exists() and path.samefile(os.curdir):
+            # Another folder in its place would not be the one that somebody stands in, such as a shell.
             _make_inside(path, build)
         else:
             _make_beside(path, build)

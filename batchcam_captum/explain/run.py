@@ -19,9 +19,9 @@ from ..functional import CamMethod
 from ..functional.images import PerChannel
 from ..loading import find_layer
 from .checks import check_arguments, check_bytes, check_known, layer_name, names_of, rank_of, try_model
-from .computing import MASK_METRICS, Computing, MapSize, thumbnail_size
+from .computing import Computing, MapSize, thumbnail_size
 from .guarded import GuardedBatch, check_loader, first_readable, guarded_batches
-from .layout import Layout, chunk_size
+from .layout import MASK_METRICS, Layout, chunk_size
 from .pipeline import Pipeline
 from .settings import Samples, model_hash, name_of, plain, tensor_hash, texts_hash
 from .store import Store, open_store
