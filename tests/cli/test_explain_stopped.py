@@ -26,7 +26,7 @@ from model import Small
 
 class Slow(Small):
     def forward(self, images):
-        time.sleep(0.2)
+        time.sleep(0.4)
         return super().forward(images)
 
 def make():
@@ -75,14 +75,14 @@ def test_sigterm_ends_it_in_order(files, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(files), *sys.path])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 180
             while _written(tmp_path / "out") < 4:
                 assert process.poll() is None
                 assert time.monotonic() < until
                 time.sleep(0.05)
             workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             process.terminate()
-            error = process.communicate(timeout=60)[1]
+            error = process.communicate(timeout=180)[1]
         finally:
             process.kill()
     assert len(workers) >= 2
