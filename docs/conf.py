@@ -21,19 +21,23 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinxarg.ext",
+    "sphinxcontrib.bibtex",
     "sphinx_copybutton",
     "sphinx_design",
     "myst_parser",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "recipes/README.md"]
+exclude_patterns = ["_build", "_templates", "recipes/README.md"]
+templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]
 
 nitpicky = True
 autosummary_generate = True
-autosummary_imported_members = False
+autosummary_imported_members = True
+autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -45,3 +49,20 @@ default_role = "py:obj"
 html_theme = "furo"
 html_title = f"batchcam_captum {release}"
 html_static_path = ["_static"]
+
+bibtex_bibfiles = ["reference/references.bib"]
+bibtex_reference_style = "author_year"
+
+
+def escape_stars(app, what, name, obj, options, lines):
+    """``(N, C, *spatial)`` in a docstring is a shape, and no emphasis."""
+    for number, line in enumerate(lines):
+        if "*spatial" in line:
+            parts = line.split("``")
+            parts[::2] = [part.replace("*spatial", "\\*spatial") for part in parts[::2]]
+            lines[number] = "``".join(parts)
+
+
+def setup(app):
+    """Sphinx calls it."""
+    app.connect("autodoc-process-docstring", escape_stars, priority=400)

@@ -15,7 +15,8 @@ _HASH = re.compile(r"[0-9a-f]{40,}")
 _IN_WORDS = {
     "names": "ids or paths of the samples",
     "labels": "labels of the samples",
-    "first_image": "the first image, as the model is given it",
+    "example.position": "where the image is that the others are told by",
+    "example.sha256": "that image, as the model is given it",
     "model.sha256": "weights of the model",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ _REFUSED_NUMBERS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENO
 class _Damaged:
     reason: str
     refused: bool = False  #: by the file system, so that nothing is known of the sample itself
+    path: str | None = None  #: where the error names one
 
 
 class _InARow:
@@ -62,9 +64,10 @@ class _InARow:
         for sample in samples:
             self._count = self._count + 1 if sample is not None and sample.refused else 0
             if sample is not None and self._count == self.most:
+                last = sample.reason if sample.path is None else f"{sample.path} ({sample.reason})"
                 raise OSError(
-                    f"loader: expected files that can be read, got {self._count} in a row that cannot, the last one: "
-                    f"{sample.reason}; see whether their folder is there, or pass a higher max_missing to list them as damaged"
+                    f"loader: expected files that can be read, got {self._count} in a row that cannot, the last one: {last}; see "
+                    "whether their folder is there, or pass a higher max_missing to list them as damaged"
                 )
 
 
@@ -99,10 +102,11 @@ class _Guarded(Dataset[tuple[int, Any]]):
         except _FATAL:
             raise
         except Exception as error:  # whatever reads images raises anything for a damaged file
-            number = error.errno if isinstance(error, OSError) else None
+            number, path = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
             if number in _FATAL_NUMBERS:
                 raise
-            return position, _Damaged(reason_of(error), refused=number in _REFUSED_NUMBERS)
+            path = None if path is None else os.fsdecode(path)
+            return position, _Damaged(reason_of(error), number in _REFUSED_NUMBERS, path)
 
 
 class _Collate:
@@ -209,8 +213,10 @@ def guarded_batches(
         yield _batch_of(read, problems, batch)
 
 
-def first_readable(loader: DataLoader[Any], *, max_missing: int | None = None) -> GuardedBatch:
-    """A batch of the first sample that can be read.
+def first_readable(
+    loader: DataLoader[Any], *, preferred: int = 0, max_missing: int | None = None
+) -> GuardedBatch:
+    """A batch of the first sample that can be read, or of a certain one where that can.
 
     Raises:
         ValueError: none can; with the first reasons. Or see :func:`guarded_batches`.
@@ -219,7 +225,8 @@ def first_readable(loader: DataLoader[Any], *, max_missing: int | None = None) -
     refused = _InARow(max_missing)
     guarded, collate = _Guarded(loader.dataset), _Collate(loader.collate_fn)
     reasons: list[str] = []
-    for position in range(len(guarded)):
+    others = range(len(guarded))
+    for position in (preferred, *others) if 0 < preferred < len(guarded) else others:
         read, problems, batch = collate([guarded[position]])
         if not problems:
             return _batch_of(read, problems, batch)

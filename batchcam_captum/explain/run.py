@@ -23,7 +23,7 @@ from .computing import Computing, MapSize, thumbnail_size
 from .guarded import GuardedBatch, check_loader, first_readable, guarded_batches
 from .layout import MASK_METRICS, Layout, chunk_size
 from .pipeline import Pipeline
-from .settings import Samples, model_hash, name_of, plain, tensor_hash, texts_hash
+from .settings import Samples, example_of, model_hash, name_of, numbers, tensor_hash, texts_hash
 from .store import Store, open_store
 from .targets import ClassChoice, ExplainTargets
 from .writing import StoreWriter, remove_store, writing
@@ -133,7 +133,8 @@ def explain_dataset(
         "paths": names_of("paths", own.paths if paths is None else paths, count),
     }
     place = _Place.of(model, device)
-    example = first_readable(loader, max_missing=max_missing)
+    preferred = 0 if overwrite else example_of(store)
+    example = first_readable(loader, preferred=preferred, max_missing=max_missing)
     assert example.images is not None
     images = place.images(example.images)
     try_model(model, images, output)
@@ -171,13 +172,14 @@ def explain_dataset(
         "names": texts_hash(names["ids"], names["paths"]),
         "labels": texts_hash(own.labels),
         "image_size": list(images.shape[1:]),
-        "first_image": tensor_hash(example.images),  # tells images that were prepared otherwise
+        # Tells images that were prepared otherwise.
+        "example": {"position": example.positions[0], "sha256": tensor_hash(example.images)},
         "batch_size": batch_size,
         "dtype": dtype,
         "size": size,
         "thumbnails": thumbnails,
-        "mean": plain(mean),
-        "std": plain(std),
+        "mean": numbers(mean),
+        "std": numbers(std),
         "about": dict(about or {}),
     }
     if together:  # nothing is removed before all that can be wrong is known

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from .sources import ImageFiles
+from .store import open_store
 
 T = TypeVar("T")
 
@@ -76,6 +79,13 @@ def tensor_hash(tensor: Tensor) -> str:
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
+def example_of(path: str | os.PathLike[str]) -> int:
+    """Which sample a store's images are told by, as the first that can be read may be another when damaged ones are mended."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(open_store(path).settings["example"]["position"])
+    return 0
+
+
 def texts_hash(*texts: Sequence[object] | None) -> str | None:
     """SHA-256 of lists; None where there are none."""
     known = [each for each in texts if each is not None]
@@ -94,7 +104,7 @@ def name_of(function: str | Callable[..., Any] | int | None) -> Any:
     return f"{function.__module__}.{name}" if name else str(function)
 
 
-def plain(value: Any) -> Any:
+def numbers(value: Any) -> Any:
     """Numbers, or lists of them, that JSON holds."""
     if value is None or isinstance(value, int | float):
         return value

@@ -260,7 +260,7 @@ def test_a_file_system_that_fails_damages_no_sample(tmp_path, whole):
     options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
     with pytest.raises(OSError, match="timed out"):
         explained(tmp_path, Unmounted(COUNT, 300, errno.ETIMEDOUT), **options)
-    with pytest.raises(OSError, match="got 100 in a row that cannot, the last one: No such file"):
+    with pytest.raises(OSError, match=r"got 100 in a row that cannot, the last one: 399.png .No such file"):
         explained(tmp_path, Unmounted(COUNT, 300, errno.ENOENT), **options)
     assert set(open_store(tmp_path / "store.zarr").status[:256]) == {1}
     assert set(open_store(tmp_path / "store.zarr").status[256:]) == {0}
@@ -278,6 +278,15 @@ def test_damaged_samples_are_tried_again_when_asked(tmp_path, whole):
     store = explained(tmp_path, data, retry_damaged=True, **options)
     assert data.read == [0, *range(256, COUNT)]
     assert digest(store) == digest(whole)
+
+
+def test_a_mended_first_sample_is_no_other_setting(tmp_path):
+    explained(tmp_path, Samples(20, damaged=(0, 1)))
+    store = explained(tmp_path, Samples(20), retry_damaged=True)
+    assert store.about["damaged"] == 0
+    assert store.settings["example"]["position"] == 2
+    with pytest.raises(OtherSettingsError, match=r"example.position = 2 there, 3 here"):
+        explained(tmp_path, Samples(20, damaged=(0, 1, 2)))
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, whole):
@@ -343,7 +352,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
         ({"model": SmallCnn().eval()}, "model.sha256 = '"),
         ({"about": {"checkpoint": "b.pt"}}, "about.checkpoint = 'a.pt' there, 'b.pt' here"),
         ({"dataset": Samples(10)}, "samples = 9 there, 10 here"),
-        ({"dataset": TensorDataset(torch.rand(9, 3, 16, 14))}, "first_image = '"),
+        ({"dataset": TensorDataset(torch.rand(9, 3, 16, 14))}, "example.sha256 = "),
         ({"output": lambda scores: scores}, "output = None there, 'tests.explain"),
     ]:
         given = {"dataset": Samples(9), "about": {"checkpoint": "a.pt"}} | options
@@ -465,7 +474,7 @@ def test_a_model_in_another_precision_gets_its_images_in_it(tmp_path, dtype):
     expected = explained(tmp_path / "plain", Samples(9))
     store = explained(tmp_path, Samples(9), model=small_model().to(dtype))
     assert_close(store.maps[:], expected.maps[:], rtol=0, atol=0.02 * float(np.abs(expected.maps[:]).max()))
-    assert store.settings["first_image"] == expected.settings["first_image"]
+    assert store.settings["example"] == expected.settings["example"]
 
 
 def test_signals_have_maps_too(tmp_path):
