@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,21 +67,35 @@ class StoreWriter:
         Raises:
             OSError: the disk is full, or the folder cannot be written to; what was written before is kept.
         """
+        self.take_back([chunk])
         rows = self.layout.rows(chunk)
         with _naming(self.path):
-            if (np.asarray(self._group["status"][rows]) != Status.MISSING).any():
-                self._take_back(rows)
             for name, array in self.layout.arrays().items():
                 self._group[name][rows] = columns.get(name, array.fill)
 
-    def _take_back(self, rows: slice) -> None:
-        with _changing(self.path) as about:
-            if about["complete"]:
-                about["complete"] = False
-                for count in ("written", "damaged"):
-                    about.pop(count, None)
-                _note(self.path, about)
-            self._group["status"][rows] = Status.MISSING
+    def take_back(self, chunks: Iterable[int]) -> None:
+        """Count chunks as missing again, and the store as not complete. Those that are missing stay as they are.
+
+        Args:
+            chunks: which ones.
+
+        Raises:
+            OSError: see :meth:`write`.
+        """
+        with _naming(self.path):
+            status = self._group["status"]
+            parts = [self.layout.rows(chunk) for chunk in chunks]
+            there = [rows for rows in parts if (np.asarray(status[rows]) != Status.MISSING).any()]
+            if not there:
+                return
+            with _changing(self.path) as about:
+                if about["complete"]:
+                    about["complete"] = False
+                    for count in ("written", "damaged"):
+                        about.pop(count, None)
+                    _note(self.path, about)
+                for rows in there:
+                    status[rows] = Status.MISSING
 
     def finish(self) -> bool:
         """Note in the store whether it is complete; return that. The last of several processes to come here notes it.

@@ -127,6 +127,26 @@ def test_damaged_samples_are_tried_again(tmp_path, monkeypatch, whole):
     assert files(tmp_path) == whole
 
 
+def test_chunks_are_taken_back(tmp_path, whole):
+    path = tmp_path / "store"
+    with opened(path) as writer:
+        write(writer, 0, 1, 2)
+        writer.finish()
+        before = files(path / "status")
+        writer.take_back([])
+        assert open_store(path).complete
+        writer.take_back([2, 1])
+        store = open_store(path)
+        assert not store.complete
+        assert not {"written", "damaged"} & store.about.keys()
+        assert writer.missing() == [1, 2]
+        assert store.written().tolist() == list(range(CHUNK))
+        assert files(path / "status")["c/0"] == before["c/0"]
+        write(writer, 1, 2)
+        writer.finish()
+    assert files(tmp_path) == whole
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
