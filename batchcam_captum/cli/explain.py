@@ -184,7 +184,7 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
     inputs = load_inputs(options)
     if world_size > 1 and options.overwrite:
         together.needed("--overwrite")
-    before = 0 if options.overwrite or rank else done(options.output, damaged=not options.retry_damaged)
+    before = 0 if options.overwrite or rank else done(options.output, retry_damaged=options.retry_damaged)
     together.wait()
     remark_random_weights(options)
     if inputs.remark and not options.quiet:
@@ -223,8 +223,7 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
         ) from None
     except (RuntimeError, TypeError) as error:  # of memory, above all
         raise ValueError(
-            f"explain: expected {options.model} to run on {options.device}, got {type(error).__name__}: {error}; what is written "
-            "is kept"
+            f"explain: {options.model} on {options.device} ended with {type(error).__name__}: {error}; what is written is kept"
         ) from error
     together.wait()
     if rank == 0:

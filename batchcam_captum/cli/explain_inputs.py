@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -81,7 +80,7 @@ def load_inputs(options: argparse.Namespace) -> Inputs:
         paths=None if data.listing is None else data.listing.paths,
         mean=taken.mean,
         std=taken.std,
-        about=_about(options, data, taken, classes),
+        about=_about(options, data, taken),
         remark=classes.remark,
         in_memory=data.grey is not None,
     )
@@ -251,12 +250,7 @@ def _imagenet() -> tuple[tuple[str, ...] | None, dict[str, int]]:
     return names, words
 
 
-def _about(
-    options: argparse.Namespace, data: _Data, taken: Preprocessing, classes: Classes
-) -> dict[str, Any]:
-    labels = None
-    if data.labels is not None:
-        labels = hashlib.sha256(",".join(str(classes(label)) for label in data.labels).encode()).hexdigest()
+def _about(options: argparse.Namespace, data: _Data, taken: Preprocessing) -> dict[str, Any]:
     named = options.data in KNOWN_DATA or options.data.startswith(_TORCHVISION)
     return {
         # Without folders: a model that was moved is the same model, as the hash of its weights is compared, too.
@@ -268,7 +262,6 @@ def _about(
         "data": options.data if named else as_text(os.path.abspath(options.data)),
         "split": (options.split or "test") if named else None,
         "preparation": None if data.grey is not None else taken._asdict(),
-        "labels": labels,
     }
 
 

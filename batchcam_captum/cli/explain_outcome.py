@@ -11,14 +11,16 @@ from ..explain import Status, Store, open_store
 _LISTED = 10
 
 
-def done(path: Path, *, damaged: bool = True) -> int:
-    """How many samples are in the store that may be there, with those that are damaged or without."""
+def done(path: Path, *, retry_damaged: bool = False) -> int:
+    """How many samples of the store that may be there need not be computed any more."""
     try:
         store = open_store(path)
     except (OSError, ValueError):
         return 0
-    status = store.status[:]
-    return int((status == Status.WRITTEN).sum()) + damaged * int((status == Status.DAMAGED).sum())
+    status, chunk = store.status[:], store.status.chunks[0]
+    chunks = (status[start : start + chunk] for start in range(0, len(status), chunk))
+    again = (Status.MISSING, Status.DAMAGED) if retry_damaged else (Status.MISSING,)
+    return sum(len(each) for each in chunks if not any((each == status).any() for status in again))
 
 
 def tell(store: Store, output: Path, before: int, seconds: float) -> None:

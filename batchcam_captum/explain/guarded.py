@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,35 +40,57 @@ _REFUSED_NUMBERS = frozenset((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENO
 @dataclass(frozen=True)
 class _Damaged:
     reason: str
-    refused: bool = False  #: by the file system, so that nothing is known of the sample itself
+    number: int | None = None  #: of the system's error
     path: str | None = None  #: where the error names one
 
+    @property
+    def refused(self) -> bool:
+        """By the file system, so that nothing is known of the sample itself."""
+        return self.number in _REFUSED_NUMBERS
 
-class _InARow:
-    """Counts samples that the file system refuses one after the other.
+    def __str__(self) -> str:
+        return self.reason if self.path is None else f"{self.path} ({self.reason})"
+
+
+class Refusals:
+    """Tells a file system that fails from samples that are damaged.
 
     Args:
-        most: how many there may be; None: any number.
+        most: how many samples it may refuse one after the other; None: any number.
+
+    Attributes:
+        row: positions of those that it refused last, one after the other.
     """
 
     def __init__(self, most: int | None) -> None:
         self.most = most
-        self._count = 0
+        self.row: list[int] = []
 
-    def take(self, samples: Iterable[_Damaged | None]) -> None:
-        """Samples in their order; None: one that was read.
+    def take(self, positions: Sequence[int], problems: Mapping[int, _Damaged]) -> None:
+        """Samples in their order.
 
         Raises:
-            OSError: one too many.
+            OSError: one refusal too many, or an error that no sample is to blame for.
         """
-        for sample in samples:
-            self._count = self._count + 1 if sample is not None and sample.refused else 0
-            if sample is not None and self._count == self.most:
-                last = sample.reason if sample.path is None else f"{sample.path} ({sample.reason})"
+        if self.most is None and not problems:
+            return
+        for position in positions:
+            sample = problems.get(position)
+            if sample is not None and sample.number in _FATAL_NUMBERS:
                 raise OSError(
-                    f"loader: expected files that can be read, got {self._count} in a row that cannot, the last one: {last}; see "
-                    "whether their folder is there, or pass a higher max_missing to list them as damaged"
+                    sample.number,
+                    f"loader: expected a file system that gives files, got: {sample}; what is written is kept: run the same "
+                    "again",
                 )
+            if sample is None or not sample.refused:
+                self.row.clear()
+            elif self.most is not None:
+                self.row.append(position)
+                if len(self.row) >= self.most:
+                    raise OSError(
+                        f"loader: expected files that can be read, got {len(self.row)} in a row that cannot, the last one: "
+                        f"{sample}; see whether their folder is there, or pass a higher max_missing to list them as damaged"
+                    )
 
 
 @dataclass(frozen=True)
@@ -102,11 +124,9 @@ class _Guarded(Dataset[tuple[int, Any]]):
         except _FATAL:
             raise
         except Exception as error:  # whatever reads images raises anything for a damaged file
+            # Errors that end the run, too: those of a worker are raised with its traceback as their text.
             number, path = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
-            if number in _FATAL_NUMBERS:
-                raise
-            path = None if path is None else os.fsdecode(path)
-            return position, _Damaged(reason_of(error), number in _REFUSED_NUMBERS, path)
+            return position, _Damaged(reason_of(error), number, path if path is None else os.fsdecode(path))
 
 
 class _Collate:
@@ -172,16 +192,16 @@ def guarded_batches(
     loader: DataLoader[Any],
     positions: Sequence[Sequence[int]],
     *,
+    refusals: Refusals,
     pin_memory: bool = False,
-    max_missing: int | None = None,
 ) -> Iterator[GuardedBatch]:
     """Batches of samples of a loader's data set, read as the loader would, with its workers.
 
     Args:
         loader: see :func:`check_loader`.
         positions: of each batch.
+        refusals: counts those of the file system.
         pin_memory: for copies to a GPU that need not be waited for.
-        max_missing: how many samples in a row the file system may refuse; None: any number.
 
     Yields:
         The batches, in their order.
@@ -190,7 +210,6 @@ def guarded_batches(
         ValueError: samples that make no batch, such as images of different sizes; batches of another kind.
         OSError: a file system that fails, or refuses too many samples.
     """
-    refused = _InARow(max_missing)
     workers: dict[str, Any] = {}
     if loader.num_workers:
         workers = {
@@ -199,7 +218,7 @@ def guarded_batches(
         }
     reader: DataLoader[Any] = DataLoader(
         _Guarded(loader.dataset),
-        batch_sampler=[list(each) for each in positions],
+        batch_sampler=positions,  # type: ignore[arg-type]  # ranges take less than lists
         num_workers=loader.num_workers,
         collate_fn=_Collate(loader.collate_fn),
         pin_memory=pin_memory or loader.pin_memory,
@@ -209,7 +228,7 @@ def guarded_batches(
         **workers,
     )
     for read, problems, batch in reader:
-        refused.take(map(problems.get, read))
+        refusals.take(read, problems)
         yield _batch_of(read, problems, batch)
 
 
@@ -222,15 +241,18 @@ def first_readable(
         ValueError: none can; with the first reasons. Or see :func:`guarded_batches`.
         OSError: likewise.
     """
-    refused = _InARow(max_missing)
+    refusals = Refusals(max_missing)
     guarded, collate = _Guarded(loader.dataset), _Collate(loader.collate_fn)
     reasons: list[str] = []
-    others = range(len(guarded))
-    for position in (preferred, *others) if 0 < preferred < len(guarded) else others:
+    if 0 < preferred < len(guarded):
+        read, problems, batch = collate([guarded[preferred]])
+        if not problems:
+            return _batch_of(read, problems, batch)
+    for position in range(len(guarded)):
         read, problems, batch = collate([guarded[position]])
         if not problems:
             return _batch_of(read, problems, batch)
-        refused.take(problems.values())
+        refusals.take(read, problems)
         reasons += [f"sample {position}: {problems[position].reason}"] if len(reasons) < 3 else []
     raise ValueError(
         f"loader: expected at least one sample that can be read, got none of {len(guarded)}; {'; '.join(reasons)}"

@@ -18,7 +18,7 @@ from .writing import StoreWriter
 
 #: Batches that may be computed and not fetched.
 _IN_FLIGHT = 2
-#: Threads that write, a chunk each, and how many bytes of maps these chunks may hold together, when there is more than one.
+#: Threads that write, a chunk each, and how many bytes these chunks may hold together, when there is more than one.
 _WRITERS, _WAITING_BYTES = 4, 256 * 2**20
 
 
@@ -46,11 +46,19 @@ class Pipeline:
         self._columns: dict[str, np.ndarray[Any, Any]] = {}
         self._filled = 0
         self._writing: deque[Future[None]] = deque()
-        layout = writer.layout
-        chunk_bytes = layout.chunk * prod(layout.maps) * np.dtype(layout.dtype).itemsize
-        self._at_once = max(1, min(_WRITERS, _WAITING_BYTES // chunk_bytes))
+        arrays = writer.layout.arrays().values()
+        sample_bytes = sum(
+            prod(array.shape[1:]) * np.dtype(array.dtype).itemsize
+            for array in arrays
+            if array.dtype != "string"
+        )
+        self._at_once = max(1, min(_WRITERS, _WAITING_BYTES // (writer.layout.chunk * sample_bytes)))
         self._threads = ThreadPoolExecutor(self._at_once, "store")
         self._few_digits = 0
+        self._status = writer.status()
+        self._lost = 0
+        #: Those that were given to be written.
+        self.written: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +74,12 @@ class Pipeline:
             warnings.warn(
                 f"{self._few_digits} samples have maps that peak below 6e-5, where float16 keeps few digits; pass "
                 "dtype='float32'",
+                stacklevel=3,
+            )
+        if self._lost:
+            warnings.warn(
+                f"{self._lost} of the store's samples cannot be read now; their chunks are left as they were, damaged "
+                "samples included",
                 stacklevel=3,
             )
 
@@ -144,6 +158,18 @@ class Pipeline:
             self._few_digits += int((lossy == 1).sum())
 
     def _write(self, chunk: int, columns: dict[str, np.ndarray[Any, Any]]) -> None:
+        if not self._better(chunk, columns["status"]):
+            return
         while len(self._writing) >= self._at_once or (self._writing and self._writing[0].done()):
             self._writing.popleft().result()  # raises early what went wrong
         self._writing.append(self._threads.submit(self.writer.write, chunk, columns))
+        self.written.add(chunk)
+
+    def _better(self, chunk: int, status: np.ndarray[Any, Any]) -> bool:
+        """Whether a chunk is to replace the one that is there: it has to bring samples back, and to lose none."""
+        there = self._status[self.writer.layout.rows(chunk)]
+        if (there == Status.MISSING).any():
+            return True
+        lost = int(((there == Status.WRITTEN) & (status == Status.DAMAGED)).sum())
+        self._lost += lost
+        return not lost and bool(((there == Status.DAMAGED) & (status == Status.WRITTEN)).any())

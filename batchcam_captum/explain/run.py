@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from ..functional.images import PerChannel
 from ..loading import find_layer
 from .checks import check_arguments, check_bytes, check_known, layer_name, names_of, rank_of, try_model
 from .computing import Computing, MapSize, thumbnail_size
-from .guarded import GuardedBatch, check_loader, first_readable, guarded_batches
+from .guarded import GuardedBatch, Refusals, check_loader, first_readable, guarded_batches
 from .layout import MASK_METRICS, Layout, chunk_size
 from .pipeline import Pipeline
 from .settings import Samples, example_of, model_hash, name_of, numbers, tensor_hash, texts_hash
@@ -133,7 +134,8 @@ def explain_dataset(
         "paths": names_of("paths", own.paths if paths is None else paths, count),
     }
     place = _Place.of(model, device)
-    preferred = 0 if overwrite else example_of(store)
+    there = None if overwrite else example_of(store)
+    preferred = 0 if there is None else there["position"]
     example = first_readable(loader, preferred=preferred, max_missing=max_missing)
     assert example.images is not None
     images = place.images(example.images)
@@ -172,8 +174,10 @@ def explain_dataset(
         "names": texts_hash(names["ids"], names["paths"]),
         "labels": texts_hash(own.labels),
         "image_size": list(images.shape[1:]),
-        # Tells images that were prepared otherwise.
-        "example": {"position": example.positions[0], "sha256": tensor_hash(example.images)},
+        # Tells images that were prepared otherwise; not where that very image cannot be read any more.
+        "example": {"position": example.positions[0], "sha256": tensor_hash(example.images)}
+        if there is None or preferred == example.positions[0]
+        else there,
         "batch_size": batch_size,
         "dtype": dtype,
         "size": size,
@@ -183,9 +187,7 @@ def explain_dataset(
         "about": dict(about or {}),
     }
     if together:  # nothing is removed before all that can be wrong is known
-        if rank == 0:
-            remove_store(store)
-        torch.distributed.barrier()
+        _remove_together(store, rank)
     with writing(
         store,
         layout,
@@ -199,6 +201,22 @@ def explain_dataset(
         run.write(writer, rank, world_size, retry_damaged=retry_damaged, progress=progress)
         writer.finish()
     return open_store(store)
+
+
+def _remove_together(store: str | os.PathLike[str], rank: int) -> None:
+    """By the first of several processes; where it cannot, all say why."""
+    problem: Exception | None = None
+    if rank == 0:
+        try:
+            remove_store(store)
+        except (OSError, ValueError) as error:
+            problem = error
+    told = [None if problem is None else str(problem)]
+    torch.distributed.broadcast_object_list(told, src=0)
+    if problem is not None:
+        raise problem
+    if told[0] is not None:
+        raise ValueError(told[0])
 
 
 @dataclass(frozen=True)
@@ -254,20 +272,30 @@ class _Run:
         ]
         own = [layout.rows(chunk) for chunk in range(rank, layout.chunks, world_size)]
         total, left = (sum(part.stop - part.start for part in parts) for parts in (own, rows))
-        with (
-            tqdm(
-                total=total, initial=total - left, unit="image", desc="explain", disable=not progress
-            ) as bar,
-            Pipeline(writer, chunks, **self.names) as pipeline,
-        ):
-            for batch in guarded_batches(
-                self.loader,
-                positions,
-                pin_memory=self.place.device.type == "cuda",
-                max_missing=self.max_missing,
+        refusals = Refusals(self.max_missing)
+        pipeline = Pipeline(writer, chunks, **self.names)
+        try:
+            with (
+                tqdm(
+                    total=total, initial=total - left, unit="image", desc="explain", disable=not progress
+                ) as bar,
+                pipeline,
             ):
-                pipeline.take(batch, self._computed(batch))
-                bar.update(len(batch.positions))
+                batches = guarded_batches(
+                    self.loader,
+                    positions,
+                    refusals=refusals,
+                    pin_memory=self.place.device.type == "cuda",
+                )
+                for batch in batches:
+                    pipeline.take(batch, self._computed(batch))
+                    bar.update(len(batch.positions))
+        except BaseException:
+            # What the file system refused at the end may be there again when the run goes on.
+            refused = {position // layout.chunk for position in refusals.row}
+            with suppress(OSError):
+                writer.take_back(sorted(refused & pipeline.written))
+            raise
 
     def _computed(self, batch: GuardedBatch) -> dict[str, Tensor]:
         if batch.images is None:

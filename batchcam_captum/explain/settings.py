@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from .sources import ImageFiles
+from .sources import ImageFiles, TorchvisionImages, integers
 from .store import open_store
 
 T = TypeVar("T")
@@ -40,9 +39,11 @@ class Samples:
             return cls(part(whole.ids), part(whole.paths), part(whole.labels), whole.class_names)
         if isinstance(dataset, ImageFiles):
             return cls(dataset.ids, dataset.paths, dataset.labels, dataset.class_names)
+        if isinstance(dataset, TorchvisionImages):
+            return cls(labels=dataset.labels, class_names=dataset.class_names)
         if isinstance(dataset, TensorDataset):
-            return cls(labels=_integers(dataset.tensors[1]) if len(dataset.tensors) > 1 else None)
-        return cls(paths=_paths(dataset), labels=_integers(getattr(dataset, "targets", None)))
+            return cls(labels=integers(dataset.tensors[1]) if len(dataset.tensors) > 1 else None)
+        return cls(paths=_paths(dataset), labels=integers(getattr(dataset, "targets", None)))
 
 
 def _paths(dataset: Dataset[Any]) -> list[str] | None:
@@ -53,14 +54,6 @@ def _paths(dataset: Dataset[Any]) -> list[str] | None:
     firsts = (sample[0] if isinstance(sample, tuple) else sample for sample in samples)
     paths = [path for path in firsts if isinstance(path, str)]
     return paths if len(paths) == len(samples) else None
-
-
-def _integers(values: Any) -> list[int] | None:
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    if isinstance(values, list) and all(type(each) is int for each in values):
-        return values
-    return None
 
 
 def model_hash(model: nn.Module) -> str:
@@ -79,11 +72,12 @@ def tensor_hash(tensor: Tensor) -> str:
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
-def example_of(path: str | os.PathLike[str]) -> int:
-    """Which sample a store's images are told by, as the first that can be read may be another when damaged ones are mended."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return int(open_store(path).settings["example"]["position"])
-    return 0
+def example_of(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """By which sample a store tells its images: the first that can be read may be another, once damaged ones are mended."""
+    try:
+        return dict(open_store(path).settings["example"])
+    except (OSError, ValueError, KeyError):  # no store; whoever writes says so
+        return None
 
 
 def texts_hash(*texts: Sequence[object] | None) -> str | None:

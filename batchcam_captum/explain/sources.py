@@ -108,6 +108,7 @@ class TorchvisionImages(Dataset[tuple[Tensor, int]]):
         classes: the targets as classes of the model; None: as they are.
 
     Attributes:
+        labels: one a sample, −1 where it is not known; None where they are not known before the samples are read.
         class_names: None where they are not known.
     """
 
@@ -117,6 +118,8 @@ class TorchvisionImages(Dataset[tuple[Tensor, int]]):
         self.data = data
         self.preprocessing = preprocessing or Preprocessing()
         self.classes = classes
+        targets = integers(getattr(data, "targets", None))
+        self.labels = targets if targets is None or classes is None else list(map(classes, targets))
         self.class_names = names_of(data) if classes is None else classes.names
         self._prepare: Callable[[Image], tuple[Tensor, Tensor]] | None = preparation(*self.preprocessing)
 
@@ -136,6 +139,15 @@ class TorchvisionImages(Dataset[tuple[Tensor, int]]):
         except (AttributeError, TypeError, ValueError):  # several boxes, a mask, attributes
             label = -1
         return self._prepare(image)[0], label if self.classes is None else self.classes(label)
+
+
+def integers(values: Any) -> list[int] | None:
+    """A list or a tensor of integers as a list; None for anything else."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    if isinstance(values, list) and all(type(each) is int for each in values):
+        return values
+    return None
 
 
 def match_classes(
