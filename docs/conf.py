@@ -8,6 +8,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
+from inventories import mapping  # noqa: E402
+from public_names import at_home, data_of  # noqa: E402
+
 from batchcam_captum import __version__  # noqa: E402
 
 project = "batchcam_captum"
@@ -16,6 +19,7 @@ copyright = f"2026, {author}"
 version = release = __version__
 
 extensions = [
+    "public_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
@@ -32,10 +36,13 @@ exclude_patterns = ["_build", "_templates", "recipes/README.md"]
 templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-suppress_warnings = ["myst.header"]
+suppress_warnings = ["myst.header", "config.cache"]
 
 nitpicky = True
 autosummary_generate = True
+#: Where what is inherited stops being described here.
+BASES = "Module, LayerGradCam, GuidedGradCam, Metric, Callback, Dataset, Sequence, tuple, int, Enum, ValueError, RuntimeError"
+autosummary_context = {"at_home": at_home, "data_of": data_of, "bases": BASES}
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
@@ -53,16 +60,5 @@ html_static_path = ["_static"]
 bibtex_bibfiles = ["reference/references.bib"]
 bibtex_reference_style = "author_year"
 
-
-def escape_stars(app, what, name, obj, options, lines):
-    """``(N, C, *spatial)`` in a docstring is a shape, and no emphasis."""
-    for number, line in enumerate(lines):
-        if "*spatial" in line:
-            parts = line.split("``")
-            parts[::2] = [part.replace("*spatial", "\\*spatial") for part in parts[::2]]
-            lines[number] = "``".join(parts)
-
-
-def setup(app):
-    """Sphinx calls it."""
-    app.connect("autodoc-process-docstring", escape_stars, priority=400)
+intersphinx_mapping = mapping(HERE / "inventories", HERE / "_build" / "inventories")
+intersphinx_timeout = 5
