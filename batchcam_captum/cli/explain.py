@@ -255,7 +255,7 @@ def _processors() -> int:
 def _check_output(path: Path, overwrite: bool) -> None:
     """Refuse what is no store before anything takes time."""
     from ..explain import open_store
-    from ..explain.writing import is_empty
+    from ..explain.writing import is_free
 
-    if not is_empty(path):
+    if not is_free(path):
         open_store(path, any_format=overwrite)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..files import umask
-from .layout import KEY, NAMES
+from .layout import FORMAT, KEY, NAMES
 from .locks import making
+from .remedies import named
 
 #: Ends the names of what is half made.
 _PARTIAL = ".partial"
@@ -21,8 +24,10 @@ METADATA, _CHUNKS = "zarr.json", "c"
 _FILE = re.compile(r"(zarr|\d+)\.[0-9a-f]+\.partial")
 #: A folder inside a store's folder, from which the store is moved there, or to which it is moved away.
 _INSIDE = re.compile(rf"\.{KEY}\.[^.]+\.partial")
-#: What systems put into folders by themselves.
-_OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"})
+#: One of them, a file: who has locked it makes a store in there, or takes one away.
+_LOCK = f".{KEY}.lock{_PARTIAL}"
+#: What systems put into folders by themselves; NFS does for a file that is removed while it is open.
+_OF_SYSTEMS = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|lost\+found|\.nfs[0-9a-f]+|\._.+")
 
 
 def real(path: str | os.PathLike[str]) -> Path:
@@ -36,53 +41,77 @@ def real(path: str | os.PathLike[str]) -> Path:
     return Path(path).resolve()
 
 
-def is_empty(path: Path) -> bool:
+def is_free(path: Path) -> bool:
     """Whether a store can be made there: nothing, a folder with nothing in it, or with what a killed process has left in one.
 
-    Such a process has made or removed a store; that there is a temporary folder and no metadata of the group tells it.
+    Raises:
+        OSError: it cannot be read.
     """
-    if not path.exists():
-        return True
-    if not path.is_dir():
-        return False
-    names = _names(path)
-    others = {name for name in names if not _INSIDE.fullmatch(name)}
-    return not others or (others < names and others <= set(NAMES))
+    with named(path):
+        if not path.exists():
+            return True
+        if not path.is_dir():
+            return False
+        others = {name for name in _names(path) if not _INSIDE.fullmatch(name)}
+        return not others or (others <= _left(path) and not foreign(path, others))
+
+
+def _left(path: Path) -> set[str]:
+    """The arrays of a store that a killed process has half made in a folder, or half taken away, and of no other.
+
+    The metadata of the group, by which it is known, are in a temporary folder as long as there are any.
+    """
+    found: set[str] = set()
+    if (path / METADATA).exists():
+        return found
+    whole = {name for name in arrays(path) if (path / name / METADATA).is_file()}
+    for each in path.iterdir():
+        if _INSIDE.fullmatch(each.name):
+            try:
+                version = json.loads((each / METADATA).read_bytes())["attributes"][KEY]["format"]
+            except (OSError, ValueError, LookupError, TypeError):
+                continue
+            found |= whole & set(arrays(path, version))
+    return found
+
+
+def arrays(path: Path, version: int | None = None) -> list[str]:
+    """The names of a store's arrays. Which ones another version has is not known: all that are there."""
+    return list(NAMES) if version == FORMAT else [each.parent.name for each in path.glob(f"*/{METADATA}")]
 
 
 def make(path: Path, build: Callable[[Path], None]) -> None:
     """Make a store whole, or not at all; where another process was faster, its store stays.
 
+    A folder that is there stays what it is, with its permissions: it may be a mount point, or one in which somebody stands.
+
     Args:
-        path: absolute, see :func:`is_empty`.
+        path: absolute, see :func:`is_free`.
         build: fills an empty folder.
 
     Raises:
         OSError: nothing can be written there.
         ValueError: another process is making the store, and does not come to an end.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.samefile(os.curdir):
-            # Another folder in its place would not be the one that somebody stands in, such as a shell.
-            _make_inside(path, build)
-        else:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        try:
             _make_beside(path, build)
-    except OSError:
-        # The process that was faster may have cleared up what this one was making.
-        if not is_empty(path):
+        except OSError:
+            # Another process was faster, and may have cleared up what this one was making; or it makes one in there.
+            if not path.is_dir():
+                raise
+        else:
             return
-        if not path.is_dir():
-            raise
-        # A mount point, a folder in one that is read-only, or one in which a killed process has left something.
-        _make_inside(path, build)
+    _make_inside(path, build)
 
 
 def _make_beside(path: Path, build: Callable[[Path], None]) -> None:
     made = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         build(Path(made))
-        os.chmod(made, 0o777 & ~umask())
+        inherited = os.stat(made).st_mode & stat.S_ISGID
+        os.chmod(made, inherited | (0o777 & ~umask()))
         os.rename(made, path)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -90,11 +119,12 @@ def _make_beside(path: Path, build: Callable[[Path], None]) -> None:
 
 def _make_inside(path: Path, build: Callable[[Path], None]) -> None:
     """The metadata of the group, by which a store is known, come last."""
-    with making(path, lambda: is_empty(path)) as needed:
+    with making(path, path / _LOCK, lambda: is_free(path)) as needed:
         if not needed:
             return
-        for name in _names(path):
-            shutil.rmtree(path / name)
+        if left := _left(path):
+            _take_away(path, left)
+        _clear(path)
         made = Path(tempfile.mkdtemp(dir=path, prefix=f".{KEY}.", suffix=_PARTIAL))
         try:
             build(made)
@@ -112,25 +142,33 @@ def _make_inside(path: Path, build: Callable[[Path], None]) -> None:
             shutil.rmtree(made, ignore_errors=True)
 
 
-def remove(path: Path, names: Iterable[str]) -> None:
-    """Take away a store. Its folder stays: it may be a mount point, or one in which somebody stands.
+def remove(path: Path, names: Iterable[str]) -> Path:
+    """Take a store out of its folder, which stays.
 
-    The metadata of the group go first, in one step: of a store that is half removed nobody could say that it was one.
+    The metadata of the group go first, in one step: no store is ever without some of its arrays.
 
     Args:
         path: absolute.
         names: of its arrays.
+
+    Returns:
+        A folder in there, to be removed when nothing of it is open or locked any more.
     """
+    with making(path, path / _LOCK, lambda: True):
+        return _take_away(path, [METADATA, *names])
+
+
+def _take_away(path: Path, names: Iterable[str]) -> Path:
     removed = Path(tempfile.mkdtemp(dir=path, prefix=f".{KEY}.", suffix=_PARTIAL))
-    try:
-        os.rename(path / METADATA, removed / METADATA)
-    except OSError:
-        removed.rmdir()
-        raise
     for name in names:
         if (path / name).exists():
-            os.rename(path / name, removed / name)
-    shutil.rmtree(removed)
+            try:
+                os.rename(path / name, removed / name)
+            except OSError:
+                if not os.listdir(removed):
+                    removed.rmdir()
+                raise
+    return removed
 
 
 def foreign(path: Path, arrays: Iterable[str]) -> list[str]:
@@ -145,6 +183,8 @@ def foreign(path: Path, arrays: Iterable[str]) -> list[str]:
         if (path / array).is_dir():
             names = _names(path / array) - {METADATA, _CHUNKS}
             found += [f"{array}/{name}" for name in names if not _FILE.fullmatch(name)]
+        elif (path / array).exists():
+            found.append(array)
     return sorted(found)
 
 
@@ -155,11 +195,18 @@ def clear_up(path: Path) -> None:
             if _FILE.fullmatch(name):
                 Path(folder, name).unlink(missing_ok=True)
     beside = re.compile(rf"\.{re.escape(path.name)}\.[^.]+\.partial")  # not what is made for "NAME.more"
-    left = [each for each in path.parent.glob(f".*{_PARTIAL}") if beside.fullmatch(each.name)]
-    left += [each for each in path.iterdir() if _INSIDE.fullmatch(each.name)]
-    for each in left:
-        shutil.rmtree(each, ignore_errors=True)
+    for each in path.parent.glob(f".*{_PARTIAL}"):
+        if beside.fullmatch(each.name):
+            shutil.rmtree(each, ignore_errors=True)
+    _clear(path)
+    (path / _LOCK).unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    for each in path.iterdir():
+        if _INSIDE.fullmatch(each.name) and each.name != _LOCK:
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def _names(path: Path) -> set[str]:
-    return set(os.listdir(path)) - _OF_SYSTEMS
+    return {name for name in os.listdir(path) if not _OF_SYSTEMS.fullmatch(name)}

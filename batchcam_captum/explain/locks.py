@@ -17,65 +17,116 @@ _HELD: set[int] = set()
 
 
 @contextmanager
-def at_work(folder: Path, alone: bool, tidy: Callable[[], None]) -> Iterator[None]:
+def at_work(folder: Path, file: Path, alone: bool, tidy: Callable[[], None]) -> Iterator[None]:
     """Keep others out, or those at least that would write alone.
 
     Args:
         folder: of the store.
+        file: in there, one that stays what it is as long as the store does, and that nobody else locks; nothing is written to it.
+            Not a folder, if there is such a file: network file systems lock folders on each machine for itself, or not at all.
         alone: nobody else may write.
         tidy: called while nobody else writes, by the first who comes: it clears up after those who were killed.
 
     Raises:
         ValueError: another process is writing.
+        OSError: there is no such file, or it cannot be written to.
     """
     fcntl = _fcntl()
     if fcntl is None:
         yield
         return
-    with _opened(folder, os.O_RDONLY) as descriptor:
-        until = time.monotonic() + (0 if alone else _PATIENCE)
-        while True:
+    until = time.monotonic() + (0 if alone else _PATIENCE)
+    while True:
+        with _opened(file, os.O_RDONLY if file.is_dir() else os.O_RDWR) as descriptor:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                there = _at_work(fcntl, descriptor, file, alone, tidy)
             except BlockingIOError as error:
-                with suppress(BlockingIOError):
-                    if not alone:
-                        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                        break
                 _wait(folder, until, error)
-            except OSError:  # a file system without locks
-                break
-            else:
-                tidy()
-                if not alone:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
-                break
-        yield
+                continue
+            except _NoLocksError:
+                there = True
+            if there:
+                yield
+                return
+
+
+class _NoLocksError(Exception):
+    """Of a file system."""
+
+
+def _at_work(fcntl: Any, descriptor: int, file: Path, alone: bool, tidy: Callable[[], None]) -> bool:
+    """Lock it, and return whether it is still the one that is there: the store may have been removed meanwhile, and made anew.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        _lock(fcntl, descriptor, fcntl.LOCK_EX)
+    except BlockingIOError:
+        if alone:
+            raise
+        _lock(fcntl, descriptor, fcntl.LOCK_SH)
+        return _is_at(descriptor, file)
+    if not _is_at(descriptor, file):
+        return False
+    tidy()
+    if not alone:
+        # The one lock is given back before the other is taken, so that another process may come between them.
+        _lock(fcntl, descriptor, fcntl.LOCK_SH)
+    return True
+
+
+def _lock(fcntl: Any, descriptor: int, kind: int) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise _NoLocksError from error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
 
 
 @contextmanager
-def making(folder: Path, needed: Callable[[], bool]) -> Iterator[bool]:
-    """Let one process at a time make a store in a folder, and give whether it is still needed when it is this one's turn.
+def making(folder: Path, file: Path, needed: Callable[[], bool]) -> Iterator[bool]:
+    """Let one process at a time make or take away a store in a folder, and give whether it is still needed when it is its turn.
+
+    Args:
+        folder: of the store.
+        file: in there, which is made for this and removed again; see :func:`at_work` for why it is not the folder.
+        needed: asked before and after waiting.
 
     Raises:
         ValueError: another process has not come to an end.
+        OSError: nothing can be written there.
     """
     fcntl = _fcntl()
     if fcntl is None:
         yield needed()
         return
-    with _opened(folder, os.O_RDONLY) as descriptor:
-        until = time.monotonic() + _PATIENCE
-        while needed():
+    until = time.monotonic() + _PATIENCE
+    while needed():
+        with _opened(file, os.O_RDWR | os.O_CREAT) as descriptor:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fcntl, descriptor, fcntl.LOCK_EX)
             except BlockingIOError as error:
                 _wait(folder, until, error)
-            except OSError:  # a file system without locks
-                break
-            else:
-                break
-        yield needed()
+                continue
+            except _NoLocksError:
+                pass
+            if not _is_at(descriptor, file):  # another process is done, and has removed it
+                continue
+            try:
+                yield needed()
+            finally:
+                file.unlink(missing_ok=True)
+            return
+    yield False
 
 
 @contextmanager
@@ -83,8 +134,8 @@ def changing(file: Path) -> Iterator[None]:
     """Let one process at a time read and rewrite something, for a moment.
 
     Args:
-        file: one that stays what it is, and that all of these processes may write; nothing is written to it. Not a folder, which
-            network file systems lock on each machine for itself.
+        file: one that stays what it is, and that all of these processes may write; nothing is written to it. Not a folder, see
+            :func:`at_work`.
     """
     fcntl = _fcntl()
     if fcntl is None:
@@ -114,7 +165,7 @@ def _wait(folder: Path, until: float, error: BlockingIOError) -> None:
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, flags, 0o666)
     _HELD.add(descriptor)
     try:
         yield descriptor

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from ..optional import load
 from . import folders
 from .differing import differences, plain
-from .folders import is_empty, real
-from .layout import FORMAT, KEY, NAMES, Layout, Status
+from .folders import is_free, real
+from .layout import FORMAT, KEY, Layout, Status
 from .locks import at_work, changing
+from .remedies import named
 from .store import Store, open_store
 
-__all__ = ["OtherSettingsError", "StoreWriter", "is_empty", "remove_store", "writing"]
+__all__ = ["OtherSettingsError", "StoreWriter", "is_free", "remove_store", "writing"]
 
 #: How many of those files are named that are in the way.
 _NAMED = 3
@@ -69,7 +71,8 @@ class StoreWriter:
         """
         self.take_back([chunk])
         rows = self.layout.rows(chunk)
-        with _naming(self.path):
+        with named(self.path, kept=True):
+            os.stat(self.path / folders.METADATA)  # Zarr would make the folders of one that was removed anew
             for name, array in self.layout.arrays().items():
                 self._group[name][rows] = columns.get(name, array.fill)
 
@@ -82,7 +85,7 @@ class StoreWriter:
         Raises:
             OSError: see :meth:`write`.
         """
-        with _naming(self.path):
+        with named(self.path, kept=True):
             status = self._group["status"]
             parts = [self.layout.rows(chunk) for chunk in chunks]
             there = [rows for rows in parts if (np.asarray(status[rows]) != Status.MISSING).any()]
@@ -103,7 +106,7 @@ class StoreWriter:
         Raises:
             OSError: see :meth:`write`.
         """
-        with _naming(self.path), _changing(self.path) as about:
+        with named(self.path, kept=True), _changing(self.path) as about:
             status = self.status()
             if (status == Status.MISSING).any():
                 return False
@@ -156,11 +159,14 @@ def writing(
     }
     if overwrite:
         remove_store(path)
-    _make(path, layout, about)
-    open_store(path, any_format=True)  # refuses what is none, before anything in there is cleared up
-    with at_work(path, alone, tidy=lambda: folders.clear_up(path)):
-        _check(open_store(path), layout, about)
-        yield StoreWriter(path, layout)
+    with ExitStack() as held:
+        with named(path, kept=True):
+            _make(path, layout, about)
+            open_store(path)  # refuses what is none, before anything in there is cleared up
+            held.enter_context(at_work(path, _to_lock(path), alone, tidy=lambda: folders.clear_up(path)))
+            _check(open_store(path), layout, about)
+            writer = StoreWriter(path, layout)
+        yield writer
 
 
 def remove_store(path: str | os.PathLike[str]) -> None:
@@ -168,28 +174,35 @@ def remove_store(path: str | os.PathLike[str]) -> None:
 
     Raises:
         ValueError: there is something else, or something else as well, or a store that another process is writing.
+        OSError: it cannot be written to.
     """
     path = real(path)
-    if is_empty(path):
+    if is_free(path):
         return
-    store = open_store(path, any_format=True)  # refuses what is none
-    # What arrays another version has is not known.
-    arrays = NAMES if store.about["format"] == FORMAT else _zarrs(path)
-    if others := folders.foreign(path, arrays):
-        named = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
-        raise ValueError(
-            f"{path}: expected a store and nothing else to remove, got other files in its folder ({named}); move them away first"
-        )
-    with at_work(path, alone=True, tidy=lambda: folders.clear_up(path)):
-        folders.remove(path, arrays)
+    with named(path):
+        store = open_store(path, any_format=True)  # refuses what is none
+        arrays = folders.arrays(path, store.about["format"])
+        if others := folders.foreign(path, arrays):
+            several = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
+            raise ValueError(
+                f"{path}: expected a store and nothing else to remove, got other files in its folder ({several}); move them away "
+                "first"
+            )
+        file = _to_lock(path)
+        # Another version may have no such array, and one that is damaged.
+        with at_work(path, file if file.exists() else path, True, tidy=lambda: folders.clear_up(path)):
+            removed = folders.remove(path, arrays)
+        # What other processes have open may stay for now, on NFS; who writes there next clears up.
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _to_lock(path: Path) -> Path:
+    """Not the file that :func:`_changing` locks."""
+    return path / "maps" / folders.METADATA
 
 
 def _zarr() -> Any:
     return load("zarr", purpose="a store", extra="explain")
-
-
-def _zarrs(path: Path) -> list[str]:
-    return [each.parent.name for each in path.glob(f"*/{folders.METADATA}")]
 
 
 def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,28 +224,9 @@ def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
             )
         group.attrs[KEY] = dict(about)
 
-    if not is_empty(path):
-        return
-    try:
-        folders.make(path, build)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path}: expected a folder that can be written to, got: {error.strerror or error}; make room, or choose another",
-        ) from error
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say of which store an error of the system is, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path}: expected a folder with room to write to, got: {error.strerror or error}; what is written is kept: "
-            "make room and run the same again",
-        ) from error
+    if is_free(path):
+        with named(path):
+            folders.make(path, build)
 
 
 @contextmanager
@@ -266,7 +260,7 @@ def _check(store: Store, layout: Layout, about: Mapping[str, Any]) -> None:
             f"{store.path}: expected a store of the same settings, got {'; '.join(differing)}; give the settings that are "
             "there to go on with it, choose another folder, or pass overwrite=True (--overwrite) to remove it and begin anew"
         )
-    with _naming(store.path), _changing(store.path) as there:
+    with _changing(store.path) as there:
         known = there["environments"]
         added = [each for each in about["environments"] if each not in known]
         if added:
