@@ -52,8 +52,15 @@ def is_free(path: Path) -> bool:
             return True
         if not path.is_dir():
             return False
-        others = {name for name in _names(path) if not _INSIDE.fullmatch(name)}
-        return not others or (others <= _left(path) and not foreign(path, others))
+        while True:
+            names = _names(path)
+            others = {name for name in names if not _INSIDE.fullmatch(name)}
+            if not others or METADATA in others:
+                return not others
+            free = others <= _left(path) and not foreign(path, others)
+            # While another process makes or takes away a store, what was seen does not fit together.
+            if free or _names(path) == names:
+                return free
 
 
 def _left(path: Path) -> set[str]:
@@ -62,8 +69,6 @@ def _left(path: Path) -> set[str]:
     The metadata of the group, by which it is known, are in a temporary folder as long as there are any.
     """
     found: set[str] = set()
-    if (path / METADATA).exists():
-        return found
     whole = {name for name in arrays(path) if (path / name / METADATA).is_file()}
     for each in path.iterdir():
         if _INSIDE.fullmatch(each.name):
@@ -77,7 +82,10 @@ def _left(path: Path) -> set[str]:
 
 def arrays(path: Path, version: int | None = None) -> list[str]:
     """The names of a store's arrays. Which ones another version has is not known: all that are there."""
-    return list(NAMES) if version == FORMAT else [each.parent.name for each in path.glob(f"*/{METADATA}")]
+    if version == FORMAT:
+        return list(NAMES)
+    found = [each.parent.name for each in path.glob(f"*/{METADATA}")]
+    return [name for name in found if not _INSIDE.fullmatch(name)]
 
 
 def make(path: Path, build: Callable[[Path], None]) -> None:
@@ -209,4 +217,7 @@ def _clear(path: Path) -> None:
 
 
 def _names(path: Path) -> set[str]:
-    return {name for name in os.listdir(path) if not _OF_SYSTEMS.fullmatch(name)}
+    try:
+        return {name for name in os.listdir(path) if not _OF_SYSTEMS.fullmatch(name)}
+    except FileNotFoundError:  # by now
+        return set()

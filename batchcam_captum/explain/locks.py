@@ -65,15 +65,15 @@ def _at_work(fcntl: Any, descriptor: int, file: Path, alone: bool, tidy: Callabl
     except BlockingIOError:
         if alone:
             raise
-        _lock(fcntl, descriptor, fcntl.LOCK_SH)
-        return _is_at(descriptor, file)
-    if not _is_at(descriptor, file):
-        return False
-    tidy()
-    if not alone:
-        # The one lock is given back before the other is taken, so that another process may come between them.
-        _lock(fcntl, descriptor, fcntl.LOCK_SH)
-    return True
+    else:
+        if not _is_at(descriptor, file):
+            return False
+        tidy()
+        if alone:
+            return True
+    # Who had the other lock has given it back now: another process may have come in between.
+    _lock(fcntl, descriptor, fcntl.LOCK_SH)
+    return _is_at(descriptor, file)
 
 
 def _lock(fcntl: Any, descriptor: int, kind: int) -> None:

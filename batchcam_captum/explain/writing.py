@@ -72,7 +72,6 @@ class StoreWriter:
         self.take_back([chunk])
         rows = self.layout.rows(chunk)
         with named(self.path, kept=True):
-            os.stat(self.path / folders.METADATA)  # Zarr would make the folders of one that was removed anew
             for name, array in self.layout.arrays().items():
                 self._group[name][rows] = columns.get(name, array.fill)
 
@@ -86,6 +85,7 @@ class StoreWriter:
             OSError: see :meth:`write`.
         """
         with named(self.path, kept=True):
+            os.stat(self.path / folders.METADATA)  # Zarr would make folders where the store is gone
             status = self._group["status"]
             parts = [self.layout.rows(chunk) for chunk in chunks]
             there = [rows for rows in parts if (np.asarray(status[rows]) != Status.MISSING).any()]

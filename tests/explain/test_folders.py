@@ -3,7 +3,9 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from batchcam_captum.explain import writing as module
 from batchcam_captum.explain.layout import KEY, Status
 from batchcam_captum.explain.writing import is_free, remove_store
 
-from .stores import CHUNK, files, opened, write
+from .stores import CHUNK, LAYOUT, files, opened, write
 
 RENAME = os.rename
 
@@ -181,6 +183,125 @@ def test_making_and_removing_may_be_killed(tmp_path, monkeypatch, action, at):
     with opened(tmp_path / "usual") as writer:
         write(writer, 0)
     assert files(path) == files(tmp_path / "usual")
+
+
+def copied(source, target, version):
+    """A store as it is, or one of another version that has an array of a name that is not known here."""
+    shutil.copytree(source, target)
+    if version != 1:
+        RENAME(target / "maps", target / "heat")
+        about = (target / "zarr.json").read_text()
+        assert '"format": 1' in about
+        (target / "zarr.json").write_text(about.replace('"format": 1', f'"format": {version}'))
+
+
+@pytest.mark.parametrize("version", [1, 7])
+def test_a_removal_may_be_killed_at_every_step(tmp_path, monkeypatch, version):
+    """What is left counts as the store it was, or as nothing; and so does what is left of taking that away."""
+    with opened(tmp_path / "usual") as writer:
+        write(writer, 0)
+    copied(tmp_path / "usual", tmp_path / "old", version)
+    arrays = len(list((tmp_path / "old").glob("*/zarr.json")))
+    left = 0
+
+    def rename(source, target):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        RENAME(source, target)
+
+    def killed(step, action):
+        nonlocal left
+        left = step
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            with pytest.raises(KeyboardInterrupt):
+                action()
+
+    for step in range(arrays + 1):  # the metadata are the first
+        path = tmp_path / str(step)
+        shutil.copytree(tmp_path / "old", path)
+        killed(step, lambda path=path: remove_store(path))
+        assert is_free(path) == (step > 0)
+        assert len(list(path.glob("[a-z]*/zarr.json"))) == arrays - max(0, step - 1)
+        if 0 < step < arrays:
+            killed(1, lambda path=path: opened(path).__enter__())
+            assert is_free(path)
+            assert len(list(path.glob("[a-z]*/zarr.json"))) == arrays - step
+        if step in (0, 2, arrays):
+            with opened(path, overwrite=step != 2) as writer:
+                assert writer.missing() == [0, 1, 2]
+                write(writer, 0)
+            assert files(path) == files(tmp_path / "usual")
+
+
+def test_beside_what_a_killed_process_has_left_nothing_of_somebody_elses_is_removed(tmp_path):
+    path = tmp_path / "store"
+    with opened(tmp_path / "another"):
+        pass
+
+    def check():
+        before = files(path)
+        assert not is_free(path)
+        for overwrite in (False, True):
+            with (
+                pytest.raises(ValueError, match="store: expected a store"),
+                opened(path, overwrite=overwrite),
+            ):
+                pass
+        assert files(path) == before
+
+    half = path / ".batchcam_captum.abc.partial"
+    half.mkdir(parents=True)
+    assert is_free(path)
+    for name in ("labels", "maps"):
+        (path / name).mkdir()
+        check()
+        (path / name / "mine.txt").write_text("mine")
+        check()
+    shutil.copy(
+        tmp_path / "another" / "zarr.json", half
+    )  # what is left of a store, and now there may be more of it
+    check()
+    shutil.copytree(tmp_path / "another" / "scores", path / "scores")
+    check()
+    for name in ("labels", "maps"):
+        shutil.rmtree(path / name)
+    assert is_free(path)
+    (path / "scores" / "mine.txt").write_text("mine")
+    check()
+    (path / "scores" / "mine.txt").rename(path / "thumbnails")
+    check()
+    (path / "thumbnails").unlink()
+    with opened(path, overwrite=True) as writer:
+        assert writer.missing() == [0, 1, 2]
+
+
+def test_a_file_with_the_name_of_an_array_is_not_the_stores(tmp_path):
+    path = tmp_path / "store"
+    with opened(path, layout=replace(LAYOUT, thumbnail=None)):
+        pass
+    (path / "thumbnails").write_text("mine")
+    with pytest.raises(ValueError, match=r"other files in its folder \(thumbnails\)"):
+        remove_store(path)
+
+
+def test_what_systems_put_into_folders_is_no_obstacle(tmp_path):
+    path = tmp_path / "store"
+    path.mkdir()
+    names = (".nfs000000000012d6e700000001", "._maps", ".DS_Store")
+    for overwrite in (False, True):
+        for name in names:
+            (path / name).touch()
+        with opened(path, overwrite=overwrite) as writer:
+            assert writer.missing() == [0, 1, 2]
+            for name in names:
+                (path / "maps" / name).touch()
+            write(writer, 0)
+    remove_store(path)
+    assert is_free(path)
+    assert sorted(os.listdir(path)) == sorted(names)
 
 
 def test_several_processes_make_a_store_inside_one_folder(tmp_path):
