@@ -41,7 +41,10 @@ suppress_warnings = ["myst.header", "config.cache"]
 nitpicky = True
 autosummary_generate = True
 #: Where what is inherited stops being described here.
-BASES = "Module, LayerGradCam, GuidedGradCam, Metric, Callback, Dataset, Sequence, tuple, int, Enum, ValueError, RuntimeError"
+BASES = (
+    "Module, LayerGradCam, GuidedGradCam, LayerAttribution, GradientAttribution, Metric, Callback, Dataset, Sequence, "
+    "Mapping, dict, tuple, int, Enum, ValueError, RuntimeError"
+)
 autosummary_context = {"at_home": at_home, "data_of": data_of, "bases": BASES}
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
