@@ -19,6 +19,7 @@ copyright = f"2026, {author}"
 version = release = __version__
 
 extensions = [
+    "pages",
     "public_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -54,6 +55,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 default_role = "py:obj"
 
 html_theme = "furo"

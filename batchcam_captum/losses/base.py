@@ -21,7 +21,7 @@ class CamLoss(nn.Module):
         method: which weighting makes the cam, see :data:`batchcam_captum.functional.CAM_METHODS`: a name or a function. None: the
             loss's :attr:`default_method`.
         score: which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. None: the loss's
-            :attr:`default_score`.
+            ``default_score``.
         validate: look at values (the range of labels) at once on every device, which makes the host wait for a GPU. Without it
             what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
 
@@ -62,7 +62,7 @@ class CamLoss(nn.Module):
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        """The scores whose cams the loss is given, one channel each: :attr:`score`, unless a subclass compares several."""
+        """The scores whose cams the loss is given, one channel each: ``score``, unless a subclass compares several."""
         return (self.score,)
 
     @property

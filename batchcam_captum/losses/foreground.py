@@ -15,7 +15,7 @@ from .base import LOSSES
 class ForegroundLoss(PrototypeCamLoss):
     """What lies outside the foreground of the class: :func:`~batchcam_captum.functional.foreground_loss`.
 
-    Its map is the element-wise cam (:attr:`method` is ``"hires_cam"``) of Σ log p (:attr:`score` is ``"log_prob_sum"``), unless
+    Its map is the element-wise cam (``method`` is ``"hires_cam"``) of Σ log p (``score`` is ``"log_prob_sum"``), unless
     these attributes are set to something else. It uses signed cams, so it reports no ``dead_fraction``.
 
     Args:

@@ -91,7 +91,7 @@ def _comment(name: str, value: object) -> list[str]:
         if path.startswith(PACKAGE) and vars(module).get(name) is value:
             comments = ModuleAnalyzer.for_module(path).find_attr_docs()
             if ("", name) in comments:
-                return comments["", name]
+                return [_kept(line) for line in comments["", name]]
     return []
 
 
@@ -159,12 +159,16 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: no
     return contnode if _anywhere(node["reftarget"]) else None
 
 
-def keep_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def _kept(line: str) -> str:
     """``(N, C, *spatial)`` is a shape and no emphasis, and ``|x|`` a norm and no substitution."""
-    for number, line in enumerate(lines):
-        parts = line.split("``")
-        parts[::2] = [_STAR.sub(r"\\*", part).replace("|", "\\|") for part in parts[::2]]
-        lines[number] = "``".join(parts)
+    parts = line.split("``")
+    parts[::2] = [_STAR.sub(r"\\*", part).replace("|", "\\|") for part in parts[::2]]
+    return "``".join(parts)
+
+
+def keep_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """What reStructuredText would take for markup, in every docstring."""
+    lines[:] = map(_kept, lines)
 
 
 def keep_first_words(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

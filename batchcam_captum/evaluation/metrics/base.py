@@ -42,7 +42,7 @@ class CamMetric(StreamingMetric):
         **kwargs: of ``torchmetrics.Metric``.
     """
 
-    #: What :meth:`update` has to be given beside the cams.
+    #: What ``update`` has to be given beside the cams.
     needs: ClassVar[tuple[str, ...]] = ()
 
     def update(

@@ -115,7 +115,7 @@ class StreamingMetric(Metric):
             self._failed = incoming_state._failed | self._failed
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch as :meth:`update` does, and compute its own value; see ``torchmetrics.Metric.forward``."""
+        """Add a batch as ``update`` does, and compute its own value; see ``torchmetrics.Metric.forward``."""
         with self._as_it_was_on_error():
             failed = self._failed
             value = super().forward(*args, **kwargs)
