@@ -205,8 +205,6 @@ def _explain(options: argparse.Namespace, rank: int, world_size: int, together: 
                 std=inputs.std,
                 thumbnails=options.thumbnails,
                 class_names=inputs.class_names,
-                ids=inputs.ids,
-                paths=inputs.paths,
                 device=options.device,
                 max_missing=options.max_missing or None,
                 retry_damaged=options.retry_damaged,

@@ -34,8 +34,6 @@ class Inputs:
     model: nn.Module  #: in eval mode, on the device
     dataset: Dataset[Any]  #: of (image, label)
     class_names: tuple[str, ...] | None
-    ids: tuple[str, ...] | None
-    paths: tuple[str, ...] | None
     mean: Any  #: of the standardisation, one number or one a channel
     std: Any
     about: dict[str, Any]  #: what the store says of all this, and a run that goes on must have the same of
@@ -50,7 +48,6 @@ class _Data:
     names: tuple[str, ...] | None  #: of the classes that its labels count
     make: Callable[[Preprocessing, Classes | None], Dataset[Any]]
     labels: tuple[int, ...] | None = None  #: where they are known before the samples are read
-    listing: Listing | None = None
     grey: tuple[float, float] | None = (
         None  #: mean and standard deviation of a data set that is prepared already
     )
@@ -76,8 +73,6 @@ def load_inputs(options: argparse.Namespace) -> Inputs:
         model=model,
         dataset=data.make(taken, classes),
         class_names=classes.names,
-        ids=None if data.listing is None else data.listing.ids,
-        paths=None if data.listing is None else data.listing.paths,
         mean=taken.mean,
         std=taken.std,
         about=_about(options, data, taken),
@@ -120,7 +115,6 @@ def _data(options: argparse.Namespace, saved: dict[str, Any] | None) -> _Data:
         listing.names,
         lambda taken, classes: ImageFiles(listing, taken, classes),
         listing.labels,
-        listing,
     )
 
 

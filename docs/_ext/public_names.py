@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from importlib import import_module
 from inspect import isclass, ismodule, isroutine
 from typing import Any
@@ -55,6 +56,7 @@ ALIASES = {
 _STAR = re.compile(r"(?<![\w*`\\])\*(?=[a-z_]+[^\w*])")
 
 
+@cache
 def public_names() -> dict[int, str]:
     """The id of each public object -> its documented name."""
     found: dict[int, str] = {}
@@ -149,7 +151,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: no
             value, rest = _imported(name)
         except LookupError:
             continue
-        public = app._public_names.get(id(value))  # type: ignore[attr-defined]
+        public = public_names().get(id(value))
         if public is None:
             return contnode
         domain = env.domains["py"]
@@ -182,7 +184,6 @@ def keep_first_words(app: Sphinx, what: str, name: str, obj: Any, options: Any, 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
     app.setup_extension("sphinx.ext.napoleon")
-    app._public_names = public_names()  # type: ignore[attr-defined]
     app.connect("missing-reference", resolve, priority=400)
     app.connect("autodoc-process-docstring", keep_signs, priority=400)
     app.connect("autodoc-process-docstring", keep_first_words, priority=600)
