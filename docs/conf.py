@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tomllib
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
+os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a debugger's advice, printed under every notebook
 
 from inventories import mapping  # noqa: E402
 from public_names import at_home, data_of  # noqa: E402
+from sphinx_gallery.sorting import FileNameSortKey  # noqa: E402
 
 from batchcam_captum import __version__  # noqa: E402
 
@@ -17,6 +22,8 @@ project = "batchcam_captum"
 author = "The batchcam_captum authors"
 copyright = f"2026, {author}"
 version = release = __version__
+#: Where the source lies, for the links that edit a page.
+source_address = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Source"]
 
 extensions = [
     "pages",
@@ -26,18 +33,44 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
     "sphinxarg.ext",
     "sphinxcontrib.bibtex",
     "sphinx_copybutton",
     "sphinx_design",
-    "myst_parser",
+    "myst_nb",
+    "links_inside",
 ]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "_templates", "recipes/README.md"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+exclude_patterns = ["_build", "_templates", "gallery", "auto_examples/*.ipynb"]
 templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header", "config.cache"]
+
+#: Notebooks lie here without outputs, and run when the pages are built.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / "notebooks")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+#: So do the scripts of the gallery.
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_examples",
+    "within_subsection_order": FileNameSortKey,
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "show_signature": False,
+    "min_reported_time": 1e9,
+    "image_scrapers": ("matplotlib",),
+    "matplotlib_animations": False,
+    "backreferences_dir": "reference/examples",
+    "doc_module": ("batchcam_captum",),
+    "reference_url": {"batchcam_captum": None},
+}
+warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
 
 nitpicky = True
 autosummary_generate = True
@@ -61,6 +94,12 @@ default_role = "py:obj"
 html_theme = "furo"
 html_title = f"batchcam_captum {release}"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_theme_options = {
+    "source_edit_link": source_address,  # each page's own: _ext/pages.py
+    "footer_icons": [],
+}
+html_show_sourcelink = False
 
 bibtex_bibfiles = ["reference/references.bib"]
 bibtex_reference_style = "author_year"

@@ -1,9 +1,12 @@
-"""Pages that lie outside of ``docs/`` and are shown inside: links between them work here as they do in the repository."""
+"""Files outside of ``docs/`` that are shown inside, with links that work as in the repository; the link that edits a page."""
 
 from __future__ import annotations
 
+import inspect
 import posixpath
 import re
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -36,14 +39,49 @@ def read(app: Sphinx, name: str, content: list[str]) -> None:
 
 def included(app: Sphinx, path: Any, name: str, content: list[str]) -> None:
     """The links of a file that a page includes."""
-    page = f"docs/{name}.md"
-    origin = next((file for file, shown in SHOWN.items() if shown == page), None)
-    if origin is not None:
-        content[0] = _moved(content[0], origin, page)
+    origin = posixpath.normpath(posixpath.join("docs", str(path).replace("\\", "/")))
+    if origin in SHOWN:
+        content[0] = _moved(content[0], origin, SHOWN[origin])
+
+
+def source_of(page: str, suffix: str) -> str | None:
+    """The file, from the root of the repository, that somebody who wants to change a page has to edit; None: there is none."""
+    here = Path(__file__).parents[2]
+    folder, _, name = page.rpartition("/")
+    if folder == "auto_examples":
+        candidate = f"docs/gallery/{'README.rst' if name == 'index' else f'{name}.py'}"
+    elif folder == "reference/api":
+        candidate = _defined_in(name, here)
+    else:
+        written = f"docs/{page}{suffix}"
+        candidate = next((file for file, shown in SHOWN.items() if shown == written), written)
+    return candidate if (here / candidate).is_file() else None
+
+
+def _defined_in(name: str, root: Path) -> str:
+    """The file of a public name, or of a module."""
+    module, _, rest = name.rpartition(".")
+    try:
+        value = import_module(name)
+    except ImportError:
+        value = getattr(import_module(module), rest)
+    found = inspect.getsourcefile(value)
+    return str(Path(found or "").relative_to(root))
+
+
+def edit_link(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+    """The address under which the page can be edited, for the theme."""
+    source = source_of(page, context.get("page_source_suffix") or "")
+    if source is None:
+        context["page_source_suffix"] = ""  # the theme then shows no link
+    else:
+        context["theme_source_edit_link"] = f"{app.config.source_address}/edit/main/{source}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
+    app.add_config_value("source_address", "", "html", str)
     app.connect("source-read", read)
     app.connect("include-read", included)
+    app.connect("html-page-context", edit_link)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

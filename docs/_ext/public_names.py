@@ -14,7 +14,7 @@ from inspect import isclass, ismodule, isroutine
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc_signature, pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
@@ -51,6 +51,7 @@ ALIASES = {
     "Trainer": "lightning.pytorch.trainer.trainer.Trainer",
     "np.ndarray": "numpy.ndarray",
     "Figure": "matplotlib.figure.Figure",
+    "compute_convergence_delta": "captum.attr.Attribution.compute_convergence_delta",
 }
 #: Before a name, and none after it.
 _STAR = re.compile(r"(?<![\w*`\\])\*(?=[a-z_]+[^\w*])")
@@ -161,6 +162,20 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: no
     return contnode if _anywhere(node["reftarget"]) else None
 
 
+def as_defined(app: Sphinx, tree: nodes.document) -> None:
+    """A signature's short names mean what they mean in the module that defines the object, also where others are called alike."""
+    for signature in tree.findall(desc_signature):
+        try:
+            owner, _ = _imported(f"{signature['module']}.{signature['fullname']}")
+        except (KeyError, LookupError):
+            continue
+        names = vars(sys.modules.get(getattr(owner, "__module__", None) or "", sys))
+        for node in signature.findall(pending_xref):
+            public = public_names().get(id(names.get(node["reftarget"], object)))
+            if public is not None:
+                node["reftarget"] = public
+
+
 def _kept(line: str) -> str:
     """``(N, C, *spatial)`` is a shape and no emphasis, and ``|x|`` a norm and no substitution."""
     parts = line.split("``")
@@ -184,6 +199,7 @@ def keep_first_words(app: Sphinx, what: str, name: str, obj: Any, options: Any, 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
     app.setup_extension("sphinx.ext.napoleon")
+    app.connect("doctree-read", as_defined)
     app.connect("missing-reference", resolve, priority=400)
     app.connect("autodoc-process-docstring", keep_signs, priority=400)
     app.connect("autodoc-process-docstring", keep_first_words, priority=600)

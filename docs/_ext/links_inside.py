@@ -1,0 +1,68 @@
+"""Warns of links from page to page, or to a place in a page, that lead nowhere; `make docs` makes errors of warnings."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
+
+log = getLogger(__name__)
+
+
+class _Page(HTMLParser):
+    """What can be linked to in a page, and what it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.places: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A place has an id; links, pictures and scripts have an address."""
+        for name, value in attrs:
+            if name == "id" or (tag == "a" and name == "name"):
+                self.places.add(value or "")
+            elif name in ("href", "src") and value:
+                self.links.append(value)
+
+
+def dead_links(folder: Path) -> Iterator[tuple[str, str]]:
+    """The pages of a folder and those of their links that lead nowhere."""
+    pages = {
+        path.relative_to(folder).as_posix(): _Page(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.html"))
+        if "_static" not in path.parts
+    }
+    for name, page in pages.items():
+        for link in dict.fromkeys(page.links):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            path = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path)))
+                if parts.path
+                else name
+            )
+            place = unquote(parts.fragment)
+            if not (folder / path).is_file() or (place and path in pages and place not in pages[path].places):
+                yield name, link
+
+
+def report(app: Sphinx, exception: Exception | None) -> None:
+    """A warning for each, when a whole build is done."""
+    if exception is None and app.builder.name == "html":
+        for page, link in dead_links(Path(app.outdir)):
+            log.warning("%s: nothing is at the link %s", page, link, type="links_inside")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Sphinx calls it."""
+    app.connect("build-finished", report)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
