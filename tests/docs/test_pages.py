@@ -1,0 +1,89 @@
+"""Every block of the documentation is run or accounted for, and prints what its page shows."""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from batchcam_captum.functional import CAM_METHODS, DISTANCES
+from batchcam_captum.losses import LOSSES
+from tests.docs.pages import DOCS, PAGES, ROOT
+from tests.docs.running import run_page
+from tests.test_migration import Model
+
+#: What may stand behind three backticks: run here, compared here, parsed by test_commands.py, or Sphinx's own.
+LANGUAGES = {"python", "text", "sh", "{eval-rst}", "{glossary}", "{include}", "{toctree}"}
+#: tests/test_readme.py runs it.
+ELSEWHERE = {"README.md"}
+RUN = {name: page for name, page in PAGES.items() if page.of("python") and name not in ELSEWHERE}
+#: How many shapes and outputs of a page are compared, at least: a comparison that finds nothing to compare proves nothing.
+COMPARED = {"docs/getting_started.md": 5, "docs/how_to/choose_a_layer.md": 3, "docs/migration.md": 3}
+
+
+def given(name: str) -> dict[str, Any]:
+    """What a page takes for granted; the others make their own."""
+    if name not in ("docs/index.md", "docs/migration.md"):
+        return {}
+    torch.manual_seed(0)
+    images, labels = torch.rand(4, 3, 21, 21), torch.tensor([4, 1, 9, 0])
+    found = {"model": Model().eval(), "images": images, "labels": labels}
+    if name == "docs/migration.md":
+        return found | {"rgb_image": images[0].permute(1, 2, 0).numpy()}
+    lit = torch.zeros(20, 3, 21, 21)
+    lit[..., 8:13, 8:13] = 0.5 + 0.5 * torch.rand(20, 3, 5, 5)
+    return found | {"F": F, "train_loader": [(lit, torch.arange(20) % 10)]}
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """A folder to write to, no network, and nothing that a page registers or draws is left to other tests."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(f"the documentation's code needs no network; it asked for {arguments[-1]!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for registry in (CAM_METHODS, DISTANCES, LOSSES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    yield
+    matplotlib.pyplot.close("all")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", RUN)
+def test_code_runs_and_prints_what_the_page_shows(name):
+    compared = run_page(RUN[name], {"__name__": "page"} | given(name))
+    assert compared >= COMPARED.get(name, 0)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_is_of_a_kind_that_is_accounted_for(name):
+    for block in PAGES[name].blocks:
+        assert block.language in LANGUAGES, f"{block.where}: {block.language!r}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_within_the_repository_lead_to_files(name):
+    page = PAGES[name]
+    for number, line in enumerate(page.prose, 1):
+        for target in re.findall(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)", line):
+            assert (page.path.parent / target).exists(), f"{name}:{number}: {target}"
+        for target in re.findall(r"https://github\.com/([\w.-]+/[\w.-]+)", line):
+            assert "batchcam" not in target, f"{name}:{number}: a file of the repository is linked by its place"
+
+
+def test_every_page_is_found():
+    assert {"docs/index.md", "docs/getting_started.md", "docs/recipes/README.md"} < set(PAGES)
+    assert {path.relative_to(ROOT).as_posix() for path in (DOCS / "how_to").glob("*.md")} < set(PAGES)
+    assert len(RUN) >= 16
