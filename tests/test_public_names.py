@@ -57,7 +57,8 @@ def test_a_name_that_is_gone_is_seen_and_its_other_home_too(monkeypatch):
 
 def test_a_method_that_is_gone_is_seen(monkeypatch):
     monkeypatch.delattr(training.CamRegularizer, "evaluate")
-    assert changes() == ["-batchcam_captum.training.CamRegularizer.read_values method () -> dict[str, float]"]
+    (line,) = changes()
+    assert line.startswith("-batchcam_captum.training.CamRegularizer.evaluate method (images: Tensor")
 
 
 def test_a_new_option_is_seen(monkeypatch):
