@@ -104,12 +104,18 @@ def _compare_shapes(comment: str, statement: ast.stmt, names: dict[str, Any], pr
             got = _sizes(each)
             own: dict[str, int] = {}
             expected = [
-                int(letter) if letter.isdigit() else (shared if letter.isupper() else own).setdefault(letter, size)
+                int(letter)
+                if letter.isdigit()
+                else (shared if letter.isupper() else own).setdefault(letter, size)
                 for letter, size in zip(letters, got, strict=False)
             ]
             if len(letters) != len(got) or expected != got:
                 raise PageError(f"expected {comment!r}, got {tuple(got)}")
-            if "in [0, 1]" in comment and not isinstance(each, str) and not 0 <= each.min() <= each.max() <= 1:
+            if (
+                "in [0, 1]" in comment
+                and not isinstance(each, str)
+                and not 0 <= each.min() <= each.max() <= 1
+            ):
                 raise PageError(f"expected {comment!r}, got {float(each.min())} … {float(each.max())}")
     return 1
 
