@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tables import table as figure_table
-from update_readme import RESULTS, ROOT, machine, markdown, put
+from writing import RESULTS, ROOT, machine, markdown, put
 
 PAGE = ROOT / "docs" / "comparison.md"
 #: What makes the results.

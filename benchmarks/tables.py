@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from update_readme import RESULTS, machine, put
+from writing import RESULTS, machine, put
 
 README = RESULTS.parent / "README.md"
 #: One block each; the results of a benchmark are NAME-cpu.json and whatever else begins with NAME-.

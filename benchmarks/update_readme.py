@@ -1,23 +1,60 @@
-"""Put the tables of the demo's committed results into the README, between their markers."""
+"""Put tables of committed results into the README and into the page on the demo: ``python -m benchmarks.update_readme``."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from .study.arms import PLAIN
+from .study.page import RESULTS as RUNS
+from .study.page import difference, written
+from .study.plans import CLEAN, DECOYED, FURTHER, RECIPE, known
+from .study.summary import cell_of, collected
+from .writing import RESULTS, ROOT, machine, markdown, put
+
 COMMANDS = {
     "digits": "batchcam demo --seeds 0 1 2",
     "fashion-mnist": "batchcam demo --data fashion-mnist --data-root DIR --seeds 0 1 2",
 }
+#: Data sets of the study, in words.
+SETS = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "decoy-mnist": "Decoy-MNIST (RRR)",
+    "decoy-fashion-mnist": "Decoy-Fashion-MNIST (RRR)",
+    "decoy-cdep-mnist": "Decoy-MNIST (CDEP)",
+    "decoy-cdep-fashion-mnist": "Decoy-Fashion-MNIST (CDEP)",
+    "decoy-fixed-mnist": "the decoy always in one place",
+    "color-mnist": "a colour on the digit itself",
+}
+#: Library -> its name in the results.
+PEERS = {
+    "batchcam_captum": "BatchGradCam",
+    "Captum": "Captum",
+    "pytorch-grad-cam": "pytorch-grad-cam, batched",
+    "TorchCAM": "TorchCAM",
+}
+CASES = {
+    "resnet18, batch 64": "ResNet-18, 64 images",
+    "convnextv2_tiny, batch 8": "ConvNeXt-V2-Tiny, 8 images",
+    "vit_small_patch16_224, batch 8": "ViT-S/16, 8 images",
+}
+#: What no benchmark measures: the sources and the documentation of the versions that the comparison names, and its tests.
+WORDS = {
+    "a loss on maps trains the head, too": (
+        "`differentiable=True`", '`grad_kwargs={"create_graph": True}`', "no: NumPy", "no: detached",
+    ),
+    "after a call, in train mode": (
+        "nothing has changed", "BatchNorm's statistics have moved", "eval mode for good, `.grad` filled", "hooks until removed",
+    ),
+    "further methods": ("4", "none, but many attributions that are no CAMs", "15", "10"),
+}  # fmt: skip
 
 
-def block(name: str) -> str:
-    """What stands between the markers of a data set: the command, the recipe and machine, the table."""
-    results = json.loads((RESULTS / f"demo-{name}.json").read_text(encoding="utf-8"))
+def demo(name: str) -> str:
+    """The demo with a data set: the command, the recipe and machine, the table."""
+    results = _results(f"demo-{name}")
     settings = results["settings"]
     return "\n".join(
         [
@@ -29,46 +66,93 @@ def block(name: str) -> str:
     )
 
 
-def machine(environment: dict[str, object]) -> str:
-    """The machine and the version of torch, in words."""
-    pinned = "allocator pinned, see benchmarks/" if environment["allocator"] else "allocator not pinned"
-    return f"{environment['device_name']}, {_count(environment['threads'])}, torch {environment['torch']}, {pinned}"
+def study() -> str:
+    """The recipe next to cross-entropy alone, data set by data set."""
+    cells = collected(RUNS, known("grid", RUNS)[0])
+    rows = []
+    for data in (*CLEAN, *DECOYED, *FURTHER):
+        plain, recipe = (cell_of(cells, data, "simple_cnn", arm) for arm in (PLAIN, RECIPE))
+        rows.append(
+            [
+                SETS[data],
+                written(plain, "accuracy"),
+                written(recipe, "accuracy"),
+                difference(recipe, plain, "accuracy"),
+                f"{written(plain, 'ssim')} → {written(recipe, 'ssim')}",
+            ]
+        )
+    heading = [
+        "test accuracy, %",
+        "cross-entropy",
+        "with the recipe",
+        "difference",
+        "SSIM of map to prototype",
+    ]
+    return markdown(heading, rows)
 
 
-def _count(threads: object) -> str:
-    return "1 thread" if threads == 1 else f"{threads} threads"
+def step() -> str:
+    """What the recipe adds to a training step."""
+    results = _results("recipe_step-cpu")
+    ratios = [
+        f"{figure['value']:.3f} ({figure['case']})"
+        for figure in results["figures"]
+        if figure["figure"] == "foreground_shape ÷ plain"
+    ]
+    return f"A training step with the recipe ÷ a plain step: {', '.join(ratios)}; {machine(results['environment'])}."
 
 
-def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def peers() -> str:
+    """The other libraries: time, memory and maps, as far as they were measured, and what cannot be."""
+    cost, maps = _results("comparison_cost-cpu"), _results("comparison-cpu")
+    cases = {case["case"]: case for case in cost["cases"]}
+    rows = [
+        [f"{label}: time ÷ bare forward", *(f"{_ratio(cases[name], peer):.2f}" for peer in PEERS.values())]
+        for name, label in CASES.items()
+    ]
+    name, label = next(iter(CASES.items()))
+    memory = (f"{cases[name]['peak_bytes'][peer] / 1e6:,.0f} MB" for peer in PEERS.values())
+    rows.append([f"{label}: memory of a call", *memory])
+    rows.append(
+        [
+            "largest difference of its maps from ours, float64",
+            "",
+            *(_apart(maps, peer) for peer in list(PEERS)[1:]),
+        ]
+    )
+    rows += [[label, *words] for label, words in WORDS.items()]
+    versions = cost["environment"]["peers"] | {"Captum": cost["environment"]["captum"]}
+    about = ", ".join(f"{peer} {version}" for peer, version in versions.items())
+    return "\n".join([markdown(["", *PEERS], rows), "", f"{machine(cost['environment'])}; {about}."])
 
 
-def put(text: str, blocks: dict[str, str], file: str) -> str:
-    """A text with each block between its markers.
-
-    Args:
-        text: what the file holds.
-        blocks: name of the markers -> what is to stand between them.
-        file: its name, for the error.
-
-    Raises:
-        ValueError: a block's markers do not stand in the text exactly once.
-    """
-    for name, content in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"{file}: expected the markers of {name} once, found them {found} times")
-    return text
+def _ratio(case: dict[str, Any], peer: str) -> float:
+    return float(case["seconds"][peer]["median"] / case["seconds"]["bare forward"]["median"])
 
 
-def filled(text: str) -> str:
-    """The README's text with every block brought up to date."""
-    return put(text, {name: block(name) for name in COMMANDS}, "README.md")
+def _apart(record: dict[str, Any], peer: str) -> str:
+    """Of all networks and methods."""
+    found = [case["maps"].get(peer, {}) for case in record["cases"] if case["variant"] == "float64"]
+    return f"{max(entry['max'] for maps in found for entry in maps.values()):.1e}".replace("e-0", "e-")
+
+
+def _results(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+#: File -> its blocks.
+FILES = {
+    "README.md": {"study": study, "step": step, "peers": peers},
+    "docs/evidence/demo.md": {name: partial(demo, name) for name in COMMANDS},
+}
+
+
+def filled(text: str, file: str = "README.md") -> str:
+    """A file's text with every block brought up to date."""
+    return put(text, {name: block() for name, block in FILES[file].items()}, file)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in FILES:
+        path = ROOT / file
+        path.write_text(filled(path.read_text(encoding="utf-8"), file), encoding="utf-8")

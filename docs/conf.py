@@ -26,6 +26,7 @@ version = release = __version__
 source_address = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Source"]
 
 extensions = [
+    "diagrams",
     "pages",
     "public_names",
     "sphinx.ext.autodoc",
@@ -41,7 +42,11 @@ extensions = [
     "myst_nb",
     "links_inside",
 ]
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+source_suffix = {
+    ".rst": "restructuredtext",
+    ".md": "myst-nb",
+    ".ipynb": "myst-nb",
+}  # autosummary writes the first
 exclude_patterns = ["_build", "_templates", "gallery", "auto_examples/*.ipynb"]
 templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]

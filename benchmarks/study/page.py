@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..update_readme import ROOT, machine, markdown, put
+from ..writing import ROOT, machine, markdown, put
 from .arms import PLAIN
 from .choosing import NotYetError, accuracy
 from .data import base_and_shortcut

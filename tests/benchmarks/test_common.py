@@ -29,7 +29,7 @@ def tables(monkeypatch):
     import tables
 
     yield tables
-    del sys.modules["tables"], sys.modules["update_readme"]
+    del sys.modules["tables"], sys.modules["writing"]
 
 
 def options(**given):
