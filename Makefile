@@ -23,6 +23,7 @@ test: lint unit
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 # Several processes with a thread each: most tests are too small for more threads. A file's tests share fixtures, and stay together.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ class _Page(HTMLParser):
                 self.links.append(value)
 
 
-def dead_links(folder: Path) -> Iterator[tuple[str, str]]:
-    """The pages of a folder and those of their links that lead nowhere."""
+def dead_links(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Those links of some pages of a folder that lead nowhere, each with its page.
+
+    Args:
+        folder: where the pages are.
+        names: of the pages, without ``.html``.
+    """
     pages = {
-        path.relative_to(folder).as_posix(): _Page(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.rglob("*.html"))
-        if "_static" not in path.parts
+        f"{name}.html": _Page((folder / f"{name}.html").read_text(encoding="utf-8")) for name in sorted(names)
     }
     for name, page in pages.items():
         for link in dict.fromkeys(page.links):
@@ -58,7 +61,7 @@ def dead_links(folder: Path) -> Iterator[tuple[str, str]]:
 def report(app: Sphinx, exception: Exception | None) -> None:
     """A warning for each, when a whole build is done."""
     if exception is None and app.builder.name == "html":
-        for page, link in dead_links(Path(app.outdir)):
+        for page, link in dead_links(Path(app.outdir), app.env.found_docs):
             log.warning("%s: nothing is at the link %s", page, link, type="links_inside")
 
 
