@@ -1,8 +1,9 @@
 """Runs a page's code, statement by statement, and holds what the page says of it against what comes out.
 
-Two things a page says are compared. A comment behind a statement with a shape in it, ``# (N, 1, h, w)``: numbers have to be those
-of what is assigned or printed, and letters stand for any number: N for the same one in the whole comment, h for that of one tensor. And a block of output,
-three backticks and ``text``, behind a block of code: it is what that block prints.
+Two things a page says are compared. A comment behind a statement with a shape in it, ``# (N, 1, h, w)``: numbers have to be
+those of what is assigned or printed, and letters stand for any number, N for the same one in the whole comment, h for that of
+one tensor. And a block of output, three backticks and ``text``, behind a block of code: it is what that block prints.
+Commands whose input the page has made are run as well.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from tests.docs import commands
 from tests.docs.pages import Block, Page
 
 _SHAPE = re.compile(r"(?<!\w)\((?P<sizes>(?:\d+|[A-Za-z])(?:, (?:\d+|[A-Za-z]))+|(?:\d+|[A-Z]),)\)")
@@ -26,32 +29,41 @@ class PageError(AssertionError):
     """A page says something that is not so."""
 
 
-def run_page(page: Page, names: dict[str, Any]) -> int:
+@dataclass
+class Held:
+    """How much of what a page says has been held against what comes out."""
+
+    shapes: int = 0
+    outputs: int = 0
+    commands: int = 0
+
+
+def run_page(page: Page, names: dict[str, Any]) -> Held:
     """Run a page's code in its order.
 
     Args:
         page: the page.
         names: what the code finds, and leaves behind.
 
-    Returns:
-        How many of the page's statements of shapes and of outputs were compared.
-
     Raises:
-        PageError: with the file and the line.
+        PageError: something fails, or is not as the page says; with the file and the line.
+        CommandError: a command fails.
     """
-    compared, printed = 0, None
+    held, printed = Held(), None
     for block in page.blocks:
         if block.language == "python":
             printed, shapes = _run(block, names)
-            compared += shapes
-        elif block.language == "text":
+            held.shapes += shapes
+            continue
+        if block.language == "text":
             if printed is None:
                 raise PageError(f"{block.where}: output without code before it")
             compare_output(block, printed)
-            compared, printed = compared + 1, None
-        else:
-            printed = None
-    return compared
+            held.outputs += 1
+        elif block.language == "sh":
+            held.commands += commands.run(block)
+        printed = None
+    return held
 
 
 def _run(block: Block, names: dict[str, Any]) -> tuple[str, int]:
