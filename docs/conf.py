@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tomllib
@@ -27,14 +28,15 @@ source_address = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["pr
 
 extensions = [
     "diagrams",
+    "mathml",
     "pages",
     "public_names",
+    "sphinx_gallery.gen_gallery",  # before autosummary, whose pages show which examples use a name
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx_gallery.gen_gallery",
     "sphinxarg.ext",
     "sphinxcontrib.bibtex",
     "sphinx_copybutton",
@@ -47,7 +49,7 @@ source_suffix = {
     ".md": "myst-nb",
     ".ipynb": "myst-nb",
 }  # autosummary writes the first
-exclude_patterns = ["_build", "_templates", "gallery", "auto_examples/*.ipynb"]
+exclude_patterns = ["_build", "_templates", "gallery", "auto_examples/*.ipynb", "**sg_execution_times.rst"]
 templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
@@ -84,7 +86,15 @@ BASES = (
     "Module, LayerGradCam, GuidedGradCam, LayerAttribution, GradientAttribution, Metric, Callback, Dataset, Sequence, "
     "Mapping, dict, tuple, int, Enum, ValueError, RuntimeError"
 )
-autosummary_context = {"at_home": at_home, "data_of": data_of, "bases": BASES}
+
+
+def has_examples(name: str) -> bool:
+    """Whether a script of the gallery uses a class of the package; sphinx-gallery leaves out which module it is in."""
+    found = HERE / sphinx_gallery_conf["backreferences_dir"] / "backreferences_all.json"
+    return bool(json.loads(found.read_text()).get(f"batchcam_captum.{name}"))
+
+
+autosummary_context = {"at_home": at_home, "data_of": data_of, "bases": BASES, "has_examples": has_examples}
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
@@ -97,6 +107,7 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"batchcam_captum {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
