@@ -65,7 +65,7 @@ def test_references_lead_to_what_is_there(name):
         ("regularizer.read_values()", []),
         ("regularizer.values_read()", ["values_read"]),
         ("weight=", []),
-        ("weigth=", ["f(weigth=…)"]),
+        ("heft=", ["f(heft=…)"]),
         ("BatchGradCamera", ["BatchGradCamera"]),
         ("torch.nn.functional", []),
         ("with regularizer:", []),

@@ -49,8 +49,8 @@ def given(name: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     """A folder to write to, no network, and nothing that a page registers or draws is left to other tests."""
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
     monkeypatch.chdir(tmp_path)
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -61,7 +61,7 @@ def _alone(tmp_path, monkeypatch):
     for registry in (CAM_METHODS, DISTANCES, LOSSES):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     yield
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
