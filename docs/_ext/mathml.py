@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw by themselves: no script, nothing fetched from elsewhere, and they can be read aloud."""
+"""Formulas as MathML, which browsers draw by themselves: no script, nothing fetched, and they can be read aloud."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
-from sphinx.util.math import get_node_equation_number, wrap_displaymath
+from sphinx.util.math import get_node_equation_number
 
 
 def inline(writer: Any, node: nodes.math) -> None:
@@ -19,8 +19,8 @@ def inline(writer: Any, node: nodes.math) -> None:
 def block(writer: Any, node: nodes.math_block) -> None:
     """A formula of its own line, with its number if it has one."""
     text = node.astext()
-    if r"\\" in text or "\n\n" in text:
-        text = wrap_displaymath(text, None, False)
+    if r"\\" in text and r"\begin" not in text:
+        text = rf"\begin{{align*}}{text}\end{{align*}}"
     number = f'<span class="eqno">({get_node_equation_number(writer, node)})</span>' if node["number"] else ""
     writer.body.append(
         f"{writer.starttag(node, 'div', CLASS='math')}{number}{tex2mathml(text, as_block=True)}</div>"

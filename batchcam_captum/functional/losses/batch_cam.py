@@ -99,7 +99,7 @@ def batch_cam_loss(
 ) -> Tensor:
     r"""Batch-CAM loss: the mean cam of each class in the batch against the prototype of that class.
 
-    .. math:: \frac{1}{|\text{present}|} \sum_{c\ \text{present}} D\Big(\frac{1}{n_c} \sum_{i: y_i = c} M_i,\ P_c\Big)
+    .. math:: \frac{1}{|\text{present}|} \sum_{c\ \text{present}} D\left(\frac{1}{n_c} \sum_{i: y_i = c} M_i,\ P_c\right)
 
     (Ignesti et al. 2025, arXiv 2510.00664.) For a convex D it is at most the class-balanced mean of
     :func:`prototype_loss`, and equal to it with one image a class. With soft labels a class of which there is less than one

@@ -35,7 +35,7 @@ def consistency_loss(
 ) -> Tensor:
     r"""Attention consistency: the cam of a transformed image is to be the transformed cam of the image.
 
-    .. math:: \mathrm{mean}\, \big(C(Tx) - T\, C(x)\big)^2
+    .. math:: \mathrm{mean}\, \left(C(Tx) - T\, C(x)\right)^2
 
     (Guo et al. 2019, "Visual Attention Consistency under Image Transforms", whose batch, too, holds both views. That each cam is
     divided by its largest absolute value is ours: without it the loss falls as the cams shrink.) The signed cams are compared, so

@@ -33,7 +33,7 @@ def foreground_loss(
 ) -> Tensor:
     r"""Foreground loss: the evidence outside the foreground of the class, for or against it.
 
-    .. math:: \sum \big((1 - F_y)\, C\big)^2 \quad\text{or, as a share,}\quad \frac{\sum (1 - F_y)\, |C|}{\sum |C|}
+    .. math:: \sum \left((1 - F_y)\, C\right)^2 \quad\text{or, as a share,}\quad \frac{\sum (1 - F_y)\, |C|}{\sum |C|}
 
     This loss is the project's own. It follows Ross et al. 2017 (eq. 1: gradients of Σ log p, squared, outside a mask), with a
     foreground that comes from the training images in the place of annotations, and the signed cam in the place of input

@@ -37,7 +37,7 @@ def prototype_contrastive_loss(
 ) -> Tensor:
     r"""Pull a cam to the prototype of its class, and push it from the others.
 
-    .. math:: -\log \mathrm{softmax}_c \big(\mathrm{unit}(C - \bar C) \cdot \mathrm{unit}(P_c - \bar P) / \tau\big)_y
+    .. math:: -\log \mathrm{softmax}_c \left(\mathrm{unit}(C - \bar C) \cdot \mathrm{unit}(P_c - \bar P) / \tau\right)_y
 
     with C̄ the cam's mean over its pixels and P̄ the mean of the prototypes over the classes: what all prototypes share tells
     nothing of the class. This term is this project's own, not the paper's. It uses the signed cam, so a dead cam learns like

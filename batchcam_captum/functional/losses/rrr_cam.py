@@ -25,7 +25,7 @@ def rrr_cam_loss(
 ) -> Tensor:
     r"""Right for the right reasons, on cams: the squared evidence outside the mask.
 
-    .. math:: \sum \big((1 - m)\, M\big)^2, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+    .. math:: \sum \left((1 - m)\, M\right)^2, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
 
     (Ross et al. 2017, eq. 1, on input gradients; Schramowski et al. 2020 put the normalised Grad-CAM in their place. Both mark
     what is *wrong*; here, as in every loss against masks, a mask says where the evidence should be, so the paper's mask is

@@ -28,7 +28,7 @@ def separability_loss(
 ) -> Tensor:
     r"""Attention separability: how far the maps of the label and of the most confused class overlap.
 
-    .. math:: \frac{2 \sum \min(M_y, M_c)\, T}{\sum (M_y + M_c)}, \qquad T = \mathrm{sigmoid}\big(\omega (M_y - \sigma)\big)
+    .. math:: \frac{2 \sum \min(M_y, M_c)\, T}{\sum (M_y + M_c)}, \qquad T = \mathrm{sigmoid}\left(\omega (M_y - \sigma)\right)
 
     (Wang et al. 2019, "Sharpen Focus: Learning with Attention Separability and Consistency", ICASC: L_AS, with T the soft mask of
     the label's map. That the maps are normalised, each by itself, and the values of σ and ω are ours.) In [0, 1]; 0 where the

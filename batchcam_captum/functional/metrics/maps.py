@@ -26,7 +26,7 @@ def _prepared(cams: Tensor, counted: Tensor | None, checks: ValueChecks | None) 
 def sparsity(cams: Tensor, *, counted: Tensor | None = None, checks: ValueChecks | None = None) -> Tensor:
     r"""Gini index of each rectified cam: how few pixels hold the evidence.
 
-    .. math:: \frac{\sum_{i=1}^{n} (2 i - n - 1)\, a_{(i)}}{n \sum_i a_{(i)}}, \qquad a_{(1)} \le \dots \le a_{(n)}, \quad
+    .. math:: \frac{\sum_{i=1}^{n} (2 i - n - 1)\, a_{(i)}}{n \sum_i a_{(i)}}, \qquad a_{(1)} \le \ldots \le a_{(n)}, \quad
         a = \mathrm{relu}(C)
 
     (Hurley and Rickard 2009, "Comparing Measures of Sparsity", table 1, rearranged; Chalasani et al. 2020 measure explanations
