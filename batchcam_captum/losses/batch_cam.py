@@ -39,9 +39,10 @@ class BatchCamLoss(PrototypeLoss):
     **Gradient accumulation.** A class mean is no mean over samples: by default each micro-batch has class means of its own, and
     M of them accumulate the mean of their M losses, not the loss of the whole batch. With ``memory`` = M − 1 the means are taken
     over this call and the M − 1 before it, whose sums are remembered as they were. Let :math:`S_j` be the sums of micro-batch j
-    and :math:`J_j` their derivative. The gradient of the whole batch is :math:`\sum_j J_j^\top L'(S_1 + \ldots + S_M)`. The call for
-    micro-batch j knows :math:`J_j` only, so the gradient of its sums is multiplied by the number of calls that the means are
-    taken over. When each loss is divided by M, as accumulation does, the M gradients add up to the whole batch's, as far as the
+    and :math:`J_j` their derivative. The gradient of the whole batch is :math:`\sum_j J_j^\top L'(S_1 + \ldots + S_M)`. The
+    call for micro-batch j knows :math:`J_j` only, so the gradient of its sums is multiplied by the number of calls that the
+    means are taken over. When each loss is divided by M, as accumulation does, the M gradients add up to the whole batch's,
+    as far as the
     remembered sums are those of the weights at hand: exactly as long as no optimiser steps, nearly as long as steps are small.
     The memory slides: the first micro-batch after a step still sees the M − 1 before it. It is filled in training mode only,
     is part of ``state_dict()``, and is emptied by :meth:`reset`.

@@ -18,12 +18,9 @@ def inline(writer: Any, node: nodes.math) -> None:
 
 def block(writer: Any, node: nodes.math_block) -> None:
     """A formula of its own line, with its number if it has one."""
-    text = node.astext()
-    if r"\\" in text and r"\begin" not in text:
-        text = rf"\begin{{align*}}{text}\end{{align*}}"
     number = f'<span class="eqno">({get_node_equation_number(writer, node)})</span>' if node["number"] else ""
     writer.body.append(
-        f"{writer.starttag(node, 'div', CLASS='math')}{number}{tex2mathml(text, as_block=True)}</div>"
+        f"{writer.starttag(node, 'div', CLASS='math')}{number}{tex2mathml(node.astext(), as_block=True)}</div>"
     )
     raise nodes.SkipNode
 
