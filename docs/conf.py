@@ -116,6 +116,7 @@ html_theme_options = {
     "footer_icons": [],
 }
 html_show_sourcelink = False
+copybutton_selector = "div:not(.highlight-text):not(.output) > div.highlight > pre"  # what was printed is not for copying
 
 bibtex_bibfiles = ["reference/references.bib"]
 bibtex_reference_style = "author_year"

@@ -213,7 +213,7 @@ class _Preflight:
             self._add(
                 "repeated",
                 "warning",
-                f"the layer runs {len(runs)} times in one forward: attribute() explains its last run, and a regulariser "
+                f"the layer runs {len(runs)} times in one forward: attribute() explains its last run, and a regularizer "
                 f"raises; give each run a module of its own, or {instead(self.suggestions, name)}",
                 name,
             )

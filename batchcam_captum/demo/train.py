@@ -82,7 +82,7 @@ def train_both(
 
     Args:
         data: images.
-        make_regularizer: makes the regulariser of the second arm.
+        make_regularizer: makes the regularizer of the second arm.
         seed: of the weights and of the order of the batches.
         epochs: passes over the training images.
         batch_size: N.

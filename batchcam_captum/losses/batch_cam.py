@@ -43,7 +43,7 @@ class BatchCamLoss(PrototypeLoss):
     call for micro-batch j knows :math:`J_j` only, so the gradient of its sums is multiplied by the number of calls that the
     means are taken over. When each loss is divided by M, as accumulation does, the M gradients add up to the whole batch's,
     as far as the
-    remembered sums are those of the weights at hand: exactly as long as no optimiser steps, nearly as long as steps are small.
+    remembered sums are those of the weights at hand: exactly as long as no optimizer steps, nearly as long as steps are small.
     The memory slides: the first micro-batch after a step still sees the M − 1 before it. It is filled in training mode only,
     is part of ``state_dict()``, and is emptied by :meth:`reset`.
 

@@ -100,7 +100,7 @@ class CamObjective(nn.Module):
         return {name: float(weight) for name, weight in self.current_weights.items()}
 
     def step(self) -> None:
-        """Advance :attr:`steps`, on which weights that are functions depend. Call it where the optimiser steps."""
+        """Advance :attr:`steps`, on which weights that are functions depend. Call it where the optimizer steps."""
         self.steps += 1
         self._calls_since_step = 0
 

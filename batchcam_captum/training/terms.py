@@ -1,4 +1,4 @@
-"""The terms of a regulariser: named losses with weights."""
+"""The terms of a regularizer: named losses with weights."""
 
 from __future__ import annotations
 
