@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,16 +51,18 @@ def served(folder: Path) -> Iterator[str]:
 def chromium(width: int) -> Iterator[webdriver.Chrome]:
     """A browser without a window, as wide as a telephone or a screen, with nothing outside of this machine to be reached."""
     options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or sys.exit("there is no chromium")
     for argument in (
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
         "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options)
+    service = webdriver.ChromeService(shutil.which("chromedriver") or sys.exit("there is no chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
     # A window cannot be as narrow as a telephone; what a page is told of its width can.
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

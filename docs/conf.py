@@ -110,13 +110,16 @@ html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = f"batchcam_captum {release}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["custom.css"]
 html_theme_options = {
     "source_edit_link": source_address,  # each page's own: _ext/pages.py
     "footer_icons": [],
 }
 html_show_sourcelink = False
-copybutton_selector = "div:not(.highlight-text):not(.output) > div.highlight > pre"  # what was printed is not for copying
+copybutton_selector = (
+    "div:not(.highlight-text):not(.output) > div.highlight > pre"  # what was printed is not for copying
+)
 
 bibtex_bibfiles = ["reference/references.bib"]
 bibtex_reference_style = "author_year"
