@@ -76,8 +76,8 @@ def test_a_store_whose_chunks_are_pickles_runs_nothing(tmp_path, codecs):
         (store / name).mkdir()
         (store / name / ".zarray").write_text(json.dumps(array))
         (store / name / "0").write_bytes(pickle.dumps(Malicious(mark)))
-    with pytest.raises((ValueError, RuntimeError, OSError)):
-        print(open_store(store).ids[:])
+    with pytest.raises(ValueError, match="got something else"):
+        open_store(store)
     assert not mark.exists()
     pickle.loads((store / "ids" / "0").read_bytes())
     assert mark.exists()

@@ -207,7 +207,7 @@ def open_store(path: str | os.PathLike[str], *, any_format: bool = False) -> Sto
             f"{path}: expected a store of explain_dataset or batchcam explain, got nothing; check the path"
         )
     try:
-        group = load("zarr", purpose="a store", extra="explain").open_group(path, mode="r")
+        group = load("zarr", purpose="a store", extra="explain").open_group(path, mode="r", zarr_format=3)
         about = dict(group.attrs)[KEY]
         version = about["format"]
     except ModuleNotFoundError:
