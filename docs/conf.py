@@ -71,7 +71,7 @@ sphinx_gallery_conf = {
     "capture_repr": (),
     "show_signature": False,
     "min_reported_time": 1e9,
-    "image_scrapers": ("figures", "matplotlib"),  # in this order: the second closes what it has saved
+    "image_scrapers": ("figures",),
     "matplotlib_animations": False,
     "backreferences_dir": "reference/examples",
     "doc_module": ("batchcam_captum",),

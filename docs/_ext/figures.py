@@ -1,4 +1,4 @@
-"""Figures that the gallery's scripts are given by functions of the package: pyplot does not know of them."""
+"""The gallery's figures: those of pyplot, and those that functions of the package return, which pyplot does not know."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from weakref import WeakSet
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from sphinx_gallery.scrapers import figure_rst
+from sphinx_gallery.scrapers import figure_rst, matplotlib_scraper
 
 _drawn: WeakSet[Figure] = WeakSet()
 
@@ -18,7 +18,7 @@ def _get_sg_image_scraper() -> Any:
 
 
 def scrape(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> str:
-    """Saves the figures that a block of a script has left in its variables.
+    """Saves the figures that a block of a script has drawn, without their margins.
 
     Args:
         block: the block's kind, text and line.
@@ -36,5 +36,6 @@ def scrape(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> s
         _drawn.add(value)
         if id(value) not in known:
             paths.append(next(variables["image_path_iterator"]))
-            value.savefig(paths[-1], dpi=100, bbox_inches="tight")
-    return str(figure_rst(paths, settings["src_dir"]))
+            value.savefig(paths[-1], dpi=120, bbox_inches="tight")
+    own = figure_rst(paths, settings["src_dir"])
+    return own + str(matplotlib_scraper(block, variables, settings, bbox_inches="tight", dpi=120))

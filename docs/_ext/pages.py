@@ -17,6 +17,7 @@ SHOWN = {
     "benchmarks/study/README.md": "docs/evidence/protocol.md",
     "CHANGELOG.md": "docs/changelog.md",
     "CONTRIBUTING.md": "docs/contributing.md",
+    "SECURITY.md": "docs/security.md",
 }
 _LINK = re.compile(r"\]\((?P<path>[^)#:\s]+\.md)(?P<anchor>#[^)\s]*)?\)")
 

@@ -16,20 +16,24 @@ from batchcam_captum import BatchGradCam, suggest_layers
 from batchcam_captum.explain import side_by_side_figure
 
 digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
 labels = torch.tensor(digits.target)
 torch.manual_seed(0)
 model = timm.models.VisionTransformer(
-    img_size=8, patch_size=1, in_chans=1, num_classes=10, embed_dim=48, depth=3, num_heads=4
+    img_size=8, patch_size=1, in_chans=1, num_classes=10, embed_dim=48, depth=2, num_heads=4
 )
+torch.nn.init.normal_(
+    model.pos_embed
+)  # larger than usual: where a token lies is to be known from the first step on
+train = DataLoader(TensorDataset(images[:1347], labels[:1347]), batch_size=64, shuffle=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-for _ in range(6):
-    for batch, batch_labels in DataLoader(
-        TensorDataset(images[:1347], labels[:1347]), batch_size=64, shuffle=True
-    ):
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=20 * len(train))
+for _ in range(20):
+    for batch, batch_labels in train:
         optimizer.zero_grad()
         F.cross_entropy(model(batch), batch_labels).backward()
         optimizer.step()
+        schedule.step()
 model.eval()
 with torch.no_grad():
     print(
