@@ -16,7 +16,7 @@ def check_arguments(images: Tensor, labels: Tensor, generator: torch.Generator, 
         images: (N, 1, H, W), uint8 from 0 to 255, or floating from 0 to 1.
         labels: (N,), integers from 0 to K − 1.
         generator: of the draws; on the CPU, so that they are the same for every device.
-        num_classes: K.
+        num_classes: the number of classes, K.
 
     Raises:
         TypeError: a dtype or the generator does not fit.
@@ -72,7 +72,7 @@ def positions(indices: Any, count: int) -> Tensor:
 
     Args:
         indices: integers from 0 to N − 1, or N booleans, as a sequence, an array or a tensor.
-        count: N.
+        count: how many samples there are, N.
 
     Returns:
         (M,), int64, on the CPU.

@@ -21,7 +21,7 @@ def class_colors(num_classes: int = 10) -> Tensor:
     these are the colours of CDEP's ColorMNIST, which takes them from the package ``colour``.
 
     Args:
-        num_classes: K, at least 2.
+        num_classes: the number of classes, K, at least 2.
 
     Returns:
         (K, 3), red, green and blue from 0 to 1.
@@ -73,7 +73,7 @@ def color(
             class, drawn uniformly.
         spread: standard deviation of normal noise on the channels of an image's colour, in both sets; cut off at 0 and 1.
         test: in the test set, ``"reversed"``: the colour of class K − 1 − y; ``"random"``: of a class drawn uniformly.
-        num_classes: K, at least 2.
+        num_classes: the number of classes, K, at least 2.
 
     Returns:
         Images (N, 3, H, W) of the same dtype, and masks (N, 1, H, W), bool: the coloured pixels. Foreground: those above 0;

@@ -32,7 +32,7 @@ def watermark_glyphs(num_classes: int = 10, scale: int = 1) -> Tensor:
     """The marks: the class's number written with A for 0 to J for 9, so that a mark is never a digit itself.
 
     Args:
-        num_classes: K; all marks have as many letters as the last class needs.
+        num_classes: the number of classes, K; all marks have as many letters as the last class needs.
         scale: pixels a dot.
 
     Returns:
@@ -78,7 +78,7 @@ def watermark(
         share: of the training images that have a mark, from 0 to 1; in the test set with ``"other"`` as well.
         opacity: of the mark, above 0 and at most 1.
         test: in the test set, ``"other"``: the mark of another class, drawn uniformly; ``"none"``: no marks.
-        num_classes: K, at least 2.
+        num_classes: the number of classes, K, at least 2.
 
     Returns:
         Images of the same shape and dtype, and masks (N, 1, H, W), bool: the box around the mark, all false where there is none.

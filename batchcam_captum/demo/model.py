@@ -10,7 +10,7 @@ class SimpleCNN(nn.Module):
     """Two padded 3×3 convolutions and two linear layers.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         image_size: side of the square images; from 16 pixels on they are halved between the convolutions.
         channels: of the images.
 

@@ -85,7 +85,7 @@ def train_both(
         make_regularizer: makes the regularizer of the second arm.
         seed: of the weights and of the order of the batches.
         epochs: passes over the training images.
-        batch_size: N.
+        batch_size: how many samples a batch has, N.
         learning_rate: of Adam.
         device: where to train.
         progress: show a progress bar.

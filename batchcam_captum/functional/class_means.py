@@ -44,8 +44,8 @@ def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = Non
 
     Args:
         labels: expected integers (N,), or floating (N, K).
-        num_samples: N.
-        num_classes: K; None if any number will do.
+        num_samples: how many samples there are, N.
+        num_classes: the number of classes, K; None if any number will do.
 
     Raises:
         ValueError: another shape.
@@ -83,7 +83,7 @@ def wide_indices(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
     Args:
         labels: (N,), of any integer type.
-        num_classes: K.
+        num_classes: the number of classes, K.
 
     Returns:
         (N,) int64, and (N,) booleans.
@@ -107,7 +107,7 @@ def class_weights(
     Args:
         labels: integers (N,), 0 … K−1; or floating (N, K), soft labels as mixup and label smoothing make them, or several
             labels a sample (each 1). A sample of which all K are 0 is left out.
-        num_classes: K.
+        num_classes: the number of classes, K.
         num_samples: N, where known from elsewhere.
         ignore_index: integer labels of this value are left out.
         dtype: of the weights.

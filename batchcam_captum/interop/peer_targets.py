@@ -61,7 +61,7 @@ def target_scores(output: Any, targets: list[Any] | None, samples: int) -> Tenso
     Args:
         output: what the model returned: a tensor (N, …), or a list with an entry for each image, as detection models return it.
         targets: from :func:`check_targets`; None is the highest of the scores (N, K), the first one of several.
-        samples: N.
+        samples: how many samples there are, N.
 
     Returns:
         (N,), with the graph of ``output``.

@@ -44,7 +44,7 @@ def load_model(
             ``"torchvision/resnet18"`` ask one of them alone. Or a function without arguments that returns a module,
             ``"package.module:function"`` or ``"path/to/file.py:function"``; modules of the current folder are found.
         checkpoint: a file of weights, see :func:`~batchcam_captum.loading.load_checkpoint`.
-        num_classes: K; None: as the library makes it. Not for a function, which decides itself.
+        num_classes: the number of classes, K; None: as the library makes it. Not for a function, which decides itself.
         pretrained: take the weights that the library has for the model, which it may download.
         device: where the model goes.
         dtype: of its parameters; None: as they are.

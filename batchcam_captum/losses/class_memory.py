@@ -19,7 +19,7 @@ class ClassSumsMemory(nn.Module):
 
     Args:
         length: how many calls are remembered, M − 1.
-        num_classes: K.
+        num_classes: the number of classes, K.
     """
 
     maps: Tensor  #: (M−1, K, 1, *spatial), see :class:`~batchcam_captum.functional.ClassSums`

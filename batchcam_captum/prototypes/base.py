@@ -29,7 +29,7 @@ class Prototypes(nn.Module):
     :class:`~batchcam_captum.prototypes.StoredPrototypes` has what keeping a map a class takes.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
 
     Raises:
         ValueError: ``num_classes`` is not positive.

@@ -32,7 +32,7 @@ class ClassPrototypes(StoredPrototypes):
     :meth:`from_loader` does by itself.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         mean: the ``mean`` of ``torchvision.transforms.Normalize`` that the images went through; None if they did not.
         std: its ``std``.
         to_channel: (N, C, *spatial) -> (N, 1, *spatial), in the place of the channels' average.
@@ -100,7 +100,7 @@ class ClassPrototypes(StoredPrototypes):
 
         Args:
             loader: of batches that begin with images (N, C, *spatial) and labels (N,).
-            num_classes: K.
+            num_classes: the number of classes, K.
             mean: see the class.
             std: see the class.
             to_channel: see the class.

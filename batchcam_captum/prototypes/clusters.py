@@ -28,8 +28,8 @@ class ClusterPrototypes(StoredPrototypes):
     found by k-means on the images, each as one channel, see :class:`ClassPrototypes`.
 
     Args:
-        num_classes: K.
-        per_class: P, how many prototypes each class has.
+        num_classes: the number of classes, K.
+        per_class: how many prototypes each class has, P.
         size: the spatial size.
 
     Raises:
@@ -98,8 +98,8 @@ class ClusterPrototypes(StoredPrototypes):
 
         Args:
             loader: of batches that begin with images (N, C, *spatial) and labels (N,); not an iterator.
-            num_classes: K.
-            per_class: P.
+            num_classes: the number of classes, K.
+            per_class: how many prototypes each class has, P.
             iterations: how many passes for the means at most, 1 or more.
             tolerance: stop earlier where the centres of no class move by more, as a sum of squares, than this share of the
                 class's variance per pixel.

@@ -33,7 +33,7 @@ class ForegroundPrototypes(ClassPrototypes):
     The rule is part of ``state_dict()``, as the means say nothing without it: what is loaded brings its own.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         lit: the value above which a pixel is lit, in [0, 1).
         share: of a class's images, in [0, 1).
         dilate: by how many pixels of the images a foreground grows on all sides.
@@ -110,7 +110,7 @@ class ForegroundPrototypes(ClassPrototypes):
 
         Args:
             loader: of batches that begin with images (N, C, *spatial) and labels (N,).
-            num_classes: K.
+            num_classes: the number of classes, K.
             lit: see the class.
             share: see the class.
             dilate: see the class.

@@ -17,8 +17,8 @@ def empty_histograms(
     """Histograms without an image: (K, bins, *size) int32.
 
     Args:
-        num_classes: K.
-        bins: B.
+        num_classes: the number of classes, K.
+        bins: how many bins there are, B.
         size: of the images.
         most_bytes: that they may take.
         device: where they lie.

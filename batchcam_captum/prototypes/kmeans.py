@@ -28,9 +28,9 @@ class ClassKMeans:
 
     Args:
         one_pass: goes through the images.
-        num_classes: K.
-        per_class: P.
-        pixels: D.
+        num_classes: the number of classes, K.
+        per_class: how many prototypes each class has, P.
+        pixels: how many pixels an image has, D.
         device: where to compute, of a kind that knows float64.
         group: the ranks, or None.
     """

@@ -30,7 +30,7 @@ class MaskPrototypes(Prototypes):
     small object on a coarse map still peaks at 1.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         skip_empty: leave out samples whose mask is all zero, for data of which a part is annotated. Default: they are an error.
 
     Raises:

@@ -39,7 +39,7 @@ class MedianPrototypes(ClassPrototypes):
     work in proportion to the histograms of these classes; :meth:`from_loader` does it once.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         bins: B, at least 2.
         quantile: 0.5 is the median; between two values it interpolates linearly, as numpy does.
         mean: see :class:`ClassPrototypes`.
@@ -122,7 +122,7 @@ class MedianPrototypes(ClassPrototypes):
 
         Args:
             loader: of batches that begin with images (N, C, *spatial) and labels (N,).
-            num_classes: K.
+            num_classes: the number of classes, K.
             bins: see the class.
             quantile: see the class.
             mean: see the class.

@@ -36,7 +36,7 @@ class RunningPrototypes(StoredPrototypes):
     Give each loss, and each layer, prototypes of its own, or every step counts twice.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         momentum: m in [0, 1).
         size: the spatial size to average at. Default: that of the first cams; later ones are resized to it. Needed where the
             ranks of a group see cams of several sizes.

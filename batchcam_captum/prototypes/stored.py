@@ -25,8 +25,8 @@ class StoredPrototypes(Prototypes):
     loaded. A subclass fills :attr:`means` and :attr:`counts`.
 
     Args:
-        num_classes: K.
-        per_class: P.
+        num_classes: the number of classes, K.
+        per_class: how many prototypes each class has, P.
         size: the spatial size, where it is known before the first samples.
 
     Raises:

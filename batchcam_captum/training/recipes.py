@@ -87,7 +87,7 @@ def recipe_losses(
     Args:
         loader: of batches that begin with images (N, C, *spatial) and labels (N,), gone through once; without random
             augmentation, for prototypes that say where things are.
-        num_classes: K.
+        num_classes: the number of classes, K.
         recipe: a name of :data:`RECIPES`, or a recipe of your own.
         steps_per_epoch: how many steps the weights that warm up take as one epoch. Default: the length of the loader. With such
             weights ``regularizer.step()`` is called beside ``optimizer.step()``.

@@ -106,7 +106,7 @@ class CamRegularizer(CamObjective):
         Args:
             grad_cam: see the class.
             loader: of batches that begin with images (N, C, *spatial) and labels (N,), without random augmentation.
-            num_classes: K.
+            num_classes: the number of classes, K.
             recipe: ``"foreground_shape"``, ``"foreground"`` or ``"shape"``, or one of your own.
             validate: see the class.
             **options: of :func:`recipe_losses`: ``steps_per_epoch``, ``mean`` and ``std`` of standardised images,

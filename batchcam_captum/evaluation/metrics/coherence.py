@@ -29,7 +29,7 @@ class ClassCoherence(CamMetric):
     maps, not N. See :func:`~batchcam_captum.functional.class_coherence`.
 
     Args:
-        num_classes: K.
+        num_classes: the number of classes, K.
         size: the spatial size at which cams are compared; rectified cams of another size are resized to it. Given beforehand, so
             that a rank that has seen nothing knows it too, and models with maps of several sizes can be compared.
         average: ``"macro"``: the mean over the classes that have a value; ``"none"``: (K,), NaN where there is none.

@@ -34,7 +34,7 @@ def class_maps(samples: Samples, num_classes: int) -> ClassMaps:
 
     Args:
         samples: n of them.
-        num_classes: K.
+        num_classes: the number of classes, K.
 
     Returns:
         The means, and for each map the class whose mean is nearest by :func:`~batchcam_captum.functional.nearest_prototype`.

@@ -38,7 +38,7 @@ def coherence_sums(
     Args:
         cams: (N, 1, *spatial), signed.
         labels: (N,) class indices.
-        num_classes: K.
+        num_classes: the number of classes, K.
         ignore_index: labels of this value are left out.
         checks: where checks of values go; default: they raise at once on every device.
 
@@ -102,7 +102,7 @@ def class_coherence(
     Args:
         cams: (N, 1, *spatial), signed.
         labels: (N,) class indices.
-        num_classes: K.
+        num_classes: the number of classes, K.
         ignore_index: labels of this value are left out.
         checks: where checks of values go; default: they raise at once on every device.
 
