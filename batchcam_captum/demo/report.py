@@ -93,7 +93,8 @@ def figure_of_maps(
             "prototype": (prototypes.maps()[:, 0], True),
         },
         data.class_names,
-        title=f"Grad-CAM of the true class, first test image of each class\n{steps}",
+        title=f"Grad-CAM of the true class, first test image of each class; {steps}",
+        across=True,
     )
 
 

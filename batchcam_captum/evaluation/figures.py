@@ -21,6 +21,7 @@ def map_grid(
     *,
     title: str,
     difference: str = "difference",
+    across: bool = False,
 ) -> Figure:
     """Draw a grid of small pictures: a row a sample, a column a kind of picture.
 
@@ -31,6 +32,7 @@ def map_grid(
         row_names: N names.
         title: of the figure.
         difference: what the scale of the differences is called.
+        across: turn the grid: a column a sample, a row a kind of picture.
 
     Returns:
         The figure; it belongs to no window and needs no closing.
@@ -45,16 +47,22 @@ def map_grid(
     if not rows or not columns:
         raise ValueError(f"map_grid: expected rows and columns, got {rows} rows and {len(columns)} columns")
     differences = any(kind == "difference" for _, kind in columns.values())
-    width, height = 1.25 * len(columns) + (2.4 if differences else 1.8), 1.15 * rows + 1.1
+    scales = 2.4 if differences else 1.8
+    if across:
+        width, height = 1.05 * rows + scales, 1.05 * len(columns) + 0.9
+    else:
+        width, height = 1.25 * len(columns) + scales, 1.15 * rows + 1.1
     # The engine puts the outermost labels right at the edge of what it is given.
     engine = ConstrainedLayoutEngine(rect=(_MARGIN / width, 0, 1 - 2 * _MARGIN / width, 1))
     figure = Figure(figsize=(width, height), layout=engine)
     figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    shape = (len(columns), rows) if across else (rows, len(columns))
+    axes = figure.subplots(*shape, squeeze=False)
+    by_sample = axes.T if across else axes
     bars = {}
-    for column, (heading, (pictures, kind)) in enumerate(columns.items()):
+    for column, (pictures, kind) in enumerate(columns.values()):
         for row in range(rows):
-            axis = axes[row, column]
+            axis = by_sample[row, column]
             picture = pictures[row].detach().cpu().float().numpy()
             if kind == "difference":
                 bars[difference] = axis.imshow(
@@ -70,9 +78,11 @@ def map_grid(
             axis.set_yticks([])
             for spine in axis.spines.values():
                 spine.set_visible(False)
-        axes[0, column].set_title(heading, fontsize=8)
-    for row, name in enumerate(row_names):
-        axes[row, 0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    above, beside = (row_names, list(columns)) if across else (list(columns), row_names)
+    for axis, name in zip(axes[0], above, strict=True):
+        axis.set_title(name, fontsize=8)
+    for axis, name in zip(axes[:, 0], beside, strict=True):
+        axis.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
     for label, drawn in bars.items():
         bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, aspect=30)
         bar.set_label(label, fontsize=8)

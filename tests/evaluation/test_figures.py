@@ -22,6 +22,20 @@ def test_maps_share_one_scale_and_images_keep_their_own(tmp_path):
     figure.savefig(tmp_path / "grid.png")
 
 
+def test_across_is_the_same_grid_turned():
+    images, maps = torch.rand(3, 8, 8), torch.rand(3, 8, 8)
+    columns = {"image": (images, False), "map": (maps, True)}
+    upright, turned = (
+        map_grid(columns, ["a", "b", "c"], title="t", across=across) for across in (False, True)
+    )
+    drawn = [np.asarray(axis.images[0].get_array()) for axis in turned.axes[:6]]
+    np.testing.assert_array_equal(drawn, np.concatenate([images, maps]))
+    assert [axis.get_title() for axis in turned.axes[:3]] == ["a", "b", "c"]
+    assert [turned.axes[row].get_ylabel() for row in (0, 3)] == ["image", "map"]
+    assert [axis.get_title() for axis in upright.axes[:2]] == ["image", "map"]
+    assert turned.get_figwidth() > turned.get_figheight()
+
+
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="expected rows and columns"):
         map_grid({}, [], title="")
