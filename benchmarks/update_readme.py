@@ -8,7 +8,7 @@ from typing import Any
 
 from .study.arms import PLAIN
 from .study.page import RESULTS as RUNS
-from .study.page import difference, written
+from .study.page import about, difference, written
 from .study.plans import CLEAN, DECOYED, FURTHER, RECIPE, known
 from .study.summary import cell_of, collected
 from .writing import RESULTS, ROOT, machine, markdown, put
@@ -68,7 +68,8 @@ def demo(name: str) -> str:
 
 def study() -> str:
     """The recipe next to cross-entropy alone, data set by data set."""
-    cells = collected(RUNS, known("grid", RUNS)[0])
+    runs = known("grid", RUNS)[0]
+    cells = collected(RUNS, runs)
     rows = []
     for data in (*CLEAN, *DECOYED, *FURTHER):
         plain, recipe = (cell_of(cells, data, "simple_cnn", arm) for arm in (PLAIN, RECIPE))
@@ -88,18 +89,31 @@ def study() -> str:
         "difference",
         "SSIM of map to prototype",
     ]
-    return markdown(heading, rows)
+    shown = [run for run in runs if run.network == "simple_cnn" and run.arm in (PLAIN, RECIPE)]
+    where = f"`python -m benchmarks.study grid --data-root DIR`; {about(RUNS, shown).strip('*')}"
+    return "\n".join([markdown(heading, rows), "", where])
 
 
 def step() -> str:
-    """What the recipe adds to a training step."""
+    """What the recipe adds to a training step, next to how far a plain step is from itself."""
     results = _results("recipe_step-cpu")
-    ratios = [
-        f"{figure['value']:.3f} ({figure['case']})"
-        for figure in results["figures"]
-        if figure["figure"] == "foreground_shape ÷ plain"
+    figures = {(figure["case"], figure["figure"]): figure for figure in results["figures"]}
+    rows = [
+        [case, *(_quartiles(figures[case, f"{arm} ÷ plain"]) for arm in ("foreground_shape", "plain, again"))]
+        for case in dict.fromkeys(case for case, _ in figures)
     ]
-    return f"A training step with the recipe ÷ a plain step: {', '.join(ratios)}; {machine(results['environment'])}."
+    heading = ["a training step ÷ a plain one, median (quartiles)", "with the recipe", "a plain one again"]
+    return "\n".join(
+        [
+            markdown(heading, rows),
+            "",
+            f"`python benchmarks/recipe_step.py`; {machine(results['environment'])}.",
+        ]
+    )
+
+
+def _quartiles(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:.2f} ({figure['q1']:.2f} to {figure['q3']:.2f})"
 
 
 def peers() -> str:
@@ -122,8 +136,9 @@ def peers() -> str:
     )
     rows += [[label, *words] for label, words in WORDS.items()]
     versions = cost["environment"]["peers"] | {"Captum": cost["environment"]["captum"]}
-    about = ", ".join(f"{peer} {version}" for peer, version in versions.items())
-    return "\n".join([markdown(["", *PEERS], rows), "", f"{machine(cost['environment'])}; {about}."])
+    others = ", ".join(f"{peer} {version}" for peer, version in versions.items())
+    where = f"`make comparison`; {machine(cost['environment'])}; {others}."
+    return "\n".join([markdown(["", *PEERS], rows), "", where])
 
 
 def _ratio(case: dict[str, Any], peer: str) -> float:

@@ -105,6 +105,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 default_role = "py:obj"
+smartquotes = False  # two hyphens begin an option
+pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_math_renderer = "mathml"

@@ -308,7 +308,7 @@ def _progress(runs: Sequence[Settings], hindrance: str | None, folder: Path, net
     said = [f"{missing} of {len(own)} runs are not there yet."] if missing else []
     if hindrance is not None:
         said.append(
-            f"Not planned yet are those that hang on the choice of the weights, where {_code(hindrance)} is missing."
+            f"Not planned yet are those that depend on the choice of the weights, where {_code(hindrance)} is missing."
         )
     return " ".join(said)
 

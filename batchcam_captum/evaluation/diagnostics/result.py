@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,14 +189,14 @@ class Diagnosis:
         """Write figures, numbers and arrays, all of them or none.
 
         Args:
-            folder: where they go; it must exist. Files of the same names are replaced.
+            folder: where they go. It is made, in a folder that exists. Files of the same names are replaced.
 
         Returns:
             The names of the files: ``class_maps.png``, ``map_confusion.png``, ``misclassified.png``, ``diagnosis.json`` (see
             :meth:`to_dict`) and ``diagnosis.npz`` (see :meth:`tensors`).
 
         Raises:
-            OSError: the folder is missing or cannot be written to.
+            OSError: the folder cannot be made or written to.
             ModuleNotFoundError: matplotlib, and with it NumPy, is not installed.
         """
         load("matplotlib", purpose="saving a diagnosis", extra="demo")
@@ -209,6 +210,8 @@ class Diagnosis:
             "map_confusion.png": lambda path: figures.map_confusion(self).savefig(path, dpi=150),
             "misclassified.png": lambda path: figures.misclassified(self).savefig(path, dpi=150),
         }
+        with suppress(OSError):  # what could not be made is named where it is missed
+            Path(folder).mkdir()
         with written_together(folder) as temporary:
             for name in FILES:
                 writers[name](temporary / name)

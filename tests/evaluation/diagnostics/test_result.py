@@ -37,6 +37,7 @@ def diagnosis():
 
 
 def test_everything_is_written_and_can_be_read(diagnosis, tmp_path):
+    tmp_path /= "new"  # is made
     assert diagnosis.save(tmp_path) == FILES
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     content = json.loads((tmp_path / "diagnosis.json").read_text())
@@ -54,6 +55,11 @@ def test_everything_is_written_and_can_be_read(diagnosis, tmp_path):
     assert all(
         (tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in FILES if name.endswith("png")
     )
+
+
+def test_a_folder_that_cannot_be_made_is_named(diagnosis, tmp_path):
+    with pytest.raises(OSError, match="new: expected a folder that exists and can be written to"):
+        diagnosis.save(tmp_path / "missing" / "new")
 
 
 def test_a_figure_that_fails_leaves_the_folder_as_it_was(diagnosis, tmp_path, monkeypatch):
