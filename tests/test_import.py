@@ -65,18 +65,29 @@ MAY_IMPORT = {
     "files": {"files"},
     "optional": {"optional"},
     "lazy": {"lazy"},
+    "warn": {"warn"},
     "environment": {"environment", "__version__"},
     "datasets": {"datasets", "files", "optional"},
     "distributed": {"distributed"},
-    "attribution": {"attribution", "functional"},
-    "prototypes": {"prototypes", "functional", "files", "distributed"},
+    "attribution": {"attribution", "functional", "warn"},
+    "prototypes": {"prototypes", "functional", "files", "distributed", "warn"},
     "losses": {"losses", "functional", "prototypes", "distributed"},
     "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
-    "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"},
-    "evaluation": {"evaluation", "prototypes", "attribution", "functional", "files", "lazy", "optional"},
+    "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"}
+    | {"warn"},
+    "evaluation": {
+        "evaluation",
+        "prototypes",
+        "attribution",
+        "functional",
+        "files",
+        "lazy",
+        "optional",
+        "warn",
+    },
     "explain": {"explain", "attribution", "prototypes", "functional"}
     | {"distributed", "files", "environment", "lazy", "loading", "optional"},
-    "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed"},
+    "training": {"training", "losses", "prototypes", "attribution", "functional", "distributed", "warn"},
 }
 
 

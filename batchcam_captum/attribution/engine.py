@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..functional.math_attention import MathAttention
+from ..warn import warn_user
 from . import _captum
 from .compiled import check_hooks_run, eager_stance
 from .mixing import mixing_watched
 from .recorder import LayerRecorder, TrunkNeedsGraphError, own_forward
 from .state import recordable, state_kept
 from .survey import Survey, asks_for_grad_mode, survey
-from .warn import warn_user
 
 T = TypeVar("T")
 Tensors = tuple[Tensor, ...]

@@ -18,10 +18,10 @@ from ..functional import (
     full_precision,
     no_autocast,
 )
+from ..warn import warn_user
 from .engine import Forward, Tensors
 from .pooling import averaged_axes, sole_reader
 from .recipe import CamOf
-from .warn import warn_user
 
 #: All classes; the same ones for every sample; or a row of them for each sample.
 Classes = None | Sequence[int] | Tensor | Callable[[Tensor], Tensor]

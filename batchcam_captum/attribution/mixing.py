@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..warn import warn_user
 from .recorder import LayerRecorder, attributing
 from .survey import mixes
-from .warn import warn_user
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..attribution.warn import warn_user
 from ..functional import full_precision
 from ..optional import load
+from ..warn import warn_user
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..functional import ValueChecks, resize
 from ..functional.images import PerChannel, ToChannel
+from ..warn import warn_user
 from .class_prototypes import ClassPrototypes
 from .streaming import require_unit_interval, take_together
 
@@ -210,11 +210,9 @@ class ForegroundPrototypes(ClassPrototypes):
             classes = torch.nonzero(found & self.seen).flatten().tolist()
             if classes:
                 got = "none" if what == "some foreground" else "foreground everywhere"
-                warnings.warn(
+                warn_user(
                     f"ForegroundPrototypes: expected {what} in every class, got {got} in classes {classes[:10]}; {remedy}, "
                     f"now lit={self.lit}, share={self.share}, dilate={self.dilate}",
-                    UserWarning,
-                    stacklevel=5,
                 )
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional.images import PerChannel, ToChannel
+from ..warn import warn_user
 from .class_prototypes import ClassPrototypes, total_of_ranks
 from .histograms import count_values, empty_histograms, number_of_images, quantiles
 from .streaming import require_unit_interval, take_together
@@ -320,10 +320,8 @@ class MedianPrototypes(ClassPrototypes):
         flat = self.means.flatten(1)
         classes = torch.nonzero(self.seen & (flat.amax(1) == flat.amin(1))).flatten().tolist()
         if classes:
-            warnings.warn(
+            warn_user(
                 f"MedianPrototypes: expected a median image that shows something in every class, got one that is the same "
                 f"everywhere in classes {classes[:10]}, whose images have nothing in one place; raise quantile=, now "
                 f"{self.quantile}, or take ClassPrototypes",
-                UserWarning,
-                stacklevel=5,
             )

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..attribution.warn import warn_user
 from ..functional import ValueChecks
 from ..losses import CamLoss
+from ..warn import warn_user
 from .schedules import AutoWeight, Weight
 from .terms import GivenWeight, Term, finite_weight, named_terms
 

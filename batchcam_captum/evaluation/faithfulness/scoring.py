@@ -14,9 +14,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from ...attribution.state import state_kept
 from ...attribution.survey import survey
 from ...attribution.target_kinds import out_of_range
-from ...attribution.warn import warn_user
 from ...functional import full_precision, resize
 from ...functional.metrics.common import check_whole, is_number
+from ...warn import warn_user
 
 #: The classes that are explained: one for all images, or one for each.
 Targets = int | Sequence[int] | Tensor

@@ -35,14 +35,13 @@ class _AgainstMasks(MeanOverSamples):
 
     def __init__(
         self,
-        *,
+        *settings: object,
         resolution: MaskResolution = "mask",
         ignore_index: int = -100,
-        _settings: tuple[object, ...] = (),
         **kwargs: Any,
     ) -> None:
         check_resolution(resolution, MaskResolution)
-        super().__init__(resolution, *_settings, ignore_index=ignore_index, **kwargs)
+        super().__init__(resolution, *settings, ignore_index=ignore_index, **kwargs)
         self.resolution = resolution
 
     def _options(self) -> dict[str, Any]:
@@ -61,7 +60,16 @@ class _AgainstMasks(MeanOverSamples):
         )
 
 
-class EnergyPointingGame(_AgainstMasks):
+class _WithoutSettings(_AgainstMasks):
+    """Mean of a function that takes no more than every metric against masks does."""
+
+    def __init__(
+        self, *, resolution: MaskResolution = "mask", ignore_index: int = -100, **kwargs: Any
+    ) -> None:
+        super().__init__(resolution=resolution, ignore_index=ignore_index, **kwargs)
+
+
+class EnergyPointingGame(_WithoutSettings):
     """Mean share of the positive evidence inside the mask, in [0, 1]; larger is better. A dead cam gets 0, a flat one the area.
 
     Samples with an empty mask are left out. See :func:`~batchcam_captum.functional.energy_in_mask`.
@@ -86,7 +94,7 @@ class EnergyPointingGame(_AgainstMasks):
     function = staticmethod(energy_in_mask)
 
 
-class WrongReasonRate(_AgainstMasks):
+class WrongReasonRate(_WithoutSettings):
     """Mean share of the positive evidence outside the mask, in [0, 1]; smaller is better. A dead cam gets 1.
 
     Samples with an empty mask are left out. See :func:`~batchcam_captum.functional.wrong_reason`; of a shortcut,
@@ -134,7 +142,7 @@ class ShortcutReliance(_AgainstMasks):
         ignore_index: int = -100,
         **kwargs: Any,
     ) -> None:
-        super().__init__(resolution=resolution, ignore_index=ignore_index, _settings=(relative,), **kwargs)
+        super().__init__(relative, resolution=resolution, ignore_index=ignore_index, **kwargs)
         self.relative = relative
         self._add_sum("area")
 
@@ -190,7 +198,7 @@ class PointingGame(_AgainstMasks):
         **kwargs: Any,
     ) -> None:
         check_tolerance(tolerance)
-        super().__init__(resolution=resolution, ignore_index=ignore_index, _settings=(tolerance,), **kwargs)
+        super().__init__(tolerance, resolution=resolution, ignore_index=ignore_index, **kwargs)
         self.tolerance = tolerance
 
     def _options(self) -> dict[str, Any]:
@@ -224,14 +232,14 @@ class MaskIoU(_AgainstMasks):
         **kwargs: Any,
     ) -> None:
         check_threshold(threshold)
-        super().__init__(resolution=resolution, ignore_index=ignore_index, _settings=(threshold,), **kwargs)
+        super().__init__(threshold, resolution=resolution, ignore_index=ignore_index, **kwargs)
         self.threshold = threshold
 
     def _options(self) -> dict[str, Any]:
         return {"threshold": self.threshold}
 
 
-class RankAccuracy(_AgainstMasks):
+class RankAccuracy(_WithoutSettings):
     """Mean share of the |mask| highest pixels that lie in the mask, in [0, 1]; larger is better. A dead cam gets 0.
 
     Samples with an empty mask are left out. See :func:`~batchcam_captum.functional.rank_accuracy`.
