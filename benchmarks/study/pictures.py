@@ -22,7 +22,7 @@ from .plans import RECIPE
 from .settings import Settings
 from .training import Trained, train
 
-SETS = ("mnist", "fashion-mnist", "decoy-mnist")
+SETS = ("fashion-mnist", "decoy-mnist")
 
 
 def draw(data_name: str, root: Path, device: torch.device, path: Path) -> None:
@@ -47,7 +47,9 @@ def draw(data_name: str, root: Path, device: torch.device, path: Path) -> None:
     prototypes = data.clean_prototypes().maps(columns["recipe\nGrad-CAM"][0].shape[1:])
     columns["prototype"] = (normalize(prototypes)[:, 0], True)
     title = f"{data_name}, SimpleCNN: maps of the true class on the first test image of each class"
-    map_grid(columns, [str(label) for label in range(data.num_classes)], title=title, across=True).savefig(path, dpi=110)
+    map_grid(columns, [str(label) for label in range(data.num_classes)], title=title, across=True).savefig(
+        path, dpi=110
+    )
 
 
 def _maps(trained: Trained, method: str, images: Tensor, targets: Tensor) -> Tensor:
