@@ -1,7 +1,7 @@
 """``python docs/check_in_browser.py [FOLDER]``: every page of the built documentation, in headless Chromium.
 
-At the widths of a telephone and of a screen no page scrolls sideways and none logs an error; the search finds; light and dark are
-two looks. Needs the extra ``test`` (selenium), Chromium and its driver.
+At the widths of a telephone and of a screen no page scrolls sideways, none logs an error, and pictures are there; the search finds;
+light and dark are two looks. Needs the extra ``test`` (selenium), Chromium and its driver.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from selenium.webdriver.support.ui import WebDriverWait
 WIDTHS = (390, 1440)
 #: What the search has to find, and on which page.
 WANTED = {"CamRegularizer": "CamRegularizer.html", "dead maps": "dead_maps.html", "shortcut": "shortcut"}
+#: Pages that show what code has drawn, and how many pictures at least.
+PICTURES = {"auto_examples/plot_": 1, "notebooks/shortcut": 3, "notebooks/tour": 5, "study": 2, "index": 1}
+_BROKEN = "return [...document.images].filter(it => it.complete && !it.naturalWidth).map(it => it.src)"
 _OVERFLOW = """
 const root = document.documentElement, wide = [];
 if (root.scrollWidth <= root.clientWidth) return wide;
@@ -78,6 +81,13 @@ def faults(browser: webdriver.Chrome, home: str, page: str) -> Iterator[str]:
     wide = browser.execute_script(_OVERFLOW)
     if wide:
         yield f"scrolls sideways: {', '.join(wide)}"
+    broken = browser.execute_script(_BROKEN)
+    if broken:
+        yield f"pictures that cannot be shown: {', '.join(broken)}"
+    wanted = max((least for start, least in PICTURES.items() if page.startswith(start)), default=0)
+    shown = browser.execute_script("return document.querySelectorAll('article img').length")
+    if shown < wanted:
+        yield f"expected {wanted} pictures or more, got {shown}"
     for entry in browser.get_log("browser"):
         if entry["level"] == "SEVERE":
             yield entry["message"]
