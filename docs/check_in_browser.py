@@ -1,6 +1,6 @@
 """``python docs/check_in_browser.py [FOLDER]``: every page of the built documentation, in headless Chromium.
 
-At the widths of a telephone and of a screen no page scrolls sideways, none logs an error, and pictures are there; the search finds;
+At the widths of a telephone and of a screen no page scrolls sideways, none logs an error, pictures are there; the search finds;
 light and dark are two looks. Needs the extra ``test`` (selenium), Chromium and its driver.
 """
 
