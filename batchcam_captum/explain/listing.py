@@ -43,6 +43,12 @@ def list_folder(folder: str | os.PathLike[str]) -> Listing:
     The folders directly inside are taken as classes, in torchvision's order; an image that lies in none has no label. An id is
     the path below the folder.
 
+    Args:
+        folder: its path.
+
+    Returns:
+        The files with their ids, labels and classes: what :func:`~batchcam_captum.explain.ImageFiles` is made of.
+
     Raises:
         FileNotFoundError: no folder.
         ValueError: no image in it.
@@ -82,6 +88,12 @@ def list_csv(path: str | os.PathLike[str]) -> Listing:
     index or the name of a class, empty where it is not known; and ``id``, by default the path as it is written. Others are
     ignored. Labels are indices where all of them are integers. The files need not exist: those that cannot be read are damaged.
     Between values are commas, or semicolons or tabs where the header has its column ``path`` with these alone.
+
+    Args:
+        path: of the CSV, in UTF-8.
+
+    Returns:
+        The files with their ids, labels and classes: what :func:`~batchcam_captum.explain.ImageFiles` is made of.
 
     Raises:
         FileNotFoundError: no such file.

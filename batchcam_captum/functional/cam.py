@@ -30,6 +30,13 @@ CONSTANT_GRADIENT_WEIGHTS: dict[CamMethod, Callable[[Tensor], Tensor]] = {}
 def get_method(method: str | CamMethod) -> CamMethod:
     """Return the weighting of this name, or the callable that was given.
 
+    Args:
+        method: a name of :data:`CAM_METHODS`, or a function (N, C, *spatial), (N, C, *spatial) -> (N, 1, *spatial) of activations
+            and gradients.
+
+    Returns:
+        The function.
+
     Raises:
         ValueError: an unknown name.
         TypeError: neither a name nor a callable.

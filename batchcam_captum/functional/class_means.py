@@ -182,7 +182,15 @@ def check_sample_weights(
 
 
 def class_sums(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ_i w_ic x_i: (N, …), (N, K) -> (K, …), one matrix product."""
+    """Σ_i w_ic x_i for each class c, one matrix product.
+
+    Args:
+        values: x, (N, …).
+        weights: w, (N, K), see :func:`class_weights`.
+
+    Returns:
+        (K, …), of the values' number type.
+    """
     rows = values.flatten(1) if values.dim() > 1 else values
     return (weights.to(values.dtype).T @ rows).reshape(weights.shape[1], *values.shape[1:])
 

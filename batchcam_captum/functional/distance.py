@@ -22,6 +22,12 @@ DISTANCES: Registry[Distance] = Registry("distance")
 def get_distance(distance: str | Distance) -> Distance:
     """Return the distance of this name, or the callable that was given.
 
+    Args:
+        distance: a name of :data:`DISTANCES`, or a function (N, …), (N, …) -> (N,).
+
+    Returns:
+        The function.
+
     Raises:
         ValueError: an unknown name.
     """
@@ -30,27 +36,71 @@ def get_distance(distance: str | Distance) -> Distance:
 
 @DISTANCES.register("l1")
 def l1_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Mean absolute difference over a pair's elements: (N, …), (N, …) -> (N,)."""
+    r"""Mean absolute difference over a pair's elements.
+
+    .. math:: \frac{1}{D} \sum_p |a_p - b_p|
+
+    with p over the D elements of a map.
+
+    Args:
+        first: a, (N, …).
+        second: b, of the same shape.
+
+    Returns:
+        (N,), at least 0; float32, or float64 where an input is.
+    """
     return (full_precision(first) - full_precision(second)).abs().flatten(1).mean(1)
 
 
 @DISTANCES.register("l2")
 def l2_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared difference over a pair's elements: (N, …), (N, …) -> (N,). No square root: smooth at zero."""
+    r"""Mean squared difference over a pair's elements. No square root: smooth at zero.
+
+    .. math:: \frac{1}{D} \sum_p (a_p - b_p)^2
+
+    with p over the D elements of a map.
+
+    Args:
+        first: a, (N, …).
+        second: b, of the same shape.
+
+    Returns:
+        (N,), at least 0; float32, or float64 where an input is.
+    """
     return (full_precision(first) - full_precision(second)).square().flatten(1).mean(1)
 
 
 @DISTANCES.register("ssim")
 def ssim_distance(first: Tensor, second: Tensor) -> Tensor:
-    """1 − SSIM: (N, C, *spatial) twice -> (N,), in [0, 2]; see :func:`~batchcam_captum.functional.ssim`."""
+    """1 − SSIM, see :func:`~batchcam_captum.functional.ssim`.
+
+    Args:
+        first: (N, C, *spatial), in [0, 1].
+        second: of the same shape.
+
+    Returns:
+        (N,), in [0, 2]; 0 where the maps are equal.
+
+    Raises:
+        ValueError: see :func:`~batchcam_captum.functional.ssim`.
+    """
     return 1 - ssim(first, second)
 
 
 def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of the angle between two maps: (N, …), (N, …) -> (N,), in [-1, 1]; larger is closer.
+    r"""Cosine of the angle between two maps.
+
+    .. math:: \frac{a \cdot b}{\|a\|\, \|b\|}
 
     Each map is divided by its largest absolute value first, so that neither the result nor its gradient needs an epsilon:
-    every norm is at least 1. Where a map is all zero the similarity is 0, with a zero gradient.
+    every norm is at least 1.
+
+    Args:
+        first: a, (N, …).
+        second: b, of the same shape.
+
+    Returns:
+        (N,), in [-1, 1]; larger is closer. Where a map is all zero the similarity is 0, with a zero gradient.
     """
     one, other = _scaled(first), _scaled(second)
     norms: Tensor = torch.linalg.vector_norm(one.rows, dim=1) * torch.linalg.vector_norm(other.rows, dim=1)
@@ -88,5 +138,13 @@ def unit(maps: Tensor) -> Tensor:
 
 @DISTANCES.register("cosine")
 def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
-    """1 − cosine similarity: (N, …), (N, …) -> (N,), in [0, 2]; 1 where a map is all zero."""
+    """1 − cosine, see :func:`cosine_similarity`.
+
+    Args:
+        first: (N, …).
+        second: of the same shape.
+
+    Returns:
+        (N,), in [0, 2]; 1 where a map is all zero.
+    """
     return 1 - cosine_similarity(first, second)

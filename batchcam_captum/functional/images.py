@@ -119,5 +119,18 @@ def image_maps(
     std: PerChannel = None,
     to_channel: ToChannel | None = None,
 ) -> Tensor:
-    """Images as maps in [0, 1]: one channel (see :func:`to_one_channel`), then min–max of each; a flat image is all zero."""
+    """Images as maps in [0, 1]: one channel (see :func:`to_one_channel`), then min–max of each.
+
+    Args:
+        images: (N, C, *spatial).
+        mean: the ``mean`` that the images were standardised with, one number or one a channel; it is undone.
+        std: likewise.
+        to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
+
+    Returns:
+        (N, 1, *spatial), from 0 to 1 in each image; a flat image is all zero.
+
+    Raises:
+        ValueError: see :func:`to_one_channel` and :func:`undo_standardization`.
+    """
     return normalize(to_one_channel(images, mean=mean, std=std, to_channel=to_channel), "minmax")

@@ -53,7 +53,13 @@ def tokens_to_grid(tokens: Tensor, grid: Sequence[int], prefix: int = 0) -> Tens
 
 
 def channels_last_to_first(tensor: Tensor) -> Tensor:
-    """Move the channels to the front: (N, *spatial, C) -> (N, C, *spatial), a view; with (N, L, C), (N, C, L).
+    """Move the channels to the front.
+
+    Args:
+        tensor: (N, *spatial, C), or tokens (N, L, C).
+
+    Returns:
+        (N, C, *spatial), or (N, C, L): a view.
 
     Raises:
         ValueError: there is no spatial dimension.

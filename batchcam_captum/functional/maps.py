@@ -26,12 +26,26 @@ def _over_pixels(tensor: Tensor) -> tuple[int, ...]:
 
 
 def rectify(cams: Tensor) -> Tensor:
-    """Keep what speaks for the class: ``relu(cams)``, the outer ReLU of Grad-CAM (Selvaraju et al. 2017, eq. 2)."""
+    """Keep what speaks for the class: ``relu(cams)``, the outer ReLU of Grad-CAM (Selvaraju et al. 2017, eq. 2).
+
+    Args:
+        cams: of any shape, signed.
+
+    Returns:
+        Of the same shape, at least 0.
+    """
     return F.relu(cams)
 
 
 def peak(cams: Tensor) -> Tensor:
-    """Largest absolute value of each cam: (N, …) -> (N, 1, …). Every tolerance of the package is relative to it."""
+    """Largest absolute value of each cam. Every tolerance of the package is relative to it.
+
+    Args:
+        cams: (N, …), signed.
+
+    Returns:
+        (N, 1, …), with as many dimensions as the cams.
+    """
     return cams.abs().amax(dim=_over_pixels(cams), keepdim=True)
 
 

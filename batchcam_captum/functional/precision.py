@@ -9,7 +9,14 @@ from torch import Tensor
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off for the tensor's kind of device; free when it is off already."""
+    """Switch autocast off for a tensor's kind of device; free when it is off already.
+
+    Args:
+        tensor: any tensor on that device.
+
+    Returns:
+        A context, to be entered by ``with``.
+    """
     device_type = tensor.device.type
     # torch 2.11 does not compile the first question; the second one raises on a device that has no autocast.
     available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
@@ -19,12 +26,26 @@ def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged where it is float64."""
+    """Bring a tensor to float32, unless it is float64.
+
+    Args:
+        tensor: of any real number type.
+
+    Returns:
+        The tensor in float32; the very input where it is float32 or float64.
+    """
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def exact_matmul_dtype(tensor: Tensor) -> torch.dtype:
-    """The type in which a matrix product is as exact as the tensor's own: wider where float32 products may be rounded to TF32."""
+    """The type in which a matrix product is as exact as the tensor's own: wider where float32 products may be rounded to TF32.
+
+    Args:
+        tensor: a factor.
+
+    Returns:
+        ``torch.float64`` or the tensor's own type.
+    """
     if tensor.dtype == torch.float32 and (
         tensor.is_cuda or torch.get_float32_matmul_precision() != "highest"
     ):

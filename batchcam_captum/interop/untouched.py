@@ -46,6 +46,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Args:
         model: any module.
 
+    Returns:
+        A context, to be entered by ``with``.
+
     Raises:
         ValueError: a parameter that has no shape yet.
 

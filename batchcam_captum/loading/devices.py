@@ -20,6 +20,9 @@ def check_device(name: str | torch.device) -> torch.device:
     Args:
         name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, … or ``"mps"``.
 
+    Returns:
+        The device.
+
     Raises:
         ValueError: another kind of device, or one that this machine lacks; the message says what PyTorch sees.
     """
@@ -38,7 +41,13 @@ def check_device(name: str | torch.device) -> torch.device:
 
 
 def check_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The floating dtype of this name: ``"float32"``, ``"float64"``, ``"float16"``, ``"bfloat16"``, or ``"fp32"``, ``"bf16"``, ….
+    """The floating dtype of this name.
+
+    Args:
+        name: ``"float32"``, ``"float64"``, ``"float16"``, ``"bfloat16"``, or ``"fp32"``, ``"bf16"``, …; or the dtype itself.
+
+    Returns:
+        The dtype.
 
     Raises:
         ValueError: another name, or a dtype that a model does not run in.

@@ -74,6 +74,9 @@ def load_images(
         crop: how much of the resized image's side the centre that is cut out has; 1: all of the shorter side.
         progress: wraps the list of files, as ``tqdm`` does.
 
+    Returns:
+        What the model takes, what a figure shows, and what could not be read.
+
     Raises:
         ValueError: no image could be read, with the reasons; arguments that do not fit.
         ModuleNotFoundError: Pillow is not installed.
@@ -107,7 +110,17 @@ def load_packaged_images(
     interpolation: str = "bilinear",
     crop: float = 1.0,
 ) -> LoadedImages:
-    """The photographs that come with scikit-image or, where that is missing, with scikit-learn; arguments as for files.
+    """The photographs that come with scikit-image or, where that is missing, with scikit-learn.
+
+    Args:
+        size: see :func:`load_images`.
+        mean: see :func:`load_images`.
+        std: see :func:`load_images`.
+        interpolation: see :func:`load_images`.
+        crop: see :func:`load_images`.
+
+    Returns:
+        Four photographs from scikit-image, or two from scikit-learn.
 
     Raises:
         ModuleNotFoundError: neither is installed, or Pillow is not.

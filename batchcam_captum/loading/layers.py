@@ -30,6 +30,9 @@ def find_layer(model: nn.Module, name: str | None = None, example: Tensor | None
         name: dotted; None: the one that :func:`~batchcam_captum.suggest_layers` recommends.
         example: inputs of a sample or two, (N, C, H, W). Without them nothing can be suggested or told of the layout.
 
+    Returns:
+        Its name, the module, and how what it returns becomes (N, C, *spatial).
+
     Raises:
         ValueError: no layer of this name, with the nearest names; nothing to suggest; neither a name nor an example.
     """

@@ -49,6 +49,9 @@ def load_model(
         device: where the model goes.
         dtype: of its parameters; None: as they are.
 
+    Returns:
+        The model, in eval mode.
+
     Raises:
         ValueError: no model of this name, with the nearest names; a function that cannot be found, raises, or returns no module;
             a checkpoint that does not fit; a model that its library cannot make; contradicting arguments.
@@ -89,9 +92,14 @@ def parts_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"] | Non
 
 
 def source_of(name: str) -> tuple[Literal["factory", "timm", "torchvision"], str | None]:
-    """Who makes the model of this name, see :func:`load_model`, and in which version.
+    """Who makes the model of this name, and in which version.
 
-    The version is None for a function, and where it is not known: a library that was not installed, but lies on the path.
+    Args:
+        name: see :func:`load_model`.
+
+    Returns:
+        ``"factory"`` for a function, ``"timm"`` or ``"torchvision"``; and that library's version. The version is None for a
+        function, and where it is not known: a library that was not installed, but lies on the path.
 
     Raises:
         ValueError: no model of this name.

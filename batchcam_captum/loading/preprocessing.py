@@ -30,6 +30,9 @@ def preprocessing(model: nn.Module, name: str = "") -> Preprocessing:
         model: the model.
         name: what it was loaded as, see :func:`~batchcam_captum.loading.load_model`. Only torchvision's models, which say nothing
             of themselves, need it.
+
+    Returns:
+        The arguments of :func:`~batchcam_captum.loading.load_images`.
     """
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and config.get("input_size"):

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 class BatchCamLoss(PrototypeLoss):
     r"""The mean cam of each class in the batch against its prototype: :func:`~batchcam_captum.functional.batch_cam_loss`.
 
+    .. math:: \frac{1}{|\text{present}|} \sum_{c\ \text{present}} D\left(\frac{1}{n_c} \sum_{i: y_i = c} M_i,\ P_c\right)
+
+    with M the normalised maps, D the distance and P the prototypes (Ignesti et al. 2025).
+
     **Several processes.** In training the classes' sums and counts are those of the batches of all ranks together: two ranks
     with 32 images each have the loss, and the gradients, of one with 64. One tensor of (K, pixels + 4) numbers is sent in each
     forward and nothing in the backward, see :func:`batchcam_captum.distributed.sum_over_ranks`. Every rank has to call the loss
@@ -41,9 +45,9 @@ class BatchCamLoss(PrototypeLoss):
     over this call and the M − 1 before it, whose sums are remembered as they were. Let :math:`S_j` be the sums of micro-batch j
     and :math:`J_j` their derivative. The gradient of the whole batch is :math:`\sum_j J_j^\top L'(S_1 + \ldots + S_M)`. The
     call for micro-batch j knows :math:`J_j` only, so the gradient of its sums is multiplied by the number of calls that the
-    means are taken over. When each loss is divided by M, as accumulation does, the M gradients add up to the whole batch's,
-    as far as the
-    remembered sums are those of the weights at hand: exactly as long as no optimizer steps, nearly as long as steps are small.
+    means are taken over. When each loss is divided by M, as accumulation does, the M gradients add up to the whole batch's, as
+    far as the remembered sums are those of the weights at hand: exactly as long as no optimizer steps, nearly as long as steps
+    are small.
     The memory slides: the first micro-batch after a step still sees the M − 1 before it. It is filled in training mode only,
     is part of ``state_dict()``, and is emptied by :meth:`reset`.
 

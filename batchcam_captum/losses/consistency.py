@@ -19,7 +19,9 @@ from .base import LOSSES, CamLoss
 
 @LOSSES.register("consistency")
 class ConsistencyLoss(CamLoss):
-    """The cam of a transformed image against the transformed cam of the image (Guo et al. 2019).
+    r"""The cam of a transformed image against the transformed cam of the image (Guo et al. 2019).
+
+    .. math:: \mathrm{mean}\, \left(C(Tx) - T\, C(x)\right)^2
 
     See :func:`~batchcam_captum.functional.consistency_loss`. The batch holds both views: N images, then the same images
     transformed, in the same order, with the labels twice. It uses signed cams, so it reports no ``dead_fraction``.

@@ -9,7 +9,12 @@ from .base import LOSSES
 
 @LOSSES.register("energy")
 class EnergyLoss(MaskCamLoss):
-    """The share of the positive evidence outside the mask: :func:`~batchcam_captum.functional.energy_loss` (Rao et al. 2023).
+    r"""The share of the positive evidence outside the mask: :func:`~batchcam_captum.functional.energy_loss` (Rao et al. 2023).
+
+    .. math:: \frac{\sum (1 - m)\, C^+}{\sum C^+}, \qquad C^+ = \mathrm{relu}(C)
+
+    with m the mask of where the evidence should be, (N, 1, *spatial) in [0, 1]. A mask of zeros says that the sample has no
+    annotation; it is left out.
 
     Args:
         resolution: compare at the ``"map"``'s size or at the ``"mask"``'s.

@@ -13,7 +13,11 @@ from .base import LOSSES
 
 @LOSSES.register("foreground")
 class ForegroundLoss(PrototypeCamLoss):
-    """What lies outside the foreground of the class: :func:`~batchcam_captum.functional.foreground_loss`.
+    r"""What lies outside the foreground of the class: :func:`~batchcam_captum.functional.foreground_loss`.
+
+    .. math:: \sum \left((1 - F_y)\, C\right)^2 \quad\text{or, as a share,}\quad \frac{\sum (1 - F_y)\, |C|}{\sum |C|}
+
+    with F_y the foreground of the label's class. After Ross et al. 2017, eq. 1; this loss is the project's own.
 
     Its map is the element-wise cam (``method`` is ``"hires_cam"``) of Σ log p (``score`` is ``"log_prob_sum"``), unless
     these attributes are set to something else. It uses signed cams, so it reports no ``dead_fraction``.

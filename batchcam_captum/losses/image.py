@@ -24,7 +24,11 @@ from .base import LOSSES, CamLoss
 
 @LOSSES.register("image")
 class ImageLoss(CamLoss):
-    """Each image's cam against the image itself: :func:`~batchcam_captum.functional.image_loss`.
+    r"""Each image's cam against the image itself: :func:`~batchcam_captum.functional.image_loss`.
+
+    .. math:: \frac{1}{N} \sum_i D(M_i, x_i), \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    with D the distance and x the images in one channel, from 0 to 1.
 
     Labels tell only which samples are ignored; their range is not looked at.
 

@@ -22,7 +22,11 @@ from .base import LOSSES
 
 @LOSSES.register("prototype")
 class PrototypeLoss(PrototypeCamLoss):
-    """Each image's cam against the prototype of its class: :func:`~batchcam_captum.functional.prototype_loss`.
+    r"""Each image's cam against the prototype of its class: :func:`~batchcam_captum.functional.prototype_loss`.
+
+    .. math:: \frac{1}{N} \sum_i D(M_i, P_{y_i}), \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    with D the distance and P the prototypes (Ignesti et al. 2025).
 
     Args:
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial).

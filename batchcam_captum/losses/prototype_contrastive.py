@@ -13,9 +13,11 @@ from .base import LOSSES
 
 @LOSSES.register("prototype_contrastive")
 class PrototypeContrastiveLoss(PrototypeCamLoss):
-    """Pull a cam to its class's prototype, push it from the others.
+    r"""Pull a cam to its class's prototype, push it from the others.
 
-    See :func:`~batchcam_captum.functional.prototype_contrastive_loss` for the formula. Classes without a prototype take no part.
+    .. math:: -\log \mathrm{softmax}_c \left(\mathrm{unit}(C - \bar C) \cdot \mathrm{unit}(P_c - \bar P) / \tau\right)_y
+
+    See :func:`~batchcam_captum.functional.prototype_contrastive_loss`. Classes without a prototype take no part.
 
     Args:
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial).

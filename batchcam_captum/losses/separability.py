@@ -14,7 +14,9 @@ from .base import LOSSES, CamLoss
 
 @LOSSES.register("separability")
 class SeparabilityLoss(CamLoss):
-    """How far the maps of the label and of the most confused class overlap (Wang et al. 2019, ICASC).
+    r"""How far the maps of the label and of the most confused class overlap (Wang et al. 2019, ICASC).
+
+    .. math:: \frac{2 \sum \min(M_y, M_c)\, T}{\sum (M_y + M_c)}, \qquad T = \mathrm{sigmoid}\left(\omega (M_y - \sigma)\right)
 
     See :func:`~batchcam_captum.functional.separability_loss`. It compares the cams of two scores, so it takes cams (N, 2,
     *spatial) and costs a second gradient. Labels themselves tell only which samples are ignored.

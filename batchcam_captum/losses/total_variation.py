@@ -13,7 +13,11 @@ from .base import LOSSES, CamLoss
 
 @LOSSES.register("total_variation")
 class TotalVariationLoss(CamLoss):
-    """How much neighbouring pixels of the maps differ: :func:`~batchcam_captum.functional.total_variation_loss`.
+    r"""How much neighbouring pixels of the maps differ: :func:`~batchcam_captum.functional.total_variation_loss`.
+
+    .. math:: \sum_d \mathrm{mean}_p\, |M_{p + e_d} - M_p|, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    with d over the spatial dimensions and p over the pixels that have a next one (Rudin, Osher and Fatemi 1992).
 
     Labels tell only which samples are ignored; their range is not looked at.
 

@@ -34,7 +34,9 @@ def image_loss(
     sample_weights: Tensor | None = None,
     checks: ValueChecks | None = None,
 ) -> Tensor:
-    """Each image's cam against the image itself, (1/N) Σ D(M_i, x_i): the authors' term before Batch-CAM.
+    r"""Each image's cam against the image itself: the authors' term before Batch-CAM.
+
+    .. math:: \frac{1}{N} \sum_i D(M_i, x_i), \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
 
     Args:
         cams: see :func:`prototype_loss`.

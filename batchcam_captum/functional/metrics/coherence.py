@@ -42,6 +42,9 @@ def coherence_sums(
         ignore_index: labels of this value are left out.
         checks: where checks of values go; default: they raise at once on every device.
 
+    Returns:
+        The sums (K, *spatial) and (K,), see :class:`CoherenceSums`.
+
     Raises:
         ValueError: a shape or a value that does not fit, or a cam that is not finite.
         TypeError: cams or labels of a wrong kind.
@@ -73,7 +76,14 @@ def coherence_sums(
 
 
 def coherence_of(sums: CoherenceSums) -> Tensor:
-    """The coherence of each class (K,) from the sums over its samples, see :func:`class_coherence`."""
+    """The coherence of each class from the sums over its samples, see :func:`class_coherence`.
+
+    Args:
+        sums: of one batch, or added up over several.
+
+    Returns:
+        (K,), in [0, 1]; NaN for a class with fewer than two samples.
+    """
     lengths = sums.directions.flatten(1).square().sum(1)
     pairs = sums.counts * (sums.counts - 1)
     alone = pairs <= 0
