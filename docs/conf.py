@@ -31,6 +31,7 @@ extensions = [
     "mathml",
     "pages",
     "public_names",
+    "sources",
     "sphinx_gallery.gen_gallery",  # before autosummary, whose pages show which examples use a name
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -42,7 +43,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "myst_nb",
-    "links_inside",
+    "built_pages",
 ]
 source_suffix = {
     ".rst": "restructuredtext",

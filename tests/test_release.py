@@ -143,7 +143,7 @@ def test_citation_names_the_papers_as_the_bibliography_does():
     ]
     assert len(CITATION["references"]) == 3
     for reference in CITATION["references"]:
-        (entry,) = (entry for entry in entries if f"title = {{{reference['title']}}}" in entry)
+        (entry,) = (entry for entry in entries if f"title = {{{{{reference['title']}}}}}" in entry)
         authors = [f"{each['family-names']}, {each['given-names']}" for each in reference["authors"]]
         assert f"author = {{{' and '.join(authors)}}}" in entry
         assert f"year = {{{reference['year']}}}" in entry

@@ -21,7 +21,17 @@ class Shortcut(Protocol):
     def __call__(
         self, images: Tensor, labels: Tensor, *, train: bool, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """(N, 1, H, W) and (N,) -> images (N, C, H, W) of the same dtype, and masks (N, 1, H, W), bool."""
+        """Put the shortcut in.
+
+        Args:
+            images: (N, 1, H, W).
+            labels: (N,), int64.
+            train: the shortcuts of the training set, which give the label away, or those of the test set.
+            generator: of whatever is drawn.
+
+        Returns:
+            Images (N, C, H, W) of the same dtype, and where the shortcut is: masks (N, 1, H, W), bool.
+        """
         ...
 
 

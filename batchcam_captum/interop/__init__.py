@@ -1,6 +1,7 @@
 """To and from pytorch-grad-cam, Captum and TorchCAM. None of them but Captum is needed to import this."""
 
 from .adapter import (
+    CamAdapter,
     EigenCAM,
     EigenGradCAM,
     GradCAM,
@@ -18,6 +19,7 @@ from .untouched import untouched
 __all__ = [
     "OURS",
     "PEERS",
+    "CamAdapter",
     "EigenCAM",
     "EigenGradCAM",
     "GradCAM",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "CamAdapter",
     "EigenCAM",
     "EigenGradCAM",
     "GradCAM",
@@ -44,7 +45,7 @@ __all__ = [
 
 
 class CamAdapter:
-    """What the classes below have in common: pytorch-grad-cam's constructor and call, and its maps.
+    """What the classes of CAMs have in common: pytorch-grad-cam's constructor and call, and its maps.
 
     Maps are computed in eval mode, as there; afterwards every module is in the mode that it was in. A call takes one forward and
     one ``torch.autograd.grad`` for the whole batch and all layers, and leaves nothing behind: no hooks, no ``.grad``, no graph.

@@ -1,13 +1,16 @@
 """References find what they mean: by an object's public name, wherever it is defined, and by the short names of annotations.
 
-A reference to something of this package that can be imported and is not public stays text; one to something that there is not is
-reported, as any other.
+In a signature what is not public stays text. A reference in a text that leads nowhere is reported, as any other; so is one to
+what can be imported and is not public, as no page describes it. Of a class's bases the public ones are shown.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 import sys
+import typing
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from inspect import isclass, ismodule, isroutine
@@ -141,6 +144,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: no
     """What a reference that Sphinx did not find leads to; None where there is nothing."""
     if node.get("refdomain") != "py":
         return None
+    written_out = contnode if node.get("of_signature") else None
     target = ALIASES.get(node["reftarget"])
     if target is not None:
         node["reftarget"] = target
@@ -154,17 +158,19 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: no
             continue
         public = public_names().get(id(value))
         if public is None:
-            return contnode
+            return written_out
         domain = env.domains["py"]
         full = f"{public}.{rest}" if rest else public
         found = domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, contnode)
-        return found if found is not None else contnode if rest else None
-    return contnode if _anywhere(node["reftarget"]) else None
+        return written_out if found is None and rest else found
+    return written_out if _anywhere(node["reftarget"]) else None
 
 
 def as_defined(app: Sphinx, tree: nodes.document) -> None:
     """A signature's short names mean what they mean in the module that defines the object, also where others are called alike."""
     for signature in tree.findall(desc_signature):
+        for node in signature.findall(pending_xref):
+            node["of_signature"] = True
         try:
             owner, _ = _imported(f"{signature['module']}.{signature['fullname']}")
         except (KeyError, LookupError):
@@ -184,8 +190,41 @@ def _kept(line: str) -> str:
 
 
 def keep_signs(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """What reStructuredText would take for markup, in every docstring."""
-    lines[:] = map(_kept, lines)
+    """What reStructuredText would take for markup, in every docstring. In a formula a ``|`` after a backslash is another sign."""
+    formula: int | None = None  # how far in the directive stands
+    for place, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if formula is not None and line.strip() and indent <= formula:
+            formula = None
+        if line.lstrip().startswith(".. math::"):
+            formula = indent
+        if formula is None:
+            lines[place] = _kept(line)
+
+
+def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[Any]) -> None:
+    """In the place of a base that is not public the nearest ones that are."""
+    bases[:] = list(dict.fromkeys(_public(bases))) or [object]
+
+
+def _public(bases: Iterable[Any]) -> Iterator[Any]:
+    for base in bases:
+        plain = typing.get_origin(base) or base
+        if plain in (object, typing.Generic):
+            continue
+        if plain.__module__.startswith(f"{PACKAGE}.") and id(plain) not in public_names():
+            yield from _public(vars(plain).get("__orig_bases__", plain.__bases__))
+        else:
+            yield base
+
+
+def made_by_nobody(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str, None] | None:
+    """No arguments where users make no objects: of a protocol, and of an enumeration."""
+    if what == "class" and (getattr(obj, "_is_protocol", False) or issubclass(obj, enum.Enum)):
+        return "", None
+    return None
 
 
 def keep_first_words(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -199,6 +238,8 @@ def keep_first_words(app: Sphinx, what: str, name: str, obj: Any, options: Any, 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Sphinx calls it."""
     app.setup_extension("sphinx.ext.napoleon")
+    app.connect("autodoc-process-bases", public_bases)
+    app.connect("autodoc-process-signature", made_by_nobody)
     app.connect("doctree-read", as_defined)
     app.connect("missing-reference", resolve, priority=400)
     app.connect("autodoc-process-docstring", keep_signs, priority=400)

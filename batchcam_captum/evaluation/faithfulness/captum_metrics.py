@@ -62,7 +62,7 @@ def infidelity(
 ) -> Tensor:
     """How badly a cam predicts what a change of the image does to the target's score.
 
-    Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019: E_I (Iᵀ Φ − (f(x) − f(x'_I)))², with Φ the
+    Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations": E_I (Iᵀ Φ − (f(x) − f(x'_I)))², with Φ the
     cam resized to the image, one value a pixel for all channels. By default I is a square at a random place, as in the authors'
     square removal: 1 inside and 0 outside, and x'_I the image with ``fill`` inside. A cam says how much a place matters, not
     how the score follows a pixel's value, so what it predicts of a removal is its sum over the square; nothing is multiplied by
@@ -178,7 +178,7 @@ def max_sensitivity(
 ) -> Sensitivity:
     """How far a small change of the image moves the cam, at most.
 
-    Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019: the largest ‖Φ(x + δ) − Φ(x)‖ over random δ
+    Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations": the largest ‖Φ(x + δ) − Φ(x)‖ over random δ
     with |δ| <= radius in every pixel, divided by ‖Φ(x)‖. Computed by ``captum.metrics.sensitivity_max``, which takes a
     plain tensor of cams for a tuple of single ones; here it gets a tuple.
 

@@ -44,7 +44,7 @@ def cascading_randomization(
 ) -> CascadingRandomization:
     """Re-initialise a copy of the model layer by layer, from the scores down, and compare the maps with the original ones.
 
-    Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 3 (cascading randomization). A map that stays the
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3 (cascading randomization). A map that stays the
     same while the model is destroyed shows the image, not the model: **smaller similarities are better**. A similarity that is
     high throughout says so of the method, or of training that has built the map into the lowest layers.
 

@@ -17,7 +17,7 @@ _ITERATIONS_UNSEEN = 16
 def linear_imputation(images: Tensor, removed: Tensor) -> Tensor:
     """Replace removed pixels by the weighted mean of their neighbours, be those known or replaced themselves.
 
-    Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022: weights of 1/6
+    Rong et al. 2022, "A Consistent and Efficient Evaluation Strategy for Attribution Methods": weights of 1/6
     for the four nearest pixels and 1/12 for the diagonal ones; at the edges the weights that are left are scaled up. That is a
     sparse linear system for every channel. Its matrix is symmetric and positive definite as long as a pixel is known, so
     conjugate gradients solve the systems of a whole batch at once, without leaving the device.

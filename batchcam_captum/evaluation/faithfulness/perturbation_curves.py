@@ -64,7 +64,7 @@ def insertion_curve(
 ) -> PerturbationCurves:
     """Put the pixels back into a blurred image, the most important first, and follow the target's probability.
 
-    Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018. A high
+    Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". A high
     area says that the cam's strongest pixels are enough for the model. It says nothing where the model is sure of the start
     already: look at the curves.
 
@@ -114,7 +114,7 @@ def deletion_curve(
 ) -> PerturbationCurves:
     """Remove an image's pixels, the most important first, and follow the target's probability.
 
-    Petsiuk, Das and Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018. A low
+    Petsiuk, Das and Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models". A low
     area says that the model needs the cam's strongest pixels. Holes are images that the model has never seen, so a low area
     may also come from a fragile model; :func:`~batchcam_captum.evaluation.faithfulness.road` fills them plausibly.
 

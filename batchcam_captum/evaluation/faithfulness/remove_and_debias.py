@@ -73,7 +73,7 @@ def road(
 ) -> RoadScores:
     """Remove and debias: replace the most and the least important pixels by their surroundings, and compare the target's scores.
 
-    Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML 2022. A hole has a shape, and the
+    Rong et al. 2022, "A Consistent and Efficient Evaluation Strategy for Attribution Methods". A hole has a shape, and the
     shape alone may tell the class; a pixel that is replaced by the mean of its neighbours, with a little noise, leaves none. Most
     relevant first (MoRF) and least relevant first (LeRF) then agree, and their difference is the measure, as in
     ``pytorch_grad_cam.metrics.road.ROADCombined``.

@@ -1,4 +1,8 @@
-"""Warns of links from page to page, or to a place in a page, that lead nowhere; `make docs` makes errors of warnings."""
+"""Warns of what is wrong in pages that are built; `make docs` makes errors of warnings.
+
+Links from page to page, or to a place in a page, that lead nowhere; and lists that count by letters, which nobody writes here: a
+sentence that begins with an initial, as "K.", became one.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,33 @@ from sphinx.application import Sphinx
 from sphinx.util.logging import getLogger
 
 log = getLogger(__name__)
+#: The classes of lists that count by letters or Roman numbers.
+_LETTERS = {"loweralpha", "upperalpha", "lowerroman", "upperroman"}
 
 
 class _Page(HTMLParser):
-    """What can be linked to in a page, and what it links to."""
+    """What can be linked to in a page, what it links to, and how many of its lists count by letters."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.places: set[str] = set()
         self.links: list[str] = []
+        self.lists_of_letters = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """A place has an id; links, pictures and scripts have an address."""
+        """A place has an id; links, pictures and scripts have an address; an ordered list has its kind for a class."""
         for name, value in attrs:
             if name == "id" or (tag == "a" and name == "name"):
                 self.places.add(value or "")
             elif name in ("href", "src") and value:
                 self.links.append(value)
+            elif tag == "ol" and name == "class" and {*(value or "").split()} & _LETTERS:
+                self.lists_of_letters += 1
 
 
-def dead_links(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Those links of some pages of a folder that lead nowhere, each with its page.
+def wrong(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong in some pages of a folder, each with its page.
 
     Args:
         folder: where the pages are.
@@ -44,6 +53,11 @@ def dead_links(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         f"{name}.html": _Page((folder / f"{name}.html").read_text(encoding="utf-8")) for name in sorted(names)
     }
     for name, page in pages.items():
+        if page.lists_of_letters:
+            yield (
+                name,
+                f"{page.lists_of_letters} lists count by letters; begin the sentences with another word",
+            )
         for link in dict.fromkeys(page.links):
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
@@ -55,14 +69,14 @@ def dead_links(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
             )
             place = unquote(parts.fragment)
             if not (folder / path).is_file() or (place and path in pages and place not in pages[path].places):
-                yield name, link
+                yield name, f"nothing is at the link {link}"
 
 
 def report(app: Sphinx, exception: Exception | None) -> None:
     """A warning for each, when a whole build is done."""
     if exception is None and app.builder.name == "html":
-        for page, link in dead_links(Path(app.outdir), app.env.found_docs):
-            log.warning("%s: nothing is at the link %s", page, link, type="links_inside")
+        for page, what in wrong(Path(app.outdir), app.env.found_docs):
+            log.warning("%s: %s", page, what, type="built_pages")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
