@@ -33,7 +33,7 @@ class Options(TypedDict, total=False):
 class _FromTorchvision(ShortcutDataset):
     """What the ready-made kinds share: ``root`` and ``train`` are kept as torchvision's data sets keep them."""
 
-    source: ClassVar[str]  #: see :data:`.torchvision_files.TORCHVISION_NAMES`
+    source: ClassVar[str]  #: a name of ``torchvision_files.TORCHVISION_NAMES``
 
     def __init__(self, root: Root, train: bool, shortcut: Shortcut, options: Options) -> None:
         self.root, self.train = root, train
@@ -56,8 +56,14 @@ class DecoyMNIST(_FromTorchvision):
         train: the training or the test images, with that set's shortcuts.
         variant: ``"rrr"`` or ``"cdep"``.
         place: ``"random"`` corner, or ``"fixed"``.
-        **options: ``mode``, ``transform``, ``target_transform``, ``joint_transform``, ``download``, ``seed``: see
-            :class:`Options`.
+        **options: those of all named data sets:
+
+            - ``mode``: ``"train"``, ``"test"`` or ``"clean"``, to choose the shortcuts apart from the images. Default: those of
+              the set.
+            - ``transform``, ``target_transform`` and ``joint_transform``: of an image, a label, and an image and its mask, see
+              :class:`ShortcutDataset`.
+            - ``download``: let torchvision download what is missing. Default: no.
+            - ``seed``: of what is drawn. Default: 0.
 
     Raises:
         FileNotFoundError: the folder, or the data set in it, is missing.
@@ -86,7 +92,7 @@ class DecoyMNIST(_FromTorchvision):
 
 
 class DecoyFashionMNIST(DecoyMNIST):
-    """Fashion-MNIST with a grey swatch in a corner; arguments as of :class:`DecoyMNIST`."""
+    """Fashion-MNIST with a grey swatch in a corner; for its arguments see :class:`DecoyMNIST`."""
 
     source = "fashion-mnist"
 
@@ -101,8 +107,7 @@ class ColorMNIST(_FromTorchvision):
         correlation: the share of training images with their own class's colour.
         spread: standard deviation of noise on the colours.
         test: ``"reversed"`` or ``"random"``.
-        **options: ``mode``, ``transform``, ``target_transform``, ``joint_transform``, ``download``, ``seed``: see
-            :class:`Options`.
+        **options: those of all named data sets, see :class:`DecoyMNIST`.
 
     Raises:
         FileNotFoundError: the folder, or the data set in it, is missing.
@@ -142,8 +147,7 @@ class WatermarkMNIST(_FromTorchvision):
         share: of the images that have a mark.
         opacity: of the mark.
         test: ``"other"`` or ``"none"``.
-        **options: ``mode``, ``transform``, ``target_transform``, ``joint_transform``, ``download``, ``seed``: see
-            :class:`Options`.
+        **options: those of all named data sets, see :class:`DecoyMNIST`.
 
     Raises:
         FileNotFoundError: the folder, or the data set in it, is missing.
@@ -174,6 +178,6 @@ class WatermarkMNIST(_FromTorchvision):
 
 
 class WatermarkFashionMNIST(WatermarkMNIST):
-    """Fashion-MNIST with a faint mark near the border; arguments as of :class:`WatermarkMNIST`."""
+    """Fashion-MNIST with a faint mark near the border; for its arguments see :class:`WatermarkMNIST`."""
 
     source = "fashion-mnist"

@@ -58,7 +58,18 @@ def overlay_figure(
             outliers clipped: ``"blended_heat_map"``, ``"alpha_scaling"``, ``"masked_image"``.
         opacity: of the map at the end of its scale, and everywhere with ``"blended_heat_map"``; from 0 to 1.
         columns: samples a row. Default: as many as have room.
-        **options: see :class:`FigureOptions`.
+        **options: those of every figure:
+
+            - ``scale``: which maps are divided by the same value: ``"map"``: each by its own largest; ``"sample"``: those of a
+              sample by the largest of them; ``"figure"``: all by the largest of all; or a number, which all are divided by.
+              Default: ``"map"``.
+            - ``signed``: show negative values, too, in blue, from minus to plus the largest absolute value. Default: what is
+              negative is 0.
+            - ``mean`` and ``std``: of the ``Normalize`` that the images went through. Without them images in [0, 1] are shown as
+              they are, and others from their own smallest to their own largest value.
+            - ``titles``: N texts, of any number of lines, such as the label and the prediction.
+            - ``problems``: N texts, empty for most: why there is no map to draw. It is written where the map would be.
+            - ``title``: of the figure.
 
     Returns:
         The figure; it belongs to no window and needs no closing. ``figure.savefig(path)`` writes it.
@@ -101,7 +112,7 @@ def contour_figure(
         cams: likewise.
         levels: shares of the scale, above 0 and below 1. With ``signed`` their negatives as well.
         columns: samples a row. Default: as many as have room.
-        **options: see :class:`FigureOptions`.
+        **options: those of every figure, see :func:`overlay_figure`.
 
     Returns:
         The figure.
@@ -139,7 +150,7 @@ def side_by_side_figure(
         cams: likewise.
         opacity: likewise.
         columns: samples a row. Default: as many as have room.
-        **options: see :class:`FigureOptions`.
+        **options: those of every figure, see :func:`overlay_figure`.
 
     Returns:
         The figure.
@@ -182,7 +193,7 @@ def class_grid_figure(
         targets: (M,) or (N, M), the class that each map explains; −1 where there is none. Default: 0 … M − 1.
         class_names: of all classes. Default: their numbers.
         opacity: of the map at the end of its scale.
-        **options: see :class:`FigureOptions`.
+        **options: those of every figure, see :func:`overlay_figure`.
 
     Returns:
         The figure.
