@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ HELD = {
     "docs/index.md": Held(shapes=1),
     "docs/migration.md": Held(shapes=3),
 }
+#: Page -> what its code draws -> the committed picture that the page shows of it.
+DRAWN = {"docs/getting_started.md": ("maps.png", "images/getting-started-maps.png")}
 
 
 def given(name: str) -> dict[str, Any]:
@@ -74,6 +77,17 @@ def test_code_runs_and_prints_what_the_page_shows(name):
     expected = HELD.get(name, Held())
     for kind in ("shapes", "outputs", "commands"):
         assert getattr(held, kind) >= getattr(expected, kind), kind
+    if name in DRAWN:
+        drawn, shown = (Path(DRAWN[name][0]).resolve(), DOCS / DRAWN[name][1])
+        apart = float((_coarse(drawn) - _coarse(shown)).abs().mean())
+        assert apart < 0.02, f"{shown}: expected what the page draws, got {apart:.3f} off; copy {drawn} there"
+
+
+def _coarse(picture: Path) -> torch.Tensor:
+    """So few pixels that fonts and the last digits of a training do not matter."""
+    from matplotlib.pyplot import imread
+
+    return F.interpolate(torch.tensor(imread(picture))[None, ..., :3].movedim(3, 1), (48, 96), mode="area")
 
 
 @pytest.mark.parametrize("name", PAGES)
