@@ -12,6 +12,7 @@ from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointError
 
 from .graph import between, node_of, walk
+from .mixing import way_out
 from .places import Layout
 from .report import Finding
 from .second_order import nearest_later_layer, second_derivative_missing, second_order_remedy
@@ -167,14 +168,11 @@ def _mixing(look: Look) -> Iterator[Finding]:
     if norms:
         # The norm itself may be on one branch of a block, whose map misses the other.
         later = [call for call in look.trace.candidates(look.selected) if call.ended >= norms[-1].ended]
-        remedy = "switch it to running statistics with eval()"
-        if later:
-            remedy = f"explain a layer from {later[0].name!r} on, or {remedy}"
         yield Finding(
             "batch_norm",
             "warning",
             f"{listed([call.name for call in norms])}: BatchNorm with batch statistics after the layer mixes the samples, so "
-            f"that each map depends on the other images, too; {remedy}",
+            f"that each map depends on the other images, too; {way_out(repr(later[0].name) if later else None)}",
             look.name,
         )
     else:

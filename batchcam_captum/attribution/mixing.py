@@ -10,9 +10,24 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ..functional.losses.comparison import MIN_MAP_SIZE
 from ..warn import warn_user
 from .recorder import LayerRecorder, attributing
 from .survey import mixes
+
+
+def way_out(layer: str | None) -> str:
+    """What to do where a BatchNorm mixes the samples.
+
+    Args:
+        layer: the first one behind which there is none; None where there is no such layer with places.
+    """
+    if layer is None:
+        return "switch it to running statistics with eval()"
+    return (
+        f"switch it to running statistics with eval(), or explain a layer from {layer} on, where its maps have at least "
+        f"{MIN_MAP_SIZE} x {MIN_MAP_SIZE} places: with small images this takes a stem of stride 1"
+    )
 
 
 @contextmanager
@@ -50,7 +65,7 @@ def mixing_watched(forward_func: Callable[..., Any], recorders: Sequence[LayerRe
         last = _block_of(found[-1], latest[0], names) or type(found[-1]).__name__
         warn_user(
             f"{first}: a BatchNorm with batch statistics after the explained layer mixes the samples of a batch, so each map "
-            f"depends on the other images, too; explain a layer from {last} on, or switch it to running statistics with eval()"
+            f"depends on the other images, too; {way_out(last)}"
         )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
 
-TEXT = r"^3: a BatchNorm with batch statistics after the explained layer .*; explain a layer from 5 on"
+TEXT = r"^3: a BatchNorm with batch statistics after the explained layer .*; switch it .* explain a layer from 5 on"
 
 
 def network() -> nn.Sequential:
@@ -103,6 +103,20 @@ def test_the_layer_to_explain_is_one_that_no_path_leads_around(make: Any, block:
     with pytest.warns(UserWarning, match=f"explain a layer from {block} on"):
         BatchGradCam(model, early).attribute(images, target=LABELS)
     BatchGradCam(model, block).attribute(images, target=LABELS)  # warnings are errors here
+
+
+def test_small_images_find_the_way_out_that_is_advised() -> None:
+    """Without it the advice turns in a circle: layer4 for the BatchNorm's sake, and an earlier layer for the map's size."""
+    model = torchvision.models.resnet18(num_classes=5).train()
+    images = torch.rand(4, 3, 32, 32)
+    advice = r"with eval\(\), or explain a layer from layer4 on, where its maps have at least 4 x 4 .* a stem of stride 1"
+    with pytest.warns(UserWarning, match=advice):
+        BatchGradCam(model, "layer3").attribute(images, target=LABELS)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    regularizer = CamRegularizer(BatchGradCam(model, "layer4"), BatchCamLoss(torch.rand(5, 1, 32, 32)))
+    with regularizer:
+        scores = model(images)
+    regularizer(scores, LABELS).backward()  # maps of 4 x 4, and no warning
 
 
 def test_a_frozen_layer_before_a_head_that_trains_is_noticed() -> None:
