@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -22,6 +22,8 @@ from typing import Any
 PACKAGE = "batchcam_captum"
 FILE = Path(__file__).with_suffix(".txt")
 INDEX = Path(__file__).parents[1] / "docs" / "reference" / "index.md"
+#: What is not public by name, though pages and docstrings give its value.
+CONSTANTS = ("functional.maps.DEAD_TOLERANCE",)
 #: Special methods that are called by syntax.
 SYNTAX = ("__call__", "__contains__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__")
 
@@ -40,6 +42,10 @@ def inventory() -> list[str]:
             one_of_many = typing.get_origin(value) is not None or isinstance(value, tuple)
             home = full if one_of_many else homes.setdefault(id(value), full)
             lines += [f"{full} = {home}"] if home != full else described(full, value)
+    for name in CONSTANTS:
+        module, _, constant = name.rpartition(".")
+        value = getattr(import_module(f"{PACKAGE}.{module}"), constant)
+        lines.append(f"{PACKAGE}.{name} constant {shown(value)}")
     return sorted(lines) + sorted(commands())
 
 
@@ -64,14 +70,13 @@ def described(full: str, value: Any) -> list[str]:
     registered = getattr(value, "_entries", None)
     if registered is not None:
         own = {name: entry for name, entry in registered.items() if ours(entry)}
-        kinds = {name: getattr(entry, "__qualname__", type(entry).__name__) for name, entry in own.items()}
         return [
             f"{full} {type(value).__name__}",
-            *(f"{full}[{name!r}] entry {kind}" for name, kind in kinds.items()),
+            *(f"{full}[{name!r}] entry {shown(entry)}" for name, entry in own.items()),
         ]
     if typing.get_origin(value) is not None:
         return [f"{full} type {annotation(value)}"]
-    return [f"{full} {type(value).__name__}"]
+    return [f"{full} {type(value).__name__} {shown(value)}"]
 
 
 def ours(value: Any) -> bool:
@@ -171,13 +176,20 @@ def signature(value: Callable[..., Any]) -> str:
 
 
 def shown(default: Any) -> str:
-    """A default value."""
+    """A default value, a constant, or what is registered: with all that it holds, functions and classes by their names."""
+    if isinstance(default, Mapping):
+        return f"{{{', '.join(f'{shown(key)}: {shown(value)}' for key, value in default.items())}}}"
+    if is_dataclass(default) and not isinstance(default, type):
+        held = (f"{field.name}={shown(getattr(default, field.name))}" for field in fields(default))
+        return f"{type(default).__name__}({', '.join(held)})"
     if isinstance(default, enum.Enum):
         return f"{type(default).__name__}.{default.name}"
     if isinstance(default, (tuple, list)):
         return f"({', '.join(map(shown, default))})"
     if default is None or isinstance(default, (bool, int, float, str)):
         return repr(default)
+    if isinstance(default, types.LambdaType) and default.__name__ == "<lambda>":
+        return "function"
     return getattr(default, "__name__", None) or (
         str(default) if isinstance(default, Path) else type(default).__name__
     )
@@ -225,7 +237,10 @@ def commands() -> Iterator[str]:
                 "*",
                 "?",
             )  # versions of Python disagree about these
-            yield line + (", needed" if needed else f", otherwise {shown(action.default)}")
+            # Where the command finds something by itself, its help says what.
+            said = re.search(r"(?:^|; )default: (.+)", action.help or "") if action.default is None else None
+            otherwise = said[1] if said else shown(action.default)
+            yield line + (", needed" if needed else f", otherwise {otherwise}")
 
 
 if __name__ == "__main__":

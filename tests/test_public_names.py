@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from batchcam_captum import functional, training
 from batchcam_captum.cli import explain
-from batchcam_captum.functional import DISTANCES
-from tests.public_names import FILE, INDEX, inventory, packages
+from batchcam_captum.demo import DemoSettings
+from batchcam_captum.functional import DISTANCES, maps
+from tests.public_names import FILE, INDEX, commands, inventory, packages
 
 
 def changes() -> list[str]:
@@ -77,3 +82,28 @@ def test_what_a_user_registers_is_no_name_of_the_package(monkeypatch):
         DISTANCES._entries, "largest", lambda cams, maps: (cams - maps).abs().flatten(1).amax(1)
     )
     assert not changes()
+
+
+def test_another_weight_in_a_recipe_is_seen(monkeypatch):
+    changed = {"shape": replace(training.RECIPES["shape"]["shape"], weight=2.0)}
+    monkeypatch.setitem(training.RECIPES._entries, "shape", changed)
+    gone, new = changes()
+    assert gone.startswith("-batchcam_captum.training.RECIPES['shape'] entry {'shape': Ingredient(")
+    assert new == gone.replace("-", "+", 1).replace("weight=1.0", "weight=2.0") != gone
+
+
+def test_another_constant_is_seen(monkeypatch):
+    monkeypatch.setattr(maps, "DEAD_TOLERANCE", 0.01)
+    assert changes() == [
+        "-batchcam_captum.functional.maps.DEAD_TOLERANCE constant 0.001",
+        "+batchcam_captum.functional.maps.DEAD_TOLERANCE constant 0.01",
+    ]
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch-size"])
+def test_the_demos_help_says_what_is_taken_otherwise(option):
+    digits, others = (
+        DemoSettings(Path(), data).recipe[option == "--batch-size"] for data in ("digits", "mnist")
+    )
+    (line,) = (line for line in commands() if line.startswith(f"batchcam demo {option} "))
+    assert line.endswith(f", otherwise {digits} for the digits, else {others}")

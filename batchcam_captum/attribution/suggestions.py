@@ -39,7 +39,13 @@ class LayerSuggestion:
 
 
 class LayerSuggestions(Sequence[LayerSuggestion]):
-    """The layers worth explaining, the last one first; ``print`` shows a table."""
+    """The layers worth explaining, the last one first; ``print`` shows a table. Made by :func:`suggest_layers`.
+
+    Args:
+        rows: one a layer.
+        left_out: names of layers that one might think of, each with why it is not suggested.
+        output: which part of the model's output holds the scores, see :class:`BatchGradCam`.
+    """
 
     def __init__(
         self,

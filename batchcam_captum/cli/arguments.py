@@ -60,9 +60,12 @@ def add_images(group: argparse._ArgumentGroup, size: str) -> None:
         group: of the options.
         size: what ``--size`` says of itself.
     """
-    group.add_argument("--size", type=several(int), action="extend", metavar="PIXELS", help=size)
+    own = "default: what the model was trained with"
+    group.add_argument("--size", type=several(int), action="extend", metavar="PIXELS", help=f"{size}; {own}")
     for name in ("--mean", "--std"):
-        group.add_argument(name, type=several(float), action="extend", metavar="NUMBER", help="one a channel")
+        group.add_argument(
+            name, type=several(float), action="extend", metavar="NUMBER", help=f"one a channel; {own}"
+        )
 
 
 def remark_random_weights(options: argparse.Namespace) -> None:

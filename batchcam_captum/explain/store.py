@@ -27,8 +27,9 @@ class Store:
     Its arrays are Zarr's: slicing one reads the chunks that are touched, ``store.maps[:100]``, and ``[:]`` reads all.
     N samples, M maps a sample, K classes.
 
-    Attributes:
+    Args:
         path: of the store's folder.
+        group: the Zarr group in it.
         about: the store's metadata: ``settings``, ``class_names``, ``environments`` and whether it is ``complete``.
     """
 

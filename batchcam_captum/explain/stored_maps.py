@@ -19,10 +19,18 @@ _KEPT = 16 * 2**20
 
 
 class StoredMaps(Dataset[tuple[Any, Tensor]]):
-    """(image, map) of each written sample: :meth:`.Store.dataset` makes it, and says what the images are; (M, h, w) float32.
+    """(image, map) of each written sample, the map (M, h, w) in float32. Made by :meth:`.Store.dataset`.
 
     Zarr decompresses whole chunks: those that were read last are kept, 16 MiB of them in each process, or a single one. In a
     random order over larger maps a batch reads each chunk once that has a sample of it.
+
+    Args:
+        store: whose maps they are.
+        images: the data set that was explained, in the same order; None: the files that the store names, or its thumbnails.
+        transform: of an image from a file.
+
+    Raises:
+        ValueError: images of another number, or neither files nor thumbnails.
 
     Attributes:
         positions: of the samples in the store.

@@ -1,7 +1,7 @@
 """The metrics of ``functional`` as ``torchmetrics.Metric`` classes: streaming, and summed over the ranks of a process group.
 
 All of them have one ``update(cams, labels, *, masks=None, shortcuts=None)``, so that they go into one ``MetricCollection``; but
-those of :mod:`~batchcam_captum.evaluation.metrics.faithfulness` ask the model, and take ``update(images, cams, targets)``. The
+those of faithfulness (:class:`InsertionAUC` and the like) ask the model, and take ``update(images, cams, targets)``. The
 names load on first use, and torchmetrics with them: it is the extra ``metrics`` of this package.
 """
 
