@@ -94,7 +94,14 @@ class CheckReport:
         return self.layers[0].dead_fraction
 
     def about(self, topic: Topic) -> list[Finding]:
-        """The findings on one topic."""
+        """The findings on one topic.
+
+        Args:
+            topic: one of those of :class:`Finding`.
+
+        Returns:
+            They, in the order of the report; empty where there is nothing to say.
+        """
         return [finding for finding in self.findings if finding.topic == topic]
 
     def __str__(self) -> str:

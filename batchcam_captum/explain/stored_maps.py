@@ -27,7 +27,7 @@ class StoredMaps(Dataset[tuple[Any, Tensor]]):
     Args:
         store: whose maps they are.
         images: the data set that was explained, in the same order; None: the files that the store names, or its thumbnails.
-        transform: of an image from a file.
+        transform: of the image, whichever it is; see :meth:`.Store.dataset`.
 
     Raises:
         ValueError: images of another number, or neither files nor thumbnails.

@@ -35,6 +35,12 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that enters its argument under ``name``.
 
+        Args:
+            name: by which users ask for it; taken once.
+
+        Returns:
+            The decorator, which returns what it was given.
+
         Raises:
             ValueError: the name is taken by another object.
         """
