@@ -52,8 +52,8 @@ def filled_images(images: Tensor, fill: Fill | Tensor, name: str = "fill") -> Te
     Args:
         images: (N, C, *spatial).
         fill: ``"zero"``, 0 in the units that the model sees: black for raw images, the training set's mean for standardised
-            ones; ``"mean"``, each image's own mean, one a channel; ``"blur"``, a Gaussian blur with σ = 5 pixels; or a tensor that
-            broadcasts to one image (C, *spatial), such as the value of black after a standardisation, (C, 1, 1).
+            ones; ``"mean"``, each image's own mean, one a channel; ``"blur"``, a Gaussian blur with σ = 5 pixels; or a tensor
+            that broadcasts to one image (C, *spatial), such as the value of black after a standardisation, (C, 1, 1).
         name: of the argument, for the error.
 
     Returns:
