@@ -66,7 +66,7 @@ def _defined_in(name: str, root: Path) -> str:
         value = import_module(name)
     except ImportError:
         value = getattr(import_module(module), rest)
-    found = inspect.getsourcefile(value)
+    found = inspect.getsourcefile(inspect.unwrap(value))  # beneath decorators such as torch.no_grad()
     return str(Path(found or "").relative_to(root))
 
 

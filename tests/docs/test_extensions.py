@@ -63,6 +63,7 @@ def test_links_of_a_file_that_is_shown_as_a_page(text, moved):
         ("auto_examples/index", ".rst", "docs/gallery/README.rst"),
         ("reference/api/batchcam_captum.losses", ".rst", "batchcam_captum/losses/__init__.py"),
         ("reference/api/batchcam_captum.attribution.BatchGradCam", ".rst", "batchcam_captum/attribution/batch_grad_cam.py"),
+        ("reference/api/batchcam_captum.functional.class_coherence", ".rst", "batchcam_captum/functional/metrics/coherence.py"),
         ("genindex", "", None),
     ],
 )  # fmt: skip
