@@ -6,6 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
+from .dead_maps_table import dead_maps
 from .study.arms import PLAIN
 from .study.page import RESULTS as RUNS
 from .study.page import about, difference, written
@@ -158,6 +159,7 @@ def _results(name: str) -> Any:
 #: File -> its blocks.
 FILES = {
     "README.md": {"study": study, "step": step, "peers": peers},
+    "docs/explanation/dead_maps.md": {"dead_maps": dead_maps},
     "docs/evidence/demo.md": {name: partial(demo, name) for name in COMMANDS},
 }
 
