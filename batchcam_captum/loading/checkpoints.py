@@ -60,8 +60,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         path: the file; ``.safetensors`` is read with that package.
 
     Raises:
-        MisfitError: one that does not fit: missing and unexpected keys and other shapes, the first ten of each. A ``ValueError``.
-        ValueError: no checkpoint.
+        ValueError: no checkpoint, or one that does not fit: missing and unexpected keys and other shapes, the first ten of each.
         OSError: the file is missing or cannot be opened.
         ModuleNotFoundError: safetensors is not installed.
     """

@@ -36,7 +36,7 @@ class BatchCamLoss(PrototypeLoss):
 
     **Several processes.** In training the classes' sums and counts are those of the batches of all ranks together: two ranks
     with 32 images each have the loss, and the gradients, of one with 64. One tensor of (K, pixels + 4) numbers is sent in each
-    forward and nothing in the backward, see :func:`batchcam_captum.distributed.sum_over_ranks`. Every rank has to call the loss
+    forward and nothing in the backward, see ``batchcam_captum.distributed.sum_over_ranks``. Every rank has to call the loss
     equally often, also one that has no image of a class, or no image at all; ``Join``, under which ranks run out of data before
     others, does not know of it. Gradients are expected to be averaged over the ranks, as DistributedDataParallel and FSDP do.
 

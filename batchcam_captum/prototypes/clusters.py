@@ -58,7 +58,7 @@ class ClusterPrototypes(StoredPrototypes):
 
     @property
     def per_class(self) -> int:
-        """P."""
+        """How many prototypes each class has, P."""
         return self.means.shape[1]
 
     def _counts_shape(self, per_class: int) -> tuple[int, ...]:
