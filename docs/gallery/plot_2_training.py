@@ -65,6 +65,7 @@ for name, model in models.items():
     accuracy = (model(test_images).argmax(1) == test_labels).float().mean()
     cams = BatchGradCam(model, "0").attribute(test_images[:10], target=test_labels[:10])
     rows[f"{name}: {accuracy:.1%} right"] = normalize(rectify(cams), "max")
+# sphinx_gallery_thumbnail_number = 2
 figure, axes = pyplot.subplots(3, 10, figsize=(9, 3.4))
 for line, (name, pictures) in zip(axes, rows.items(), strict=True):
     line[0].set_title(name, loc="left", fontsize=9)

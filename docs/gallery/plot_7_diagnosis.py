@@ -51,3 +51,43 @@ picture = pyplot.imread(folder / "misclassified.png")
 figure, axis = pyplot.subplots(figsize=(9, 9 * picture.shape[0] / picture.shape[1]))
 axis.imshow(picture)
 axis.axis("off")
+
+# %%
+# Why, then? A map proposes an answer: the ink where the predicted class has more evidence than the true one. Whether the score
+# depends on that ink is tested by taking it away: six places of it, next to the six that count the most when each is taken away
+# alone.
+
+mistakes = diagnosis.mistakes
+
+
+def probabilities(picture, without):
+    changed = picture.clone()
+    changed.view(-1)[without] = 0
+    with torch.no_grad():
+        return model(changed.unsqueeze(0)).softmax(1)[0]
+
+
+for index in range(min(2, len(mistakes))):
+    picture, label, wrong = (
+        mistakes.images[index],
+        int(mistakes.labels[index]),
+        int(mistakes.predictions[index]),
+    )
+    ink = picture.flatten().nonzero().flatten()
+    of_map = ink[mistakes.differences[index].nan_to_num(0).flatten()[ink].topk(6).indices]
+    left = torch.stack([probabilities(picture, place)[wrong] for place in ink])
+    tested = ink[left.argsort()[:6]]
+    print(
+        f"A {label} that is taken for a {wrong} with {mistakes.confidences[index]:.0%}. Six places are taken away:"
+    )
+    for name, places in {"of the map": of_map, "by testing": tested}.items():
+        found = probabilities(picture, places)
+        verdict = "not the reason" if int(found.argmax()) == wrong else "a reason"
+        print(
+            f"  {name}: {wrong} with {found[wrong]:.0%}, the highest is {int(found.argmax())}: this ink is {verdict}"
+        )
+    print(f"  {int(torch.isin(of_map, tested).sum())} of the six are the same")
+
+# %%
+# Where a line ends with "a reason", the image would not have been taken for this class without that ink. A map shows evidence in the
+# network's last maps, which need not be what its decision depends on. Where the two answers differ, the tested one counts.
