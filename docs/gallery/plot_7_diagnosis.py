@@ -89,5 +89,5 @@ for index in range(min(2, len(mistakes))):
     print(f"  {int(torch.isin(of_map, tested).sum())} of the six are the same")
 
 # %%
-# Where a line ends with "a reason", the image would not have been taken for this class without that ink. A map shows evidence in the
-# network's last maps, which need not be what its decision depends on. Where the two answers differ, the tested one counts.
+# Where a line ends with "a reason", the image would not have been taken for this class without that ink. A map shows evidence in
+# the network's last maps, which need not be what its decision depends on. Where the two answers differ, the tested one counts.
