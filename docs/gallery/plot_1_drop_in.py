@@ -30,8 +30,8 @@ images = photographs.tensor
 print(suggest_layers(model, images))
 
 # %%
-# The star is on ``_bn1``, the norm behind the last convolution, as it is the last layer of its resolution. Explained is here what one
-# would name by hand, the last block: ``_blocks.15`` has maps of the same size.
+# The star is on ``_bn1``, the norm behind the last convolution, as it is the last layer of its resolution. Explained here is what
+# one would name by hand, the last block: ``_blocks.15`` has maps of the same size.
 #
 # What is seen in each photograph, and where. ``attribute_with_scores`` gives both from one forward.
 
