@@ -23,7 +23,10 @@ def test_after_a_batch_norm_a_whole_block_is_advised() -> None:
     images = torch.randn(3, 3, 128, 128)
     report = check(model, "layer3", images)
     (finding,) = report.about("batch_norm")
-    assert "with eval(), or explain a layer from 'layer4' on, where its maps have at least 4 x 4" in finding.message
+    assert (
+        "with eval(), or explain a layer from 'layer4' on, where its maps have at least 4 x 4"
+        in finding.message
+    )
     assert not check(model, "layer4", images).about("batch_norm")
 
 

@@ -21,7 +21,8 @@ OF_OTHERS = {
 }
 #: No code, though it is set like code: formulas, file names, values of options, and what stands for something.
 NO_CODE = re.compile(
-    r"1 \u2212 \w+|[\w./]+\.(py|html|zarr)|true|path/to/file\.py:function|[\w/]+<\w+>|(--|batchcam |make |pip |python |torchrun).*"
+    r"1 \u2212 \w+|[\w./]+\.(py|html|zarr)|true|path/to/file\.py:function|[\w/]+<\w+>"
+    r"|(--|batchcam |make |pip |python |torchrun).*"
 )
 CHECKED = {name: page for name, page in PAGES.items() if PAGES_OF_PROSE.fullmatch(name)}
 #: Roles of MyST whose text is the path of something in the package.
