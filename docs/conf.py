@@ -70,6 +70,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": FileNameSortKey,
     "abort_on_example_error": True,
     "capture_repr": (),
+    "remove_config_comments": True,
     "show_signature": False,
     "min_reported_time": 1e9,
     "image_scrapers": ("figures",),
