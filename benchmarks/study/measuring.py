@@ -140,5 +140,9 @@ def _of_faithfulness(trained: Trained, data: StudyData, device: torch.device, co
         "randomized_spearman": destroyed.similarities["spearman"][-1, alive].mean(),
         "randomized_dead": destroyed.dead[-1].float().mean(),
     }
-    # Without a live map there is nothing to measure; what is missing is said, and enters no mean.
-    return {name: value for name, each in found.items() if not math.isnan(value := float(each))}
+    # Without a live map these have nothing to measure; what is missing is said, and enters no mean.
+    of_live_maps = ("max_sensitivity", "randomized_ssim", "randomized_spearman")
+    values = {name: float(each) for name, each in found.items()}
+    return {
+        name: value for name, value in values.items() if name not in of_live_maps or not math.isnan(value)
+    }

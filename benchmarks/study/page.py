@@ -89,6 +89,9 @@ def written(cell: Cell, metric: str) -> str:
     text = f"{mean * factor:.{digits}f}"
     if spread is not None:
         text += f" ± {spread * factor:.{digits}f}"
+    there = len(cell.values(metric))
+    if there < len(cell.metrics):
+        text += f" ({there} of {len(cell.metrics)} seeds)"
     return text + (f" ({len(cell.diverged)} diverged)" if cell.diverged else "")
 
 
@@ -99,9 +102,12 @@ def difference(arm: Cell, plain: Cell, metric: str) -> str:
         return "-"
     _, factor, digits, _ = METRICS[metric]
     text = f"{found.mean * factor:+.{digits}f}"
+    said = []
     if found.p is not None:
-        text += f" (p = {found.p:.2g})" if found.p >= 0.001 else " (p < 0.001)"
-    return text
+        said.append(f"p = {found.p:.2g}" if found.p >= 0.001 else "p < 0.001")
+    if found.seeds < len(arm.metrics) + len(arm.diverged):
+        said.append(f"{found.seeds} pairs")
+    return text + (f" ({', '.join(said)})" if said else "")
 
 
 def _seeds(cell: Cell) -> str:

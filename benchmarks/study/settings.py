@@ -53,6 +53,10 @@ class Settings:
         return cls(**values)
 
 
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} in place of a number")
+
+
 def read(path: Path) -> dict[str, Any]:
     """A result.
 
@@ -60,9 +64,11 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: the file is no result of this study.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
         Settings.of(result["settings"])
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        if "diverged" not in result:
+            dict(result["metrics"])
+    except (ValueError, KeyError, TypeError) as error:  # what is no JSON or no UTF-8 is a ValueError
         raise ValueError(f"{path}: expected a result of this study, got {error!r}; remove it") from error
     return result  # type: ignore[no-any-return]
 

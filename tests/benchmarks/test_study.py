@@ -1,9 +1,10 @@
 """The study: what is refused, what is never averaged in, what goes on after an interruption, and how choices are made."""
 
+import json
 import math
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -283,6 +284,53 @@ def test_differences_are_paired_by_seed():
     assert found.p == pytest.approx(1 - t / math.sqrt(t * t + 2), rel=1e-4)
     assert summary.paired(first, summary.Cell({}, (0,)), "x") is None
     assert summary.paired(first, first, "x").p is None
+
+
+def test_seeds_that_are_missing_from_a_number_are_said():
+    found = {
+        0: {"accuracy": 0.5},
+        1: {"accuracy": 0.7, "max_sensitivity": 0.1},
+        2: {"accuracy": 0.7, "max_sensitivity": 0.3},
+    }
+    plain, arm = summary.Cell(found, ()), summary.Cell({seed: found[seed] for seed in (0, 1)}, (2,))
+    assert page.written(plain, "max_sensitivity") == "0.200 ± 0.141 (2 of 3 seeds)"
+    assert page.written(plain, "accuracy") == "63.33 ± 11.55"
+    assert page.difference(arm, plain, "accuracy") == "+0.00 (2 pairs)"
+    assert page.difference(plain, arm, "accuracy") == "+0.00 (2 pairs)"
+    assert page.difference(plain, plain, "accuracy") == "+0.00"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"settings": SETTINGS}',
+        '{"settings": SETTINGS, "metrics": {"accuracy": NaN}}',
+        "[]",
+        '{"settings',
+    ],
+)
+def test_a_file_that_is_no_result_is_named(tmp_path, text):
+    path = SHORT.file(tmp_path)
+    path.write_text(text.replace("SETTINGS", json.dumps(asdict(SHORT))))
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(path.name)}: expected a result of this study, got .*; remove it"
+    ):
+        finished(SHORT, tmp_path)
+
+
+@pytest.mark.parametrize("metric", ["insertion_curve", "infidelity"])
+def test_a_measure_of_faithfulness_that_is_no_number_is_divergence(small, tmp_path, monkeypatch, metric):
+    made = getattr(measuring, metric)
+
+    def broken(*arguments, **options):
+        found = made(*arguments, **options)
+        return found * math.nan if metric == "infidelity" else found._replace(auc=found.auc * math.nan)
+
+    monkeypatch.setattr(measuring, metric, broken)
+    settings = replace(SHORT, faithfulness=4)
+    assert runs(tmp_path, settings) == 0
+    assert "of the trained model were not finite" in read(settings.file(tmp_path))["diverged"]
 
 
 def test_recipes_cannot_be_chosen_with_a_shortcut_that_is_reported(small, tmp_path):
