@@ -27,6 +27,7 @@ version = release = __version__
 source_address = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Source"]
 
 extensions = [
+    "dashes",
     "diagrams",
     "mathml",
     "pages",
