@@ -1,4 +1,4 @@
-"""Two hyphens between words are a dash; elsewhere, as in ``--size 24``, they are what they are, which Sphinx's own rule misses."""
+"""Two hyphens between words are a dash; elsewhere, as in ``--size 24``, they stay."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
+DASH = "\N{EN DASH}"
+
 
 def between_words(app: Sphinx, tree: nodes.document) -> None:
     """In all text but code; Sphinx itself puts them between a parameter and its description."""
     for text in list(tree.findall(nodes.Text)):
         if " -- " in text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
-            text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ")))
+            text.parent.replace(text, nodes.Text(text.replace(" -- ", f" {DASH} ")))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
