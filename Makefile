@@ -1,4 +1,4 @@
-# The commands that matter: `make demo`, `make test` and `make docs`. Each sets up their own virtual environment in .venv.
+# The commands that matter: `make demo`, `make test` and `make docs`. Each sets up the project's own environment in .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from statistics import mean, stdev
 from typing import Any
 
-from .writing import RESULTS, machine, markdown
+from .writing import machine, markdown, result
 
 COMMAND = "python benchmarks/dead_maps.py --threads 1 --data-root DIR"
 
 
 def dead_maps() -> str:
     """What it was measured with, and a row an objective and data set."""
-    record = json.loads((RESULTS / "dead_maps-cpu.json").read_text(encoding="utf-8"))
+    record = result("dead_maps-cpu")
     settings = record["settings"]
     heading = ["", "dead, %", "dead, %, of each seed", "accuracy, %", "L1 to prototype", "L1 of a black map"]
     rows = [

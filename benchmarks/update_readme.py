@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from .study.page import RESULTS as RUNS
 from .study.page import about, difference, written
 from .study.plans import CLEAN, DECOYED, FURTHER, RECIPE, known
 from .study.summary import cell_of, collected
-from .writing import RESULTS, ROOT, machine, markdown, put
+from .writing import ROOT, machine, markdown, put, result
 
 COMMANDS = {
     "digits": "batchcam demo --seeds 0 1 2",
@@ -55,7 +54,7 @@ WORDS = {
 
 def demo(name: str) -> str:
     """The demo with a data set: the command, the recipe and machine, the table."""
-    results = _results(f"demo-{name}")
+    results = result(f"demo-{name}")
     settings = results["settings"]
     return "\n".join(
         [
@@ -97,7 +96,7 @@ def study() -> str:
 
 def step() -> str:
     """What the recipe adds to a training step, next to how far a plain step is from itself."""
-    results = _results("recipe_step-cpu")
+    results = result("recipe_step-cpu")
     figures = {(figure["case"], figure["figure"]): figure for figure in results["figures"]}
     rows = [
         [case, *(_quartiles(figures[case, f"{arm} ÷ plain"]) for arm in ("foreground_shape", "plain, again"))]
@@ -119,7 +118,7 @@ def _quartiles(figure: dict[str, Any]) -> str:
 
 def peers() -> str:
     """The other libraries: time, memory and maps, as far as they were measured, and what cannot be."""
-    cost, maps = _results("comparison_cost-cpu"), _results("comparison-cpu")
+    cost, maps = result("comparison_cost-cpu"), result("comparison-cpu")
     cases = {case["case"]: case for case in cost["cases"]}
     rows = [
         [f"{label}: time ÷ bare forward", *(f"{_ratio(cases[name], peer):.2f}" for peer in PEERS.values())]
@@ -150,10 +149,6 @@ def _apart(record: dict[str, Any], peer: str) -> str:
     """Of all networks and methods."""
     found = [case["maps"].get(peer, {}) for case in record["cases"] if case["variant"] == "float64"]
     return f"{max(entry['max'] for maps in found for entry in maps.values()):.1e}".replace("e-0", "e-")
-
-
-def _results(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 #: File -> its blocks.
