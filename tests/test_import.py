@@ -62,6 +62,7 @@ def test_unknown_attribute():
 #: What each part of the package may import from the others. The parts not named here are the upper floors.
 MAY_IMPORT = {
     "functional": {"functional"},
+    "batches": {"batches"},
     "files": {"files"},
     "optional": {"optional"},
     "lazy": {"lazy"},
@@ -70,7 +71,7 @@ MAY_IMPORT = {
     "datasets": {"datasets", "files", "optional"},
     "distributed": {"distributed"},
     "attribution": {"attribution", "functional", "warn"},
-    "prototypes": {"prototypes", "functional", "files", "distributed", "warn"},
+    "prototypes": {"prototypes", "functional", "batches", "files", "distributed", "warn"},
     "losses": {"losses", "functional", "prototypes", "distributed"},
     "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"}
@@ -80,6 +81,7 @@ MAY_IMPORT = {
         "prototypes",
         "attribution",
         "functional",
+        "batches",
         "files",
         "lazy",
         "optional",

@@ -116,15 +116,15 @@ def run(options: argparse.Namespace) -> None:
 
 def _diagnosed(options: argparse.Namespace) -> Diagnosis:
     from ..attribution import BatchGradCam
+    from ..batches import batches
     from ..evaluation.diagnostics import diagnose
     from ..loading import find_layer
     from ..prototypes import ClassPrototypes
-    from ..prototypes.streaming import batches
     from .diagnose_inputs import load_inputs
 
     inputs = load_inputs(options, KNOWN_DATA)
     shown = not options.quiet and sys.stderr.isatty()
-    first, _ = next(batches(inputs.data, None, description="", progress=False))
+    first, _ = next(batches(inputs.data))
     images = first[:2].to(options.device)
     checked = _check(inputs.models[0], images, len(inputs.class_names), options)
     layer = find_layer(checked, options.layer, images)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ..batches import batches
 from ..distributed import Ranks, gathered
 from ..functional.images import PerChannel, ToChannel, per_channel
 from .kmeans import ClassKMeans
 from .stored import StoredPrototypes
-from .streaming import Reading, batches
+from .streaming import Reading
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from operator import length_hint
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..batches import batches
 from ..distributed import Ranks
 from ..functional import ValueChecks, class_weights, resize, to_one_channel
 from ..functional.images import PerChannel, ToChannel
@@ -82,46 +82,6 @@ def require_unit_interval(single: Tensor, why: str = "") -> None:
     )
 
 
-def batches(
-    loader: Iterable[Any], device: torch.device | str | None, *, description: str, progress: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images and labels of a loader's batches, on the device.
-
-    What a loader draws from torch's global generator on the CPU, such as the order of a shuffling ``DataLoader`` or random
-    transforms, it draws from a copy: the global generator stays as it was, and a training that follows is not changed by it.
-
-    Args:
-        loader: of batches that begin with images (N, C, *spatial) and labels (N,).
-        device: where to put them; None leaves them.
-        description: of the progress bar.
-        progress: show it.
-
-    Yields:
-        Images and labels.
-
-    Raises:
-        TypeError: batches of another kind.
-    """
-    from tqdm.auto import tqdm
-
-    # Around the generator, as tqdm may begin with an iterator of its own, which would draw as well.
-    bar = tqdm(
-        _apart(loader),
-        desc=description,
-        total=length_hint(loader) or None,
-        unit="batch",
-        disable=not progress,
-        leave=False,
-    )
-    for batch in bar:
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
-            raise TypeError(
-                f"loader: expected batches (images, labels, …), got {type(batch).__name__}; call update(images, labels) in "
-                f"a loop of your own"
-            )
-        yield batch[0].to(device), batch[1].to(device)
-
-
 def take_together(
     several: Sequence[ClassPrototypes],
     loader: Iterable[Any],
@@ -161,21 +121,3 @@ def take_together(
                 f"loader: expected at least one {what}, got none; check the data set and drop_last"
             )
         each._taken(in_common=group is not None)
-
-
-def _apart(items: Iterable[Any]) -> Iterator[Any]:
-    """The items, drawing on with a copy of the global generator's state, which is put in for the time of each step alone."""
-    own, end = torch.get_rng_state(), object()
-    steps: Iterator[Any] | None = None
-    while True:
-        outside = torch.get_rng_state()
-        torch.set_rng_state(own)
-        try:
-            steps = iter(items) if steps is None else steps
-            item = next(steps, end)
-        finally:
-            own = torch.get_rng_state()
-            torch.set_rng_state(outside)
-        if item is end:
-            return
-        yield item

@@ -280,7 +280,7 @@ def test_from_loader_equals_updates(progress, capsys):
     ("loader", "kind", "text"),
     [
         ([], ValueError, "expected at least one batch, got none; check the data set and drop_last"),
-        ([{"image": 1}], TypeError, r"expected batches \(images, labels, …\), got dict; call update"),
+        ([{"image": 1}], TypeError, "loader: expected batches"),
         ([torch.rand(2, 1, 4, 4)], TypeError, "got Tensor"),
         (
             [(torch.rand(2, 1, 4, 4), torch.tensor([-100, -100]))],

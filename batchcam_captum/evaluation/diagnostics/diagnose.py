@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ...attribution import BatchGradCam
+from ...batches import batches
 from ...functional import normalize, prepare
 from ...functional.distance import Distance
 from ...functional.images import PerChannel, undo_standardization
 from ...prototypes import ClassPrototypes, Prototypes
-from ...prototypes.streaming import batches
 from .result import Diagnosis, Mistakes
 from .tally import ClassTally, WorstMistakes
 
@@ -134,7 +134,7 @@ def _classes(grad_cam: BatchGradCam, loader: Iterable[Any], device: torch.device
             "prototypes: expected some, as the loader can be gone through only once, got None; pass prototypes, or a loader that "
             "starts anew"
         )
-    for images, labels in batches(loader, device, description="", progress=False):
+    for images, labels in batches(loader, device):
         if len(labels):
             return grad_cam.attribute_with_scores(images[:1], target=labels[:1])[1].shape[1]
     raise ValueError("loader: expected at least one sample, got none; check the data set and drop_last")
