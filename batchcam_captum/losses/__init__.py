@@ -1,6 +1,6 @@
 """The losses as modules, one a file, and the registry that finds them by name."""
 
-from .base import LOSSES, CamLoss
+from .base import LOSSES, CamLoss, LossOutput
 from .batch_cam import BatchCamLoss
 from .consistency import ConsistencyLoss
 from .energy import EnergyLoss
@@ -24,6 +24,7 @@ __all__ = [
     "GradiaLoss",
     "HintLoss",
     "ImageLoss",
+    "LossOutput",
     "PrototypeContrastiveLoss",
     "PrototypeLoss",
     "RrrCamLoss",

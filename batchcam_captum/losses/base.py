@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from ..functional import CamMethod, Registry, Score, ValueChecks, dead_fraction, get_method
@@ -9,6 +11,15 @@ from ..functional.gradients import check_score
 
 #: Loss classes by name. Your own: ``@LOSSES.register("name")`` on a subclass of :class:`CamLoss`.
 LOSSES: Registry[type[CamLoss]] = Registry("loss")
+
+
+class LossOutput(NamedTuple):
+    """The value of a loss, and what else it found in the batch."""
+
+    value: Tensor  #: a scalar, or for ``reduction="none"`` one number per sample or class
+    dead_fraction: (
+        Tensor | None
+    )  #: share of dead cams among the samples that count, detached; None for a loss on signed cams
 
 
 class CamLoss(nn.Module):
@@ -35,7 +46,7 @@ class CamLoss(nn.Module):
     default_score: Score = "label"
 
     #: Whether cams are rectified, so that one without positive values gives no gradient. A loss on signed cams, to which that is
-    #: no failure, says False, and reports no :attr:`dead_fraction`.
+    #: no failure, says False, and reports no share of dead cams.
     rectifies = True
 
     def __init__(
@@ -56,9 +67,6 @@ class CamLoss(nn.Module):
         self.method: str | CamMethod | None = method
         self.score: Score = score
         self.checks = ValueChecks(synchronize=validate)
-        #: Share of dead cams in the last batch, samples that are ignored or of weight 0 left out: a detached scalar on the cams'
-        #: device; None before the first batch, and of a loss that does not rectify.
-        self.dead_fraction: Tensor | None = None
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -84,7 +92,7 @@ class CamLoss(nn.Module):
         masks: Tensor | None = None,
         sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """Compute the loss.
+        """Return the loss; see :meth:`evaluate` for the share of dead cams as well.
 
         Args:
             cams: (N, 1, *spatial), raw and signed, as :meth:`BatchGradCam.attribute` returns them with
@@ -101,13 +109,39 @@ class CamLoss(nn.Module):
             ValueError: a shape or a value that does not fit; the message says what to do.
             TypeError: a wrong kind of labels or cams.
         """
+        return self.evaluate(cams, labels, images=images, masks=masks, sample_weights=sample_weights).value
+
+    def evaluate(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        *,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> LossOutput:
+        """Return the loss and the share of dead cams.
+
+        A loss that learns from its batches learns once per call, in training mode.
+
+        Args:
+            cams: as for :meth:`forward`, like the other arguments.
+            labels: (N,) or (N, K).
+            images: (N, C, *spatial).
+            masks: (N, 1, *spatial).
+            sample_weights: (N,).
+
+        Raises:
+            ValueError: a shape or a value that does not fit.
+            TypeError: a wrong kind of labels or cams.
+        """
         # Only where there are some: a loss that knows nothing of them works without.
         weights = {} if sample_weights is None else {"sample_weights": sample_weights}
         self.observe(cams, labels, masks=masks, **weights)
         loss = self.compute(cams, labels, images=images, masks=masks, **weights)
-        if self.rectifies:
-            self.dead_fraction = dead_fraction(cams[:, :1], self.counted(labels, sample_weights))
-        return loss
+        if not self.rectifies:
+            return LossOutput(loss, None)
+        return LossOutput(loss, dead_fraction(cams[:, :1], self.counted(labels, sample_weights)))
 
     def compute(
         self,

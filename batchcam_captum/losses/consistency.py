@@ -24,7 +24,7 @@ class ConsistencyLoss(CamLoss):
     .. math:: \mathrm{mean}\, \left(C(Tx) - T\, C(x)\right)^2
 
     See :func:`~batchcam_captum.functional.consistency_loss`. The batch holds both views: N images, then the same images
-    transformed, in the same order, with the labels twice. It uses signed cams, so it reports no ``dead_fraction``.
+    transformed, in the same order, with the labels twice. It uses signed cams, so it reports no share of dead cams.
 
     Args:
         transform: what was done to the images: ``"hflip"``, ``"vflip"``, ``"rot90"``, or a callable on maps

@@ -20,7 +20,7 @@ class ForegroundLoss(PrototypeCamLoss):
     with F_y the foreground of the label's class. After Ross et al. 2017, eq. 1; this loss is the project's own.
 
     Its map is the element-wise cam (``method`` is ``"hires_cam"``) of Σ log p (``score`` is ``"log_prob_sum"``), unless
-    these attributes are set to something else. It uses signed cams, so it reports no ``dead_fraction``.
+    these attributes are set to something else. It uses signed cams, so it reports no share of dead cams.
 
     Args:
         prototypes: whose maps say how much each place is foreground: of any kind, or ready maps in [0, 1], (K, 1, *spatial) or

@@ -49,8 +49,9 @@ class PrototypeLoss(PrototypeCamLoss):
         >>> from batchcam_captum import PrototypeLoss
         >>> loss = PrototypeLoss(torch.rand(10, 1, 28, 28), distance="ssim")
         >>> cams = torch.randn(4, 1, 7, 7, requires_grad=True)
-        >>> loss(cams, torch.tensor([3, 1, 0, 9])).backward()
-        >>> loss.dead_fraction
+        >>> value, dead_fraction = loss.evaluate(cams, torch.tensor([3, 1, 0, 9]))
+        >>> value.backward()
+        >>> dead_fraction
         tensor(0.)
     """
 

@@ -191,14 +191,14 @@ class CamObjective(nn.Module):
         for name, loss in active.items():
             of_layers = []
             for cams in cams_of(loss):
-                value = loss(cams, batch.labels, **given)
+                value, dead_fraction = loss.evaluate(cams, batch.labels, **given)
                 if value.dim():
                     raise ValueError(
                         f"losses: expected a scalar of {name!r}, got {tuple(value.shape)}; use reduction='mean' or 'sum'"
                     )
                 of_layers.append(value)
-                if loss.dead_fraction is not None:
-                    dead.append(loss.dead_fraction)
+                if dead_fraction is not None:
+                    dead.append(dead_fraction)
             if self.validate:
                 loss.check()
             value = of_layers[0] if len(of_layers) == 1 else torch.stack(of_layers).mean()
@@ -275,7 +275,7 @@ class CamObjective(nn.Module):
     @contextmanager
     def _left_alone(self) -> Iterator[None]:
         """Losses compute without learning, and without waiting for other processes; :meth:`evaluate` changes nothing."""
-        before = {name: (loss.dead_fraction, loss.training) for name, loss in self._losses()}
+        before = {name: loss.training for name, loss in self._losses()}
         weights = dict(self.current_weights)
         try:
             for _, loss in self._losses():
@@ -284,7 +284,7 @@ class CamObjective(nn.Module):
         finally:
             self.current_weights = weights
             for name, loss in self._losses():
-                loss.dead_fraction, loss.training = before[name]
+                loss.training = before[name]
 
 
 def identity(choice: object) -> object:

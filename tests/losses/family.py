@@ -77,12 +77,13 @@ WITH_MASKS = ["energy", "rrr_cam", "gradia", "hint"]
 def call(loss, data, weights=None):
     """The value of a loss on these samples."""
     cams, labels, masks, images = data
-    if isinstance(loss, ConsistencyLoss):
+    kind = getattr(loss, "__self__", loss)  # of its method evaluate
+    if isinstance(kind, ConsistencyLoss):
         with torch.autocast("cpu", enabled=False):  # which does not concatenate float16
             cams = torch.cat([cams[:, :1], cams[:, 1:]])
             labels, masks, images = (torch.cat([tensor, tensor]) for tensor in (labels, masks, images))
         weights = None if weights is None else torch.cat([weights, weights])
-    elif not isinstance(loss, SeparabilityLoss):
+    elif not isinstance(kind, SeparabilityLoss):
         cams = cams[:, :1]
     return loss(cams, labels, masks=masks, images=images, sample_weights=weights)
 

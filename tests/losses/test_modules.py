@@ -79,11 +79,10 @@ def test_image_loss_takes_one_channel_and_ignores_samples(cams):
 @pytest.mark.parametrize("module", [*AGAINST_PROTOTYPES, ImageLoss])
 def test_every_loss_reports_its_dead_fraction(module, cams, labels):
     loss = module() if module is ImageLoss else module(prototypes())
-    assert loss.dead_fraction is None
     cams[:3] = -cams[:3].abs()
-    loss(cams.requires_grad_(), labels, images=torch.rand(6, 1, 5, 5))
-    assert loss.dead_fraction == 0.5
-    assert not loss.dead_fraction.requires_grad
+    _, fraction = loss.evaluate(cams.requires_grad_(), labels, images=torch.rand(6, 1, 5, 5))
+    assert fraction == 0.5
+    assert not fraction.requires_grad
 
 
 def test_losses_are_found_by_name():
@@ -260,8 +259,9 @@ def test_ignored_samples_count_for_nothing_not_even_if_they_are_not_finite(modul
     cams[0], cams[1] = -1, float("nan")
     labels[:2] = -100
     cams.requires_grad_()
-    loss(cams, labels, images=torch.rand(6, 1, 9, 9)).backward()
-    assert loss.dead_fraction == 0
+    value, fraction = loss.evaluate(cams, labels, images=torch.rand(6, 1, 9, 9))
+    value.backward()
+    assert fraction == 0
     assert cams.grad.isfinite().all()
     assert not cams.grad[:2].any()
 

@@ -59,16 +59,6 @@ def test_evaluate_equals_the_training_values_in_eval_mode():
         assert_close(value, regularizer.values[name])
 
 
-def test_evaluate_leaves_the_dead_fraction_of_the_last_step():
-    model, (images, labels) = Net(), batch()
-    loss = BatchCamLoss(prototypes())
-    regularizer = regularizer_of(model, loss)
-    regularizer(captured(regularizer, images), labels)
-    loss.dead_fraction = kept = torch.tensor(0.75)
-    regularizer.evaluate(images, labels)
-    assert loss.dead_fraction is kept
-
-
 def test_evaluate_says_what_is_wrong_with_the_layer_and_the_labels():
     model, (images, labels) = Net(), batch()
     elsewhere = CamRegularizer(BatchGradCam(model, nn.Conv2d(1, 1, 1)), BatchCamLoss(prototypes()))
