@@ -19,9 +19,8 @@ def add(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="a store of batchcam explain as one HTML file that opens offline",
-        description="Make a page of a store: the images with their maps, to be filtered and searched; the mean map of each "
-        "class; which classes' maps resemble each other; dead maps; metrics where there are labels or masks. Nothing in it is "
-        "loaded from elsewhere.",
+        description="Make one HTML file of a store: a gallery of the images and their maps with filters and search, a table of "
+        "the classes with their mean maps, mistakes, metrics and damaged images. The page needs no network.",
     )
     report.set_defaults(run=run, extra="explain")
     report.add_argument("store", type=Path, metavar="STORE", help="what batchcam explain wrote")
@@ -33,8 +32,8 @@ def add(commands: Any) -> None:
         "--pictures",
         type=int,
         metavar="PIXELS",
-        help="of the longer side of the pictures, at most those that the store has; 0: none; default: as the store has them, or "
-        "fewer where the page would be above 60 MB, which 10,000 samples then never are; with a number of yours it may be",
+        help="longer side of the pictures, at most that of the store's thumbnails; 0 for none; by default large thumbnails are "
+        "reduced as the number of images grows, to 70 pixels for 10,000 images",
     )
     report.add_argument("--quiet", action="store_true", help="no progress, no remarks")
 

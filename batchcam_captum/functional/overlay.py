@@ -1,4 +1,4 @@
-"""Cams laid over their images in colour, as tensors: no plotting library needed."""
+"""Cams over their images in color, as tensors. No plotting library is needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from .maps import normalize, prepare, resize
 from .precision import no_autocast
 
-#: Viridis at 0, 1/16, …, 1 (Smith and van der Walt 2015), straight lines in between; nowhere more than 0.03 away from it.
-_COLOURS = (
+#: Viridis (Smith and van der Walt 2015) at 0, 1/16, …, 1. Linear interpolation between these differs from it by less than 0.03.
+_COLORS = (
     (0.267, 0.005, 0.329),
     (0.282, 0.095, 0.417),
     (0.279, 0.175, 0.483),
@@ -30,37 +30,37 @@ _COLOURS = (
 )
 
 
-def colours(maps: Tensor) -> Tensor:
-    """Colour maps from dark violet at 0 to yellow at 1.
+def colors(maps: Tensor) -> Tensor:
+    """Return maps in color, from dark violet at 0 to yellow at 1.
 
     Args:
-        maps: (N, 1, H, W), in [0, 1]; what lies outside is clamped.
+        maps: (N, 1, H, W), in [0, 1]; other values are clamped.
 
     Returns:
         (N, 3, H, W), in [0, 1].
     """
-    table = torch.tensor(_COLOURS, dtype=maps.dtype, device=maps.device)
-    place = maps[:, 0].clamp(0, 1) * (len(_COLOURS) - 1)
-    below = place.detach().long().clamp(max=len(_COLOURS) - 2)
+    table = torch.tensor(_COLORS, dtype=maps.dtype, device=maps.device)
+    place = maps[:, 0].clamp(0, 1) * (len(_COLORS) - 1)
+    below = place.detach().long().clamp(max=len(_COLORS) - 2)
     mixed = torch.lerp(table[below], table[below + 1], (place - below).unsqueeze(-1))
     return mixed.movedim(-1, 1)
 
 
 @torch.no_grad()
 def overlay(images: Tensor, cams: Tensor, *, opacity: float = 0.7) -> Tensor:
-    """Lay cams over images, the stronger a place the more opaque.
+    """Draw cams over their images; the larger a value, the more opaque it is.
 
     Args:
-        images: (N, C, H, W), standardised or not; each is shown from its own smallest to its own largest value, in colour
-            where C is 3 and in grey otherwise.
-        cams: (N, 1, h, w), signed; what is not positive leaves the image as it is, and so does a dead cam.
-        opacity: of the map at its maximum, from 0 to 1.
+        images: (N, C, H, W), standardized or not. Each is scaled to [0, 1] by its own minimum and maximum, and shown in color if
+            C is 3, in gray otherwise.
+        cams: (N, 1, h, w), signed. Values that are not positive leave the image as it is, and so does a dead cam.
+        opacity: Opacity of the map at its maximum, from 0 to 1.
 
     Returns:
         (N, 3, H, W) float32 in [0, 1], without a graph.
 
     Raises:
-        ValueError: images and cams that do not fit, or are no pictures; or an opacity out of its range.
+        ValueError: If images and cams do not fit or are not two-dimensional, or if the opacity is out of range.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected a number from 0 to 1, got {opacity}")
@@ -72,11 +72,11 @@ def overlay(images: Tensor, cams: Tensor, *, opacity: float = 0.7) -> Tensor:
     with no_autocast(images):
         heat = resize(prepare(cams.float()).maps, images.shape[2:], "linear").clamp(0, 1)
         shares = opacity * heat
-        return (1 - shares) * grey_or_colour(images) + shares * colours(heat)
+        return (1 - shares) * gray_or_color(images) + shares * colors(heat)
 
 
-def grey_or_colour(images: Tensor) -> Tensor:
-    """Images as they are shown: (N, C, H, W) -> (N, 3, H, W) float32, each from 0 to 1."""
+def gray_or_color(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) as (N, 3, H, W) float32, each scaled to [0, 1] by its own minimum and maximum."""
     images = images.detach().float()
     single = images if images.shape[1] == 3 else images.mean(1, keepdim=True)
     return normalize(single, "minmax").expand(-1, 3, -1, -1)

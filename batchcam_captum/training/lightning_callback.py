@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional.overlay import grey_or_colour, overlay
+from ..functional.overlay import gray_or_color, overlay
 from .objective import CamObjective
 from .regularizer import CamRegularizer
 
@@ -152,7 +152,7 @@ class CamCallback(Callback):
         classes = (labels.argmax(1) if labels.dim() > 1 else labels).clamp(min=0)  # −100: no class of its own
         with trainer.precision_plugin.forward_context(), _evaluating(regularizer.grad_cam.forward_func):
             cams = regularizer.grad_cam.attribute(images, target=classes)
-        columns = [grey_or_colour(images)]
+        columns = [gray_or_color(images)]
         columns += [overlay(images, of_layer) for of_layer in (cams if isinstance(cams, list) else [cams])]
         picture = torch.cat([torch.cat(list(column), 1) for column in columns], 2)
         larger = max(1, -(-_SMALLEST_SIDE // min(images.shape[2:])))

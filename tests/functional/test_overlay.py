@@ -5,18 +5,18 @@ import torch
 from torch.testing import assert_close
 
 from batchcam_captum import functional
-from batchcam_captum.functional.overlay import colours, grey_or_colour, overlay
+from batchcam_captum.functional.overlay import colors, gray_or_color, overlay
 
 
-def test_colours_are_those_of_viridis():
+def test_colors_are_those_of_viridis():
     from matplotlib import colormaps
 
     values = torch.linspace(0, 1, 301)
     expected = torch.tensor(colormaps["viridis"](values.numpy())[:, :3], dtype=torch.float32)
-    given = colours(values.reshape(1, 1, 1, -1))[0, :, 0].T
+    given = colors(values.reshape(1, 1, 1, -1))[0, :, 0].T
     assert (given - expected).abs().max() < 0.03
     assert_close(
-        colours(torch.tensor([-1.0, 2.0]).reshape(2, 1, 1, 1)).reshape(2, 3),
+        colors(torch.tensor([-1.0, 2.0]).reshape(2, 1, 1, 1)).reshape(2, 3),
         expected[[0, -1]],
         atol=0.001,
         rtol=0,
@@ -28,11 +28,11 @@ def test_the_map_covers_where_it_is_strong_and_nothing_where_it_is_not():
     cams = torch.full((2, 1, 8, 8), -1.0)
     cams[0, 0, 3, 4] = 7.0
     pictures = overlay(images, cams, opacity=0.5)
-    shown = grey_or_colour(images)
+    shown = gray_or_color(images)
     assert pictures.shape == (2, 3, 8, 8)
     assert shown.amin() == 0
     assert shown.amax() == 1
-    yellow = colours(torch.ones(1, 1, 1, 1)).reshape(3)
+    yellow = colors(torch.ones(1, 1, 1, 1)).reshape(3)
     assert_close(pictures[0, :, 3, 4], 0.5 * shown[0, :, 3, 4] + 0.5 * yellow)
     pictures[0, :, 3, 4] = shown[0, :, 3, 4]
     assert_close(pictures, shown)  # the second cam is dead
@@ -52,8 +52,8 @@ def test_any_image_becomes_a_picture(dtype, channels):
     assert pictures.min() >= 0
     assert pictures.max() <= 1
     if channels != 3:
-        grey = grey_or_colour(images)
-        assert torch.equal(grey[:, 0], grey[:, 2])
+        gray = gray_or_color(images)
+        assert torch.equal(gray[:, 0], gray[:, 2])
 
 
 @pytest.mark.parametrize(

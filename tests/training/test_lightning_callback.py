@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchcam_captum import BatchGradCam, CamRegularizer, PrototypeLoss
-from batchcam_captum.functional.overlay import grey_or_colour, overlay
+from batchcam_captum.functional.overlay import gray_or_color, overlay
 from batchcam_captum.training import EveryKSteps, LinearWarmup
 from batchcam_captum.training.lightning import CamCallback
 from tests.training.lightning_models import PROTOTYPES, Classifier, data, loader, trainer
@@ -189,7 +189,7 @@ def test_pictures_are_images_and_overlays_of_the_same_samples(tmp_path):
     fit(tmp_path, callback, module)
     drawn = pixels(events(tmp_path), "cam/maps")
     assert set(drawn) == set(Looking.expected) == {3, 6}
-    images = grey_or_colour(data().tensors[0][:3])
+    images = gray_or_color(data().tensors[0][:3])
     for step, picture in drawn.items():
         assert picture.shape == (3, 3 * 64, 2 * 64)  # 8 pixels enlarged by 8
         rows = picture[:, ::8, ::8].reshape(3, 3, 8, 2, 8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...functional.images import PerChannel, undo_standardization
-from ...functional.overlay import grey_or_colour
+from ...functional.overlay import gray_or_color
 
 Images = Tensor | Sequence[Tensor]
 
@@ -83,7 +83,7 @@ def _floating(image: Tensor) -> Tensor:
 
 def _picture(image: Tensor, stretched: bool) -> Tensor:
     if stretched:
-        shown = grey_or_colour(image[None])[0]
+        shown = gray_or_color(image[None])[0]
     else:
         single = image if len(image) == 3 else image.mean(0, keepdim=True)
         shown = single.clamp(0, 1).expand(3, -1, -1)

@@ -1,147 +1,381 @@
-"""All that the page knows but for pictures and maps, as one dictionary of plain values."""
+"""What the page shows, read from a store: a record of each sample, a row of each class, and the summary."""
 
 from __future__ import annotations
 
+import base64
+import io
+import math
+import os
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ...functional.overlay import colours
-from ..layout import Status
+from ...functional import nearest_prototype, prepare, resize
+from ...functional.overlay import colors
+from ...optional import load
 from ..store import Store
-from . import blocks
-from .classes import class_maps, confusion, described, metric_table
-from .embed import base64_text, number
-from .samples import Plan, Samples
 
-#: Of the maxima of the maps: with one scale for all, this one is drawn as 1.
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Array = np.ndarray[Any, Any]
+
+#: Largest side of a map in the page, most maps per sample, and the bytes that all maps may have.
+MAP_SIDE, MAPS, MAP_BYTES = 32, 10, 12e6
+#: Pixels that all pictures may have, and the side length that they keep in any case.
+PICTURE_PIXELS, PICTURE_SIDE = 50e6, 32
+#: With one scale for all maps, this percentile of their maxima is drawn as 1.
 PERCENTILE = 99
-#: Damaged samples that are listed.
-_LISTED = 1000
+#: Classes that a matrix of mistakes can show, mistakes listed instead, classes with the highest scores, damaged samples listed.
+MATRIX_CLASSES, MISTAKES, TOP_SCORES, PROBLEMS = 20, 50, 5, 1000
+
+#: Characters that are invisible, reverse the direction of text, or cannot be encoded.
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
-def content(store: Store, samples: Samples, planned: Plan) -> dict[str, Any]:
-    """What the page's script reads.
+def visible(text: Any) -> str:
+    """Return text with its invisible characters spelled out as escapes."""
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+
+
+def read_content(store: Store, *, pictures: int | None, progress: bool) -> dict[str, Any]:
+    """Read a store once, chunk by chunk.
 
     Args:
-        store: complete or not.
-        samples: of it.
-        planned: how its maps are in the page.
+        store: Complete or not.
+        pictures: See :func:`.write_report`.
+        progress: Show a progress bar.
+
+    Returns:
+        The variables of ``template.html``.
     """
-    classes = int(store.scores.shape[1])
-    found = class_maps(samples, classes)
-    known = (samples.labels >= 0) & (samples.predictions >= 0)
-    alive = samples.peaks[:, 0][samples.alive]
+    table = store.frame()
+    table["path"] = _without_common_folder(table["path"].tolist())
+    table["name"] = [
+        re.split(r"[\\/]", path)[-1] or own for path, own in zip(table["path"], table["id"], strict=True)
+    ]
+    for column in ("id", "path", "name", "problem"):
+        table[column] = table[column].map(visible)
+    written = table[table["status"] == "written"].copy()
+    map_size, shown = _map_plan(store, len(written))
+    picture_size = _picture_size(store, len(written), pictures)
+    images, parts = [], []
+    for rows, keep in _chunks(store, written.index.to_numpy(), progress):
+        parts.append(_read_chunk(store, rows, keep, map_size, shown))
+        if picture_size is not None and store.thumbnails is not None:
+            images += _encoded(np.asarray(store.thumbnails[rows])[keep], picture_size)
+    read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    for name in ["dead", "finite", *store.metrics]:
+        written[name] = read.get(name, np.zeros(0))
+    peaks = read.get("peaks", np.zeros((0, 1)))[:, 0]
+    names = None if store.class_names is None else [visible(name) for name in store.class_names]
+    by = "label" if written["label"].notna().any() else "prediction"
+    classes = _class_rows(written, by, read.get("first_maps"), names, list(store.metrics))
     return {
-        "counts": _counts(store, samples),
-        "complete": store.complete,
-        "settings": flat(store.settings),
-        "environments": [flat(each) for each in store.about["environments"]],
-        "classNames": None if store.class_names is None else list(store.class_names),
-        "accuracy": number((samples.labels == samples.predictions)[known].mean()) if known.any() else None,
-        "maps": {
-            "size": list(planned.size),
-            "stored": list(store.maps.shape[2:]),
-            "shown": planned.maps,
-            "of": int(store.maps.shape[1]),
+        "summary": _summary(store, table, written, by),
+        "metrics": {name: _spread(written[name]) for name in store.metrics},
+        "classes": classes,
+        "by": by,
+        "options": {
+            column: _counted(written[column], names) for column in ("label", "prediction", "nearest")
         },
-        "thumbnail": _thumbnail(store, planned),
-        "block": blocks.SAMPLES,
-        "scale": {
-            "percentile": PERCENTILE,
-            "value": number(np.percentile(alive, PERCENTILE)) if len(alive) else None,
+        "mistakes": _mistakes(written, names) if by == "label" else None,
+        "problems": table[table["status"] == "damaged"].head(PROBLEMS),
+        "settings": _flat(store.settings),
+        "environments": [_flat(each) for each in store.about["environments"]],
+        "data": {
+            "samples": _records(written, read, images, list(store.metrics)),
+            "classNames": names,
+            "metrics": list(store.metrics),
+            "labeled": by == "label",
+            "mapSize": map_size,
+            "pictureSize": picture_size or store.maps.shape[2:],
+            "top": _number(np.percentile(peaks[peaks > 0], PERCENTILE)) if (peaks > 0).any() else None,
+            "colors": _base64(
+                _byte_values(colors(torch.linspace(0, 1, 256).reshape(1, 1, 1, 256))[0, :, 0].T)
+            ),
         },
-        "colours": _colours(),
-        "columns": _columns(samples) | {"nearest": base64_text(found.nearest)},
-        "ids": None if samples.ids == [str(each) for each in samples.positions.tolist()] else samples.ids,
-        "paths": samples.paths if any(samples.paths) else None,
-        "classMaps": described(found, samples),
-        "mapConfusion": confusion(found.own, found.nearest) if (found.nearest >= 0).any() else [],
-        "confusion": confusion(np.where(known, samples.labels, -1), samples.predictions),
-        "metrics": {name: metric_table(values, found.own) for name, values in samples.metrics.items()},
-        "damaged": _damaged(store),
     }
 
 
-def _counts(store: Store, samples: Samples) -> dict[str, int]:
-    status = np.asarray(store.status[:])
-    return {
-        "samples": len(store),
-        "written": len(samples.positions),
-        "damaged": int((status == Status.DAMAGED).sum()),
-        "missing": int((status == Status.MISSING).sum()),
-        "labelled": int((samples.labels >= 0).sum()),
-        "dead": int(samples.dead.sum()),
-        "notFinite": int(np.isnan(samples.peaks[:, 0]).sum()),
-        "unscored": int((samples.predictions < 0).sum()),
-        "classes": int(store.scores.shape[1]),
-    }
+def _map_plan(store: Store, samples: int) -> tuple[tuple[int, int], int]:
+    """Return the size of a map in the page and the number of maps per sample."""
+    _, per_sample, height, width = store.maps.shape
+    side = min(MAP_SIDE, max(8, math.isqrt(int(MAP_BYTES) // max(samples, 1))))
+    size = min(height, side), min(width, side)
+    affordable = int(MAP_BYTES) // (max(samples, 1) * size[0] * size[1])
+    return size, max(1, min(per_sample, MAPS, affordable))
 
 
-def _columns(samples: Samples) -> dict[str, Any]:
-    """Name -> base64 of its numbers."""
-    return {
-        "positions": base64_text(samples.positions),
-        "labels": base64_text(samples.labels),
-        "predictions": base64_text(samples.predictions),
-        "confidences": base64_text(samples.confidences),
-        "targets": base64_text(samples.targets),
-        "peaks": base64_text(samples.peaks),
-        "topClasses": base64_text(samples.top_classes),
-        "topScores": base64_text(samples.top_scores),
-        "logSums": base64_text(samples.log_sums),
-        "metrics": {name: base64_text(values) for name, values in samples.metrics.items()},
-    }
-
-
-def _thumbnail(store: Store, planned: Plan) -> dict[str, Any] | None:
-    if planned.picture is None or store.thumbnails is None:
+def _picture_size(store: Store, samples: int, asked: int | None) -> tuple[int, int] | None:
+    """Return the (height, width) of the pictures; None if there are none."""
+    if store.thumbnails is None or asked == 0:
         return None
-    return {
-        "size": list(planned.picture),
-        "stored": list(store.thumbnails.shape[1:3]),
-        "tile": list(blocks.tile_size(*planned.picture)),
-    }
+    height, width = store.thumbnails.shape[1:3]
+    side = max(PICTURE_SIDE, math.isqrt(int(PICTURE_PIXELS) // max(samples, 1))) if asked is None else asked
+    share = min(1.0, side / max(height, width))
+    return max(1, round(share * height)), max(1, round(share * width))
 
 
-def _colours() -> str:
-    """256 colours from 0 to 1, three bytes each."""
-    table = colours(torch.linspace(0, 1, 256).reshape(1, 1, 1, 256))[0, :, 0].T
-    return base64_text((table * 255).round().to(torch.uint8).numpy())
+def _chunks(store: Store, positions: Array, progress: bool) -> Any:
+    """Yield the rows of each chunk and which of them are written."""
+    from tqdm.auto import tqdm
+
+    step = store.maps.chunks[0]
+    for begin in tqdm(
+        range(0, len(store), step), desc="report", unit="chunk", leave=False, disable=not progress
+    ):
+        keep = positions[(positions >= begin) & (positions < begin + step)] - begin
+        if len(keep):
+            yield slice(begin, begin + step), keep
 
 
-def _damaged(store: Store) -> dict[str, Any]:
-    positions = np.flatnonzero(np.asarray(store.status[:]) == Status.DAMAGED)
-    listed = positions[:_LISTED]
-    names = ("ids", "paths", "problems")
+def _read_chunk(
+    store: Store, rows: slice, keep: Array, size: tuple[int, int], shown: int
+) -> dict[str, Array]:
+    """Return the columns of a chunk's written samples, of which the first map stands for the sample."""
+    scores = torch.from_numpy(np.asarray(store.scores[rows])[keep])
+    predictions, targets = np.asarray(store.predictions[rows])[keep], np.asarray(store.targets[rows])[keep]
+    order = _map_order(targets, predictions, scores.numpy())[:, :shown]
+    maps = np.take_along_axis(np.asarray(store.maps[rows])[keep], order[:, :, None, None], axis=1)
+    cams = torch.from_numpy(maps.reshape(-1, 1, *maps.shape[2:]).astype(np.float32))
+    finite = cams.isfinite().flatten(1).all(1)
+    cams = cams.masked_fill(~finite[:, None, None, None], 0)
+    prepared = prepare(cams)
+    peaks = cams.amax((1, 2, 3)).masked_fill(prepared.dead, 0).masked_fill(~finite, math.nan)
+    small = resize(prepared.maps, size, "area").clamp(0, 1).reshape(len(keep), -1, *size)
+    top = scores.topk(min(TOP_SCORES, scores.shape[1]), dim=1)
     columns = {
-        name: np.asarray(getattr(store, name)[:], dtype=object)[listed] for name in names if len(listed)
+        "targets": np.take_along_axis(targets, order, axis=1),
+        "peaks": peaks.reshape(len(keep), -1).numpy(),
+        "dead": (peaks == 0).reshape(len(keep), -1)[:, 0].numpy(),
+        "finite": finite.reshape(len(keep), -1)[:, 0].numpy(),
+        "maps": _byte_values(small),
+        "first_maps": small[:, 0].numpy(),
+        "top_classes": top.indices.numpy(),
+        "top_scores": top.values.numpy(),
+        "top_shares": scores.softmax(1).gather(1, top.indices).numpy(),
     }
+    for name, values in store.metrics.items():
+        columns[name] = np.take_along_axis(np.asarray(values[rows])[keep], order[:, :1], axis=1)[:, 0]
+    return columns
+
+
+def _map_order(targets: Array, predictions: Array, scores: Array) -> Array:
+    """Return (N, M): the map of the predicted class first (else the first map), then by decreasing score."""
+    keys = np.take_along_axis(scores, np.clip(targets, 0, scores.shape[1] - 1), axis=1)
+    keys = np.where((targets < 0) | np.isnan(keys), -np.inf, keys)
+    predicted = targets == predictions[:, None]
+    keys[np.arange(len(keys)), np.where(predicted.any(1), predicted.argmax(1), 0)] = np.inf
+    return np.argsort(-keys, axis=1, kind="stable")
+
+
+def _encoded(pictures: Array, size: tuple[int, int]) -> list[str]:
+    """Return pictures (n, height, width, 3) uint8 as WebP in base64."""
+    image_module = load("PIL.Image", purpose="write_report", extra="explain")
+    texts = []
+    for pixels in pictures:
+        file = io.BytesIO()
+        picture = image_module.fromarray(pixels)
+        if pixels.shape[:2] != size:
+            picture = picture.resize(size[::-1], image_module.Resampling.BOX, reducing_gap=None)
+        picture.save(file, "WEBP", quality=85, method=2)
+        texts.append(base64.b64encode(file.getvalue()).decode())
+    return texts
+
+
+def _class_rows(
+    written: DataFrame, by: str, maps: Array | None, names: list[str] | None, metrics: list[str]
+) -> list[dict[str, Any]]:
+    """Return a row for each class of the labels, or of the predictions; add the column ``nearest`` to the table."""
+    own = written[by].fillna(-1).to_numpy(np.int64)
+    classes, places = np.unique(own, return_inverse=True)
+    written["nearest"] = -1
+    if maps is None:
+        return []
+    alive = torch.tensor((~written["dead"] & written["finite"]).tolist(), dtype=torch.bool)
+    means, counts = _mean_maps(torch.from_numpy(maps), torch.from_numpy(places), len(classes), alive)
+    seen = (counts > 0) & torch.from_numpy(classes >= 0)
+    if by == "label" and seen.sum() > 1:
+        for part in alive.nonzero().flatten().split(1024):
+            nearest = nearest_prototype(torch.from_numpy(maps)[part].unsqueeze(1), means, seen=seen).numpy()
+            written.iloc[part.numpy(), written.columns.get_loc("nearest")] = np.where(
+                nearest < 0, -1, classes[nearest]
+            )
+    rows = []
+    for place, (index, group) in enumerate(written.groupby(own)):
+        if index < 0:
+            continue
+        wrong = group[(group["correct"] == False).fillna(False)]  # noqa: E712 - three-valued
+        instead = wrong["prediction"].value_counts().head(1)
+        rows.append(
+            {
+                "index": int(index),
+                "name": class_name(index, names),
+                "samples": len(group),
+                "accuracy": group["correct"].mean() if group["correct"].notna().any() else None,
+                "confidence": _number(group["confidence"].mean()),
+                "dead": int(group["dead"].sum()),
+                "instead": [(int(k), class_name(k, names), int(count)) for k, count in instead.items()],
+                "own_map": _number((group["nearest"] == index)[group["nearest"] >= 0].mean()),
+                "metrics": [_number(group[name].mean()) for name in metrics],
+                "alive": int(counts[place]),
+                "peak": _number(means[place].max()),
+                "map": _base64(_byte_values(means[place])),
+            }
+        )
+    return rows
+
+
+def _mean_maps(maps: Tensor, places: Tensor, classes: int, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the maps (n, h, w) that are alive, (K, 1, h, w), and their number, (K,)."""
+    sums = torch.zeros(classes, *maps.shape[1:], dtype=torch.float64)
+    sums.index_add_(0, places[alive], maps[alive].double())
+    counts = torch.bincount(places[alive], minlength=classes)
+    return (sums / counts.clamp(min=1)[:, None, None]).float().unsqueeze(1), counts
+
+
+def _mistakes(written: DataFrame, names: list[str] | None) -> dict[str, Any]:
+    """Return the confusion matrix of the predictions, or the most frequent mistakes if there are many classes."""
+    known = written[written["correct"].notna()]
+    pairs = {pair: int(count) for pair, count in known[["label", "prediction"]].value_counts().items()}
+    classes = sorted({int(index) for pair in pairs for index in pair})
+    matrix = len(classes) <= MATRIX_CLASSES
     return {
-        "count": len(positions),
-        "rows": [
-            {"position": int(position), **{name: str(column[row]) for name, column in columns.items()}}
-            for row, position in enumerate(listed)
-        ],
+        "classes": [(index, class_name(index, names)) for index in classes],
+        "matrix": [[pairs.get((row, column), 0) for column in classes] for row in classes]
+        if matrix
+        else None,
+        "list": [
+            (row, column, class_name(row, names), class_name(column, names), count)
+            for (row, column), count in pairs.items()
+            if row != column
+        ][:MISTAKES],
     }
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    """[dotted name, value] of settings and those inside of them, as text."""
-    found: list[list[str]] = []
+def _summary(store: Store, table: DataFrame, written: DataFrame, by: str) -> dict[str, Any]:
+    settings = dict(_flat(store.settings))
+    given = {
+        name: next((settings[key] for key in keys if settings.get(key, "none") != "none"), None)
+        for name, keys in {
+            "model": ("about.model", "model", "model.class"),
+            "layer": ("layer",),
+            "method": ("method",),
+            "targets": ("targets",),
+            "data": ("about.data",),
+        }.items()
+    }
+    given["data"] = given["data"] and re.split(r"[\\/]", given["data"].rstrip("\\/"))[-1]
+    return (
+        given
+        | {
+            "samples": len(table),
+            "written": len(written),
+            "damaged": int((table["status"] == "damaged").sum()),
+            "missing": int((table["status"] == "missing").sum()),
+            "classes": store.scores.shape[1],
+            "accuracy": float(written["correct"].mean()) if written["correct"].notna().any() else None,
+            "dead": int(written["dead"].sum()),
+            "not_finite": int((written["finite"] == False).sum()),  # noqa: E712
+            "unscored": int(written["prediction"].isna().sum()),
+            "maps": store.maps.shape[1],
+            "map_size": store.maps.shape[2:],
+        }
+    )
+
+
+def _records(
+    written: DataFrame, read: dict[str, Array], images: list[str], metrics: list[str]
+) -> list[dict[str, Any]]:
+    """Return what the script knows of each sample."""
+    labels, predictions = (written[name].fillna(-1).tolist() for name in ("label", "prediction"))
+    records = []
+    for row, (position, sample) in enumerate(zip(written.index, written.itertuples(), strict=True)):
+        record = {
+            "position": position,
+            "id": sample.id,
+            "path": sample.path,
+            "name": sample.name,
+            "label": labels[row],
+            "prediction": predictions[row],
+            "confidence": _number(sample.confidence),
+            "nearest": sample.nearest,
+            "targets": read["targets"][row].tolist(),
+            "peaks": [_number(peak) for peak in read["peaks"][row]],
+            "maps": _base64(read["maps"][row]),
+            "scores": [
+                [int(index), _number(score), _number(share)]
+                for index, score, share in zip(
+                    *(read[name][row] for name in ("top_classes", "top_scores", "top_shares")), strict=True
+                )
+            ],
+        }
+        records.append(record | {name: _number(read[name][row]) for name in metrics})
+        if images:
+            records[-1]["image"] = images[row]
+    return records
+
+
+def _counted(column: Any, names: list[str] | None) -> list[tuple[int, str, int]]:
+    """Return index, name and number of samples of each class; -1 and "none" for missing values."""
+    counts = column.fillna(-1).value_counts().sort_index()
+    return [(int(index), class_name(index, names), int(count)) for index, count in counts.items()]
+
+
+def class_name(index: int, names: list[str] | None) -> str:
+    """Return the name of a class, or its number if it has none."""
+    if index < 0:
+        return "none"
+    return (names[index] if names is not None and index < len(names) else "") or str(index)
+
+
+def _spread(values: Any) -> dict[str, Any]:
+    return {
+        "count": int(values.notna().sum()),
+        "mean": _number(values.mean()),
+        "median": _number(values.median()),
+    }
+
+
+def _without_common_folder(paths: list[str]) -> list[str]:
+    """Return absolute paths relative to the folder that they share."""
+    known = [path for path in paths if path]
+    if not known or not all(map(os.path.isabs, known)):
+        return paths
+    try:
+        folder = os.path.commonpath([os.path.dirname(path) for path in known])
+    except ValueError:  # several drives
+        return paths
+    return [path and os.path.relpath(path, folder) for path in paths]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return dotted names and values of nested settings, as text."""
+    found: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found += flat(value, f"{prefix}{key}.")
+            found += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            found.append((visible(f"{prefix}{key}"), visible(", ".join(map(str, value)))))
         else:
-            found.append([f"{prefix}{key}", _text(value)])
+            found.append((visible(f"{prefix}{key}"), "none" if value is None else visible(value)))
     return found
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(each) for each in value)
-    return str(value)
+def _number(value: Any) -> float | None:
+    """Return a float for JSON, to six digits; None if it is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _byte_values(values: Tensor) -> Array:
+    """Return values in [0, 1] as uint8, 255 for 1."""
+    return (values * 255).round().to(torch.uint8).numpy()
+
+
+def _base64(values: Array) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

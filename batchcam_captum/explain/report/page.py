@@ -1,34 +1,22 @@
-"""The report as a whole."""
+"""The report: one HTML file made from ``template.html``, ``report.js`` and ``report.css``."""
 
 from __future__ import annotations
 
-import errno
-import html
+import base64
+import hashlib
 import os
-import re
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...files import written_whole
+from ...optional import load
 from ..store import Store, open_store
-from .content import content
-from .embed import digest, json_text
-from .pictures import PAGE, fit
-from .samples import Plan, gather, plan
+from .content import read_content, visible
 
-#: In this order; they share one scope.
-_SCRIPTS = ("data.js", "drawing.js", "filters.js", "gallery.js", "dialog.js", "sections.js", "main.js")
-#: Before the script, so that the first page of the gallery is there before the file is read to its end.
-_FIRST_BLOCKS = 4
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+#: Bytes above which a page opens slowly.
+LARGE = 60e6
 
 
 def write_report(
@@ -39,137 +27,77 @@ def write_report(
     pictures: int | None = None,
     progress: bool = False,
 ) -> Path:
-    """Write a store as one HTML file that opens offline: gallery, maps by class, confusions, metrics, settings.
+    """Write a store as one HTML file that opens offline.
 
-    The store is read once, a chunk at a time; in memory are, besides a chunk, a few numbers a sample and at most 64 MB of maps.
-    Maps are in the page as relu(C)/max in 256 steps, area-resized to at most 32×32, and at most ten a sample. Pictures are as
-    large as the store's thumbnails, or smaller, so that a page of 10,000 samples stays below 60 MB whatever the thumbnails are;
-    one of more samples stays below it as far as pictures of 32 pixels allow.
+    The page shows a summary, a gallery of images and maps with filters, search and a detail view, a table of the classes with
+    their mean maps, the mistakes if there are labels, damaged samples, and the settings. It requests nothing, and nothing that
+    the store contains can run in it.
+
+    Maps are relu(C)/max in 256 steps, at most 32×32 and ten per sample. The page is held in memory while it is written.
 
     Args:
-        store: what :func:`.open_store` gives, or the path of one. It may be incomplete, which the page says.
-        path: the file to write. Its folder must exist; a file that is there is replaced once the new one is whole.
-        title: the page's heading. None: from the store's name, without .zarr.
-        pictures: pixels of the longer side of the pictures at most, those of the store's thumbnails if these have fewer; the page
-            may become large then, which a warning estimates. 0: no pictures. None: as above.
-        progress: show a bar.
+        store: What :func:`.open_store` returns, or the path of a store. It may be incomplete; the page then says so.
+        path: The file to write. Its folder must exist. An existing file is replaced when the new one is complete.
+        title: The page's heading. Default: the name of the store's folder without ``.zarr``.
+        pictures: Largest side length of the pictures in pixels, at most that of the store's thumbnails; 0 for none. By default
+            large thumbnails are reduced as the number of samples grows, to 70 pixels for 10,000 samples.
+        progress: Show a progress bar.
 
     Returns:
         The path.
 
     Raises:
-        FileNotFoundError: there is no store.
-        ValueError: it is none, one of another version, or of signals or volumes, which are not drawn; a negative ``pictures``.
-        OSError: the file cannot be written, or the disk is full; what was there before is as it was.
-        ModuleNotFoundError: zarr or Pillow is not installed.
+        FileNotFoundError: If there is no store.
+        ValueError: If it is no store, one of another version, or one of signals or volumes; or if ``pictures`` is negative.
+        OSError: If the file cannot be written. An existing file stays as it is.
+        ModuleNotFoundError: If zarr, pandas, Pillow or Jinja2 is not installed.
     """
     if not isinstance(store, Store):
         store = open_store(store)
     if store.maps.ndim != 4:
         raise ValueError(
-            f"store: expected maps with two spatial dimensions, got {store.maps.shape[1:]} a sample; read them with "
+            f"store: expected maps with two spatial dimensions, got {store.maps.shape[1:]} per sample; read them with "
             "open_store(path).maps"
         )
     if pictures is not None and pictures < 0:
         raise ValueError(f"pictures: expected at least 0 pixels, got {pictures}")
     path = Path(path)
-    title = f"Maps of {store.path.resolve().name.removesuffix('.zarr')}" if title is None else title
-    with (
-        written_whole(path) as temporary,
-        room_for(path),
-        tempfile.TemporaryFile("w+", encoding="ascii", dir=temporary.parent) as spool,
-    ):
-        planned = _planned(store, pictures)
-        samples = gather(store, planned, spool, watched=_watched(progress))
-        about = content(store, samples, planned)
-        del samples
-        spool.seek(0)
+    template = _template()
+    with written_whole(path) as temporary:
+        content = read_content(store, pictures=pictures, progress=progress)
+        content["title"] = visible(
+            store.path.resolve().name.removesuffix(".zarr") if title is None else title
+        )
         with open(temporary, "w", encoding="utf-8", newline="\n") as page:
-            for text in _pieces(title, about, spool):
-                page.write(text)
+            page.writelines(template.generate(content))
+        size = temporary.stat().st_size
+    if size > LARGE:
+        warnings.warn(
+            f"{path}: the page has {size / 1e6:,.0f} MB and opens slowly; pass a smaller pictures= (--pictures)",
+            stacklevel=2,
+        )
     return path
 
 
-def _planned(store: Store, asked: int | None) -> Plan:
-    rows = store.written()
-    planned = plan(store, len(rows))
-    found = fit(store, rows, asked, planned.bytes_a_sample(len(store.metrics)))
-    if asked is None and found.page < found.whole:
-        assert found.size is not None
-        assert store.thumbnails is not None
-        stored = max(store.thumbnails.shape[1:3])
-        warnings.warn(
-            f"pictures have {max(found.size)} of the store's {stored} pixels, to keep the page below {PAGE / 1e6:.0f} MB; with "
-            f"pictures={stored} (--pictures {stored}) it would have about {found.whole / 1e6:,.0f} MB",
-            stacklevel=3,
-        )
-    elif asked is not None and found.page > PAGE:
-        warnings.warn(
-            f"the page will have about {found.page / 1e6:,.0f} MB and open slowly; pass fewer pictures=… (--pictures) for a "
-            "smaller one",
-            stacklevel=3,
-        )
-    return replace(planned, picture=found.size)
-
-
-@contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Name the page where the body runs out of room; other errors, such as of the store's files, stay as they are.
-
-    Raises:
-        OSError: the disk, a quota or a file is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise OSError(
-            f"{path}: expected room for the report, and for its pictures and maps once more while it is written, got: "
-            f"{error.strerror}; free some, or choose another place"
-        ) from error
-
-
-def _watched(progress: bool) -> Callable[[range], Iterable[int]]:
-    from tqdm.auto import tqdm
-
-    return partial(tqdm, desc="report", unit="chunk", leave=False, disable=not progress)
-
-
-def _pieces(title: str, about: dict[str, Any], spool: IO[str]) -> Iterator[str]:
-    """The page, part by part; what is put into the template is not looked at again."""
-    style = _resource("style.css")
-    script = '(() => {\n"use strict";\n' + "\n".join(_resource(name) for name in _SCRIPTS) + "})();\n"
-    policy = (
-        f"default-src 'none'; img-src data: blob:; style-src {digest(style)}; script-src {digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
+def _template() -> Any:
+    jinja2 = load("jinja2", purpose="write_report", extra="explain")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    blocks = _blocks(spool)
-    for index, part in enumerate(re.split(r"\{\{(\w+)\}\}", _resource("template.html"))):
-        if index % 2 == 0:
-            yield part
-        elif part == "title":
-            yield html.escape(title)
-        elif part == "policy":
-            yield html.escape(policy, quote=True).replace("&#x27;", "'")
-        elif part == "style":
-            yield style
-        elif part == "script":
-            yield script
-        elif part == "data":
-            yield json_text(about)
-        elif part == "first":
-            yield from islice(blocks, _FIRST_BLOCKS)
-        else:
-            assert part == "rest", part
-            yield from blocks
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    template, style, script = (
+        files(__package__).joinpath(name).read_text(encoding="utf-8")
+        for name in ("template.html", "report.css", "report.js")
+    )
+    # The browser runs this very script and no other, should something ever get past the escaping (CSP level 3, section 2.3.1).
+    environment.globals |= {
+        "style": jinja2.utils.markupsafe.Markup(style),
+        "script": jinja2.utils.markupsafe.Markup(script),
+        "policy": f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+        "base-uri 'none'; form-action 'none'",
+    }
+    return environment.from_string(template)
 
 
-def _blocks(spool: IO[str]) -> Iterator[str]:
-    for number, sheet in enumerate(spool):
-        maps = next(spool)
-        yield f'<script type="text/plain" id="block-{number}">{sheet}{maps.rstrip()}</script>\n'
-
-
-def _resource(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...functional import prepare
-from ...functional.overlay import grey_or_colour
+from ...functional.overlay import gray_or_color
 from ...optional import load
 from ..peers import OURS
 from .result import Comparison, Pair, encodable, titled
@@ -101,7 +101,7 @@ def _figure(comparison: Comparison, method: str, raw: Tensor | None, pairs: Sequ
     axes = figure.subplots(rows, columns, squeeze=False)
     pictures = comparison.pictures
     if pictures is None:
-        pictures = grey_or_colour(comparison.images[:rows]).movedim(1, -1)
+        pictures = gray_or_color(comparison.images[:rows]).movedim(1, -1)
     alone = None if pairs or raw is None else prepare(raw[:rows].float()).maps[:, 0]
     for row in range(rows):
         cells = axes[row]
