@@ -1,7 +1,7 @@
 """How large is the report of 10,000 samples, and how soon does it show pictures?
 
-Cut-outs of photographs as thumbnails of 64 px, maps of 7×7. The file is opened by a Chromium that has just been started, with an
-empty profile; needs chromium and chromedriver, and the extra `test`.
+Crops of photographs as thumbnails of 64 px, maps of 7×7. The file is opened in a new Chromium with an empty profile. Needs
+chromium, chromedriver and the extra `test`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SAMPLES, _CLASSES, _PIXELS, _CHUNK = 10_000, 100, 64, 250
 
 
 def made(path: Path, samples: int) -> Store:
-    """A store of random cut-outs, with maps that are brightest somewhere in the middle."""
+    """Write a store of random crops, with maps that are brightest near the center."""
     from PIL import Image
     from skimage import data
 
@@ -53,7 +53,7 @@ def made(path: Path, samples: int) -> Store:
                 "labels": np.where(draw.random(count) < 0.7, predictions, 0).astype(np.int32),
                 "ids": np.array([str(row) for row in rows], dtype=object),
                 "paths": np.array([f"test/class number {row % _CLASSES}/image {row:06d}.jpg" for row in rows], dtype=object),
-                "thumbnails": np.stack([_cut_out(photographs[row % len(photographs)], draw) for row in rows]),
+                "thumbnails": np.stack([_crop(photographs[row % len(photographs)], draw) for row in rows]),
                 "status": np.full(count, Status.WRITTEN, np.uint8),
             }  # fmt: skip
             writer.write(chunk, columns)
@@ -61,7 +61,7 @@ def made(path: Path, samples: int) -> Store:
     return open_store(path)
 
 
-def _cut_out(photograph, draw: np.random.Generator) -> np.ndarray:
+def _crop(photograph, draw: np.random.Generator) -> np.ndarray:
     side = int(min(photograph.size) * draw.uniform(0.4, 1))
     left, top = (int(draw.integers(0, length - side + 1)) for length in photograph.size)
     return np.asarray(photograph.resize((_PIXELS, _PIXELS), box=(left, top, left + side, top + side)))
@@ -73,8 +73,8 @@ def main() -> None:
     report = Report(
         "report_size",
         options,
-        "Seconds until the pictures in sight are painted, by the page's own clock, from the start of the navigation; Chromium "
-        "without a GPU. The empty page says how long the browser itself takes.",
+        "Seconds from the start of the navigation until the pictures in sight are painted, by the page's own clock; Chromium "
+        "without a GPU. The empty page shows how long the browser itself takes.",
     )
     with tempfile.TemporaryDirectory() as folder:
         store = made(Path(folder, "store"), samples)

@@ -74,14 +74,19 @@ def read_content(store: Store, *, pictures: int | None, progress: bool) -> dict[
     peaks = read.get("peaks", np.zeros((0, 1)))[:, 0]
     names = None if store.class_names is None else [visible(name) for name in store.class_names]
     by = "label" if written["label"].notna().any() else "prediction"
-    classes = _class_rows(written, by, read.get("first_maps"), names, list(store.metrics))
+    first_maps = torch.from_numpy(read.get("first_maps", np.zeros((0, *map_size), np.float32)))
+    classes = _class_rows(written, by, first_maps, names, list(store.metrics))
     return {
-        "summary": _summary(store, table, written, by),
-        "metrics": {name: _spread(written[name]) for name in store.metrics},
+        "summary": _summary(store, table, written),
+        "metrics": {
+            name: (int(written[name].count()), _mean(written[name]), _number(written[name].median()))
+            for name in store.metrics
+        },
         "classes": classes,
         "by": by,
         "options": {
-            column: _counted(written[column], names) for column in ("label", "prediction", "nearest")
+            column: _counted(written[column].fillna(-1).value_counts().sort_index(), names)
+            for column in ("label", "prediction", "nearest")
         },
         "mistakes": _mistakes(written, names) if by == "label" else None,
         "problems": table[table["status"] == "damaged"].head(PROBLEMS),
@@ -182,57 +187,57 @@ def _encoded(pictures: Array, size: tuple[int, int]) -> list[str]:
         file = io.BytesIO()
         picture = image_module.fromarray(pixels)
         if pixels.shape[:2] != size:
-            picture = picture.resize(size[::-1], image_module.Resampling.BOX, reducing_gap=None)
+            picture = picture.resize(size[::-1], image_module.Resampling.BOX)
         picture.save(file, "WEBP", quality=85, method=2)
         texts.append(base64.b64encode(file.getvalue()).decode())
     return texts
 
 
+def _nearest(own: Array, classes: Array, maps: Tensor, means: Tensor, counts: Tensor) -> Array:
+    """Return for each sample the class whose mean map is nearest to its map; -1 for none, as if there is only one class."""
+    seen = (counts > 0) & torch.from_numpy(classes >= 0)
+    nearest = np.full(len(own), -1)
+    if seen.sum() > 1:
+        for begin in range(0, len(own), 1024):
+            rows = slice(begin, begin + 1024)
+            found = nearest_prototype(maps[rows].unsqueeze(1), means, seen=seen).numpy()
+            nearest[rows] = np.where(found < 0, -1, classes[found])
+    return nearest
+
+
 def _class_rows(
-    written: DataFrame, by: str, maps: Array | None, names: list[str] | None, metrics: list[str]
+    written: DataFrame, by: str, maps: Tensor, names: list[str] | None, metrics: list[str]
 ) -> list[dict[str, Any]]:
     """Return a row for each class of the labels, or of the predictions; add the column ``nearest`` to the table."""
     own = written[by].fillna(-1).to_numpy(np.int64)
     classes, places = np.unique(own, return_inverse=True)
-    written["nearest"] = -1
-    if maps is None:
-        return []
-    alive = torch.tensor((~written["dead"] & written["finite"]).tolist(), dtype=torch.bool)
-    means, counts = _mean_maps(torch.from_numpy(maps), torch.from_numpy(places), len(classes), alive)
-    seen = (counts > 0) & torch.from_numpy(classes >= 0)
-    if by == "label" and seen.sum() > 1:
-        for part in alive.nonzero().flatten().split(1024):
-            nearest = nearest_prototype(torch.from_numpy(maps)[part].unsqueeze(1), means, seen=seen).numpy()
-            written.iloc[part.numpy(), written.columns.get_loc("nearest")] = np.where(
-                nearest < 0, -1, classes[nearest]
-            )
+    means, counts = _mean_maps(maps, torch.from_numpy(places), len(classes))
+    written["nearest"] = _nearest(own, classes, maps, means, counts) if by == "label" else -1
     rows = []
     for place, (index, group) in enumerate(written.groupby(own)):
-        if index < 0:
-            continue
-        wrong = group[(group["correct"] == False).fillna(False)]  # noqa: E712 - three-valued
-        instead = wrong["prediction"].value_counts().head(1)
+        wrong = group[(group["label"] != group["prediction"]).fillna(False)]
         rows.append(
             {
                 "index": int(index),
                 "name": class_name(index, names),
                 "samples": len(group),
-                "accuracy": group["correct"].mean() if group["correct"].notna().any() else None,
-                "confidence": _number(group["confidence"].mean()),
+                "accuracy": _mean(group["correct"]),
+                "confidence": _mean(group["confidence"]),
                 "dead": int(group["dead"].sum()),
-                "instead": [(int(k), class_name(k, names), int(count)) for k, count in instead.items()],
-                "own_map": _number((group["nearest"] == index)[group["nearest"] >= 0].mean()),
-                "metrics": [_number(group[name].mean()) for name in metrics],
+                "instead": _counted(wrong["prediction"].value_counts().head(1), names),
+                "own_map": _mean(group["nearest"][group["nearest"] >= 0] == index),
+                "metrics": [_mean(group[name]) for name in metrics],
                 "alive": int(counts[place]),
                 "peak": _number(means[place].max()),
                 "map": _base64(_byte_values(means[place])),
             }
         )
-    return rows
+    return [row for row in rows if row["index"] >= 0]
 
 
-def _mean_maps(maps: Tensor, places: Tensor, classes: int, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of the maps (n, h, w) that are alive, (K, 1, h, w), and their number, (K,)."""
+def _mean_maps(maps: Tensor, places: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the mean (K, 1, h, w) of the maps (n, h, w) that are not zero, and their number (K,)."""
+    alive = maps.flatten(1).any(1)
     sums = torch.zeros(classes, *maps.shape[1:], dtype=torch.float64)
     sums.index_add_(0, places[alive], maps[alive].double())
     counts = torch.bincount(places[alive], minlength=classes)
@@ -258,7 +263,7 @@ def _mistakes(written: DataFrame, names: list[str] | None) -> dict[str, Any]:
     }
 
 
-def _summary(store: Store, table: DataFrame, written: DataFrame, by: str) -> dict[str, Any]:
+def _summary(store: Store, table: DataFrame, written: DataFrame) -> dict[str, Any]:
     settings = dict(_flat(store.settings))
     given = {
         name: next((settings[key] for key in keys if settings.get(key, "none") != "none"), None)
@@ -271,22 +276,19 @@ def _summary(store: Store, table: DataFrame, written: DataFrame, by: str) -> dic
         }.items()
     }
     given["data"] = given["data"] and re.split(r"[\\/]", given["data"].rstrip("\\/"))[-1]
-    return (
-        given
-        | {
-            "samples": len(table),
-            "written": len(written),
-            "damaged": int((table["status"] == "damaged").sum()),
-            "missing": int((table["status"] == "missing").sum()),
-            "classes": store.scores.shape[1],
-            "accuracy": float(written["correct"].mean()) if written["correct"].notna().any() else None,
-            "dead": int(written["dead"].sum()),
-            "not_finite": int((written["finite"] == False).sum()),  # noqa: E712
-            "unscored": int(written["prediction"].isna().sum()),
-            "maps": store.maps.shape[1],
-            "map_size": store.maps.shape[2:],
-        }
-    )
+    return given | {
+        "samples": len(table),
+        "written": len(written),
+        "damaged": int((table["status"] == "damaged").sum()),
+        "missing": int((table["status"] == "missing").sum()),
+        "classes": store.scores.shape[1],
+        "accuracy": _mean(written["correct"]),
+        "dead": int(written["dead"].sum()),
+        "not_finite": int(len(written) - written["finite"].sum()),
+        "unscored": int(written["prediction"].isna().sum()),
+        "maps": store.maps.shape[1],
+        "map_size": store.maps.shape[2:],
+    }
 
 
 def _records(
@@ -321,9 +323,8 @@ def _records(
     return records
 
 
-def _counted(column: Any, names: list[str] | None) -> list[tuple[int, str, int]]:
-    """Return index, name and number of samples of each class; -1 and "none" for missing values."""
-    counts = column.fillna(-1).value_counts().sort_index()
+def _counted(counts: Any, names: list[str] | None) -> list[tuple[int, str, int]]:
+    """Return index, name and number of samples of each class."""
     return [(int(index), class_name(index, names), int(count)) for index, count in counts.items()]
 
 
@@ -332,14 +333,6 @@ def class_name(index: int, names: list[str] | None) -> str:
     if index < 0:
         return "none"
     return (names[index] if names is not None and index < len(names) else "") or str(index)
-
-
-def _spread(values: Any) -> dict[str, Any]:
-    return {
-        "count": int(values.notna().sum()),
-        "mean": _number(values.mean()),
-        "median": _number(values.median()),
-    }
 
 
 def _without_common_folder(paths: list[str]) -> list[str]:
@@ -370,6 +363,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 def _number(value: Any) -> float | None:
     """Return a float for JSON, to six digits; None if it is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _mean(values: Any) -> float | None:
+    """Return the mean of a column's values that are there."""
+    return _number(values.mean()) if values.notna().any() else None
 
 
 def _byte_values(values: Tensor) -> Array:

@@ -80,7 +80,9 @@ def write_report(
 
 
 def _template() -> Any:
-    jinja2 = load("jinja2", purpose="write_report", extra="explain")
+    jinja2, markupsafe = (
+        load(name, purpose="write_report", extra="explain") for name in ("jinja2", "markupsafe")
+    )
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -91,8 +93,8 @@ def _template() -> Any:
     )
     # The browser runs this very script and no other, should something ever get past the escaping (CSP level 3, section 2.3.1).
     environment.globals |= {
-        "style": jinja2.utils.markupsafe.Markup(style),
-        "script": jinja2.utils.markupsafe.Markup(script),
+        "style": markupsafe.Markup(style),
+        "script": markupsafe.Markup(script),
         "policy": f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
         "base-uri 'none'; form-action 'none'",
     }
