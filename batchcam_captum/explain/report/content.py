@@ -213,7 +213,7 @@ def _class_rows(
     classes, places = np.unique(own, return_inverse=True)
     means, counts = _mean_maps(maps, torch.from_numpy(places), len(classes))
     written["nearest"] = _nearest(own, classes, maps, means, counts) if by == "label" else -1
-    rows = []
+    rows: list[dict[str, Any]] = []
     for place, (index, group) in enumerate(written.groupby(own)):
         wrong = group[(group["label"] != group["prediction"]).fillna(False)]
         rows.append(
