@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import KNOWN_DATA, MODEL, add_images, add_model, remark_random_weights
 
 if TYPE_CHECKING:
-    from ..evaluation.diagnostics import Diagnosis
+    from ..evaluation.diagnosis import Diagnosis
 
 
 def add(commands: Any) -> None:
@@ -90,7 +90,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Load, diagnose, print and write."""
-    from ..evaluation.diagnostics.result import FILES
+    from ..evaluation.diagnosis import FILES
     from ..files import output_folder
     from ..functional import get_method
     from ..loading import check_device
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
 def _diagnosed(options: argparse.Namespace) -> Diagnosis:
     from ..attribution import BatchGradCam
     from ..batches import batches
-    from ..evaluation.diagnostics import diagnose
+    from ..evaluation.diagnosis import diagnose
     from ..loading import find_layer
     from ..prototypes import ClassPrototypes
     from .diagnose_inputs import load_inputs

@@ -1,7 +1,4 @@
-"""Measuring and showing cams.
-
-The names load on first use, so that what one of them needs (torchmetrics, matplotlib) is not needed by the others.
-"""
+"""Measure and show cams. Names load on first use, so torchmetrics and matplotlib are needed only by what uses them."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .cams import CamReport, evaluate_cams
-    from .diagnostics import Diagnosis, diagnose
+    from .diagnosis import ClassDiagnosis, Diagnosis, Mistakes, diagnose
     from .figures import map_grid
     from .metrics import (
         CamEntropy,
@@ -24,26 +21,33 @@ if TYPE_CHECKING:
         InsertionAUC,
         MaskIoU,
         MaxSensitivity,
-        MeanMetric,
-        MeanOverSamples,
         NearestPrototypeAccuracy,
         PointingGame,
         PrototypeCosine,
         PrototypeDistance,
         RankAccuracy,
         Road,
-        Samples,
         ShortcutReliance,
         Sparsity,
-        StreamingMetric,
         WrongReasonRate,
     )
+
+_HOMES = {
+    "CamReport": ".cams",
+    "ClassDiagnosis": ".diagnosis",
+    "Diagnosis": ".diagnosis",
+    "Mistakes": ".diagnosis",
+    "diagnose": ".diagnosis",
+    "evaluate_cams": ".cams",
+    "map_grid": ".figures",
+}
 
 __all__ = [
     "CamEntropy",
     "CamMetric",
     "CamReport",
     "ClassCoherence",
+    "ClassDiagnosis",
     "DeadFraction",
     "DeletionAUC",
     "Diagnosis",
@@ -52,31 +56,21 @@ __all__ = [
     "InsertionAUC",
     "MaskIoU",
     "MaxSensitivity",
-    "MeanMetric",
-    "MeanOverSamples",
+    "Mistakes",
     "NearestPrototypeAccuracy",
     "PointingGame",
     "PrototypeCosine",
     "PrototypeDistance",
     "RankAccuracy",
     "Road",
-    "Samples",
     "ShortcutReliance",
     "Sparsity",
-    "StreamingMetric",
     "WrongReasonRate",
     "diagnose",
     "evaluate_cams",
     "map_grid",
 ]
 
-_HOMES = {
-    "CamReport": ".cams",
-    "Diagnosis": ".diagnostics",
-    "diagnose": ".diagnostics",
-    "evaluate_cams": ".cams",
-    "map_grid": ".figures",
-}
 _HOMES |= {name: ".metrics" for name in __all__ if name not in _HOMES}
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -95,10 +95,11 @@ class Computing:
         samples, maps = cams.shape[:2]
         single = cams.flatten(0, 1).unsqueeze(1)
         own = masks.to(cams.device).repeat_interleave(maps, 0)
-        finite = single.isfinite().flatten(1).all(1)  # a map of NaN is kept as such, and ends no run
+        bad = ~single.isfinite().flatten(1).all(1)  # a cam of NaN is stored as such, and its metrics are NaN
+        single = single.masked_fill(bad.view(-1, *[1] * (single.dim() - 1)), 0)
         found = {
-            "energy_in_mask": energy_in_mask(single, own, counted=finite),
-            "pointing_game": pointing_game(single, own, counted=finite),
+            "energy_in_mask": energy_in_mask(single, own).masked_fill(bad, torch.nan),
+            "pointing_game": pointing_game(single, own).masked_fill(bad, torch.nan),
         }
         return {name: values.float().view(samples, maps) for name, values in found.items()}
 

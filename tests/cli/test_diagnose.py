@@ -12,7 +12,7 @@ from batchcam_captum.cli import main
 from batchcam_captum.demo.data import load_data
 from batchcam_captum.demo.model import SimpleCNN
 from batchcam_captum.demo.run import _checkpoint
-from batchcam_captum.evaluation.diagnostics.result import FILES
+from batchcam_captum.evaluation.diagnosis import FILES
 from tests.datasets.files import write_idx
 
 MODEL_FILE = """

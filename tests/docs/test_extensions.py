@@ -133,9 +133,9 @@ def test_bases_that_are_not_public_give_way_to_those_that_are():
 
     from batchcam_captum.datasets import ShortcutDataset
     from batchcam_captum.datasets.named import DecoyMNIST
-    from batchcam_captum.evaluation.metrics import MeanOverSamples, RankAccuracy
+    from batchcam_captum.evaluation.metrics import CamMetric, RankAccuracy
 
-    for cls, expected in ((DecoyMNIST, ShortcutDataset), (RankAccuracy, MeanOverSamples)):
+    for cls, expected in ((DecoyMNIST, ShortcutDataset), (RankAccuracy, CamMetric)):
         bases = list(cls.__bases__)
         public_bases(None, "", cls, None, bases)
         assert bases == [expected]

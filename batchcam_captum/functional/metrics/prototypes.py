@@ -1,60 +1,21 @@
-"""How near cams are to prototypes, per sample."""
+"""How close cams are to prototypes, per sample."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import ValueChecks
+from ..class_means import class_weights
 from ..distance import Distance, cosine_similarity, get_distance, unit
-from ..losses.comparison import (
-    Resolution,
-    check_prototypes,
-    fit,
-    membership,
-    nearest,
-    own_prototypes,
-)
+from ..losses.comparison import Resolution, check_prototypes, fit, nearest
 from ..maps import prepare
-from ..precision import exact_matmul_dtype, no_autocast
-from .common import check_metric_cams, finite, raised, undefined
-
-#: What :func:`nearest_prototype` compares by unless told otherwise.
-CENTRED_COSINE = "centred_cosine"
+from ..precision import exact_matmul_dtype
+from .checks import cam_metric, finite
 
 
-class _Pairs(NamedTuple):
-    maps: Tensor  #: (N, 1, *size), rectified and normalised
-    own: Tensor  #: (N, P, *size), the prototypes of each sample's class
-    counted: Tensor  #: (N,) booleans
-
-    def compared(self, distance: Distance) -> Tensor:
-        """Distances (N,) to the nearest of the own prototypes; NaN where a sample does not count."""
-        return undefined(nearest(distance, self.maps, self.own), self.counted)
-
-
-def _pairs(
-    cams: Tensor,
-    labels: Tensor,
-    prototypes: Tensor,
-    seen: Tensor | None,
-    resolution: Resolution,
-    ignore_index: int,
-    checks: ValueChecks | None,
-) -> _Pairs:
-    check_metric_cams(cams)
-    check_prototypes(cams, prototypes)
-    belongs = membership(cams, labels, prototypes, seen, ignore_index, None, checks)
-    cams = finite(cams, belongs.counted, checks)
-    prepared = prepare(cams)
-    maps, prototypes = fit(prepared.maps, prototypes, resolution)
-    return _Pairs(maps, own_prototypes(belongs, maps, prototypes, cams, prepared.dead), belongs.counted)
-
-
-@torch.no_grad()
+@cam_metric
 def prototype_distance(
     cams: Tensor,
     labels: Tensor,
@@ -64,40 +25,59 @@ def prototype_distance(
     seen: Tensor | None = None,
     resolution: Resolution = "map",
     ignore_index: int = -100,
-    checks: ValueChecks | None = None,
 ) -> Tensor:
-    """Distance of each normalised cam relu(C) / max to the prototype of its class.
+    """Return the distance of each normalized cam relu(C) / max to the prototype of its class.
 
     Args:
         cams: (N, 1, *spatial), signed.
-        labels: (N,) class indices, or (N, K) soft labels, by which prototypes are mixed.
-        prototypes: (K, 1, *spatial), or P a class (K, P, *spatial), of which the nearest counts; divided by their maxima.
-        distance: see :data:`~batchcam_captum.functional.DISTANCES`.
+        labels: (N,) class indices.
+        prototypes: (K, 1, *spatial), or P per class (K, P, *spatial), of which the closest counts; divided by their maxima.
+        distance: a name of :data:`~batchcam_captum.functional.DISTANCES`, or a function (N, ...), (N, ...) -> (N,).
         seen: (K,) booleans, which classes have a prototype. Default: all.
         resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the cams to the prototypes.
-        ignore_index: integer labels of this value are left out.
-        checks: where checks of values go; default: they raise at once on every device.
+        ignore_index: samples with this label get NaN.
 
     Returns:
-        (N,), at least 0 (``"l1"`` and ``"l2"`` at most 1, ``"ssim"`` and ``"cosine"`` at most 2); smaller is nearer. An all-zero
-        or dead cam counts as the zero map, which is *near* to a dark prototype: report the dead fraction beside it. NaN where the
-        label is ignored.
+        (N,), at least 0 (``"l1"`` and ``"l2"`` at most 1, ``"ssim"`` and ``"cosine"`` at most 2); smaller is closer. A dead or
+        all-zero cam counts as the zero map, which is *close* to a dark prototype: report the dead fraction as well.
 
     Raises:
         ValueError: a shape or a value that does not fit, a class without a prototype, or a cam that is not finite.
-        TypeError: cams or labels of a wrong kind.
+        TypeError: cams or labels of a wrong kind; soft labels among them.
     """
-    with no_autocast(cams):
-        pairs = _pairs(cams, labels, prototypes, seen, resolution, ignore_index, checks)
-        values = pairs.compared(get_distance(distance))
-    raised(checks).require(
-        torch.isfinite(values) | ~pairs.counted,
-        "distance: expected finite distances, got others; check the prototypes for NaN, or the distance",
-    )
-    return values
+    check_prototypes(cams, prototypes)
+    indices, counted = labels_with_prototype(labels, len(cams), prototypes, seen, ignore_index)
+    maps, prototypes = fit(prepare(finite(cams, counted)).maps, prototypes, resolution)
+    values = nearest(get_distance(distance), maps, prototypes[indices])
+    if not bool((torch.isfinite(values) | ~counted).all()):
+        raise ValueError(
+            "distance: expected finite distances, got others; check the prototypes for NaN, and the distance"
+        )
+    return values.masked_fill(~counted, math.nan)
 
 
-@torch.no_grad()
+def labels_with_prototype(
+    labels: Tensor, samples: int, prototypes: Tensor, seen: Tensor | None = None, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """Check that labels are class indices (N,) of classes with a prototype.
+
+    Returns:
+        The indices (N,), 0 where ignored, and which samples are not ignored (N,).
+    """
+    belongs = class_weights(labels, len(prototypes), num_samples=samples, ignore_index=ignore_index)
+    if belongs.indices is None:
+        raise TypeError(
+            f"labels: expected class indices ({samples},), got soft labels {tuple(labels.shape)}; pass labels.argmax(1)"
+        )
+    missing = (belongs.weights != 0).any(0) & ~seen if seen is not None else None
+    if missing is not None and bool(missing.any()):
+        raise ValueError(
+            f"prototypes: expected a prototype for the class of every label, got none for classes "
+            f"{missing.nonzero().flatten().tolist()[:10]}; compute them over the whole training set, or ignore these labels"
+        )
+    return belongs.indices, belongs.counted
+
+
 def prototype_cosine(
     cams: Tensor,
     labels: Tensor,
@@ -106,105 +86,99 @@ def prototype_cosine(
     seen: Tensor | None = None,
     resolution: Resolution = "map",
     ignore_index: int = -100,
-    checks: ValueChecks | None = None,
 ) -> Tensor:
-    """Cosine of each normalised cam and the prototype of its class.
+    """Return the cosine of each normalized cam and the prototype of its class.
 
     Args:
         cams: (N, 1, *spatial), signed.
-        labels: see :func:`prototype_distance`.
-        prototypes: see :func:`prototype_distance`.
-        seen: see :func:`prototype_distance`.
-        resolution: see :func:`prototype_distance`.
-        ignore_index: see :func:`prototype_distance`.
-        checks: see :func:`prototype_distance`.
+        labels: (N,) class indices.
+        prototypes: (K, 1, *spatial), or P per class (K, P, *spatial), of which the closest counts.
+        seen: (K,) booleans, which classes have a prototype. Default: all.
+        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the cams to the prototypes.
+        ignore_index: samples with this label get NaN.
 
     Returns:
-        (N,), in [0, 1]; larger is nearer. An all-zero or dead cam gets 0. NaN where the label is ignored.
+        (N,), in [0, 1]; larger is closer. A dead or all-zero cam gets 0.
 
     Raises:
-        ValueError: see :func:`prototype_distance`.
-        TypeError: see :func:`prototype_distance`.
+        ValueError: a shape or a value that does not fit, a class without a prototype, or a cam that is not finite.
+        TypeError: cams or labels of a wrong kind; soft labels among them.
     """
-    with no_autocast(cams):
-        pairs = _pairs(cams, labels, prototypes, seen, resolution, ignore_index, checks)
-        values = -pairs.compared(lambda first, second: -cosine_similarity(first, second))
-    raised(checks).require(
-        torch.isfinite(values) | ~pairs.counted, "prototypes: expected finite numbers, got others"
+    return -prototype_distance(
+        cams,
+        labels,
+        prototypes,
+        lambda first, second: -cosine_similarity(first, second),  # keeps the digits that 1 − cosine loses
+        seen=seen,
+        resolution=resolution,
+        ignore_index=ignore_index,
     )
-    return values
 
 
-@torch.no_grad()
+@cam_metric
 def nearest_prototype(
     cams: Tensor,
     prototypes: Tensor,
-    distance: str | Distance = CENTRED_COSINE,
+    distance: str | Distance = "centered_cosine",
     *,
     seen: Tensor | None = None,
     resolution: Resolution = "map",
-    counted: Tensor | None = None,
-    checks: ValueChecks | None = None,
 ) -> Tensor:
-    r"""The class whose prototype each cam is nearest to.
+    r"""Return the class whose prototype each cam is closest to.
 
-    By default by the cosine of centred maps,
+    By default by the cosine of centered maps,
 
     .. math:: \arg\max_c \mathrm{unit}(M - \bar M) \cdot \mathrm{unit}(P_c - \bar P), \qquad M = \mathrm{relu}(C) / \max
 
-    with M̄ the map's mean over its pixels and P̄ the mean of the prototypes over the classes: what all prototypes have in common,
-    the bright middle of nearly every data set, tells nothing of the class.
+    with M̄ the map's mean over its pixels and P̄ the mean of the prototypes over the classes: what all prototypes share, such as
+    a bright center, does not distinguish classes.
 
     Args:
         cams: (N, 1, *spatial), signed.
-        prototypes: (K, 1, *spatial), or P a class (K, P, *spatial), of which the nearest counts; divided by their maxima.
-        distance: ``"centred_cosine"``, or one of :data:`~batchcam_captum.functional.DISTANCES`, or a function of pairs of maps.
+        prototypes: (K, 1, *spatial), or P per class (K, P, *spatial), of which the closest counts; divided by their maxima.
+        distance: ``"centered_cosine"``, a name of :data:`~batchcam_captum.functional.DISTANCES`, or a function
+            (N, ...), (N, ...) -> (N,).
         seen: (K,) booleans, which classes take part. Default: those whose prototypes are not all zero.
-        resolution: see :func:`prototype_distance`.
-        counted: (N,) booleans, which samples count. Default: all.
-        checks: see :func:`prototype_distance`.
+        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the cams to the prototypes.
 
     Returns:
-        (N,) int64, 0 … K−1; of classes that are equally near the first. −1, which is no class and so never right: a dead or
-        all-zero cam, with ``"centred_cosine"`` a flat one, which has no direction, and a sample that does not count.
+        (N,) int64, 0 ... K−1; the first of equally close classes. −1, which is never the right class, for a dead or all-zero
+        cam, and with ``"centered_cosine"`` for a flat one, which has no direction.
 
     Raises:
-        ValueError: see :func:`prototype_distance`; or no class takes part.
-        TypeError: see :func:`prototype_distance`.
+        ValueError: a shape or a value that does not fit, no class with a prototype, or a cam that is not finite.
+        TypeError: cams of a wrong kind.
     """
-    check_metric_cams(cams)
     check_prototypes(cams, prototypes)
-    with no_autocast(cams):
-        prepared = prepare(finite(cams, counted, checks))
-        maps, prototypes = fit(prepared.maps, prototypes, resolution)
-        raised(checks).require(torch.isfinite(prototypes), "prototypes: expected finite numbers, got others")
-        if seen is None:
-            seen = (prototypes.flatten(1) > 0).any(1)
-        raised(checks).require(
-            seen.any(), "prototypes: expected at least one class with a prototype, got none"
+    maps, dead = prepare(finite(cams))
+    maps, prototypes = fit(maps, prototypes, resolution)
+    if not bool(torch.isfinite(prototypes).all()):
+        raise ValueError("prototypes: expected finite numbers, got others")
+    if seen is None:
+        seen = (prototypes.flatten(1) > 0).any(1)
+    if not bool(seen.any()):
+        raise ValueError("prototypes: expected at least one class with a prototype, got none")
+    if distance == "centered_cosine":
+        distances, flat = _centered_cosines(maps, prototypes, seen)
+        dead = dead | flat
+    else:
+        between = get_distance(distance)
+        # One class at a time: all pairs at once would be N·K maps in memory.
+        distances = torch.stack(
+            [nearest(between, maps, own.expand(maps.shape[0], *own.shape)) for own in prototypes], 1
         )
-        nowhere = prepared.dead  # and so is what does not count, of which zeros are left
-        if distance == CENTRED_COSINE:
-            apart, flat = _centred_cosines(maps, prototypes, seen)
-            nowhere = nowhere | flat
-        else:
-            between = get_distance(distance)
-            # One class at a time: all pairs at once would be N·K maps in memory.
-            apart = torch.stack(
-                [nearest(between, maps, own.expand(maps.shape[0], *own.shape)) for own in prototypes], 1
-            )
-        return apart.masked_fill(~seen, math.inf).argmin(1).masked_fill(nowhere, -1)
+    return distances.masked_fill(~seen, math.inf).argmin(1).masked_fill(dead, -1)
 
 
-def _centred_cosines(maps: Tensor, prototypes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Minus the cosines (N, K) of centred maps, up to a positive factor a map; and which maps are flat (N,)."""
+def _centered_cosines(maps: Tensor, prototypes: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return minus the cosines (N, K) of centered maps, up to a positive factor per map, and which maps are flat (N,)."""
     dtype = exact_matmul_dtype(maps)
     rows = maps.flatten(1).to(dtype)
-    centred = rows - rows.mean(1, keepdim=True)
+    centered = rows - rows.mean(1, keepdim=True)
     # A flat map minus its mean is rounding noise, not a direction; its peak is 1.
-    flat = centred.abs().amax(1) <= 8 * torch.finfo(maps.dtype).eps
+    flat = centered.abs().amax(1) <= 8 * torch.finfo(maps.dtype).eps
     candidates = prototypes.flatten(0, 1).flatten(1).to(dtype)
     present = seen.to(dtype).repeat_interleave(prototypes.shape[1])
-    candidates = unit(candidates - (present @ candidates) / present.sum().clamp(min=1))
-    cosines = (centred @ candidates.T).unflatten(1, prototypes.shape[:2])
+    candidates = unit(candidates - (present @ candidates) / present.sum())
+    cosines = (centered @ candidates.T).unflatten(1, prototypes.shape[:2])
     return -cosines.amax(2), flat

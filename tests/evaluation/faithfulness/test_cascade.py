@@ -1,4 +1,4 @@
-"""Cascading randomisation: against re-initialising by hand, and what it says of a map that ignores the model."""
+"""Cascading randomization: against re-initializing by hand, and for a map that ignores the model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from batchcam_captum import BatchGradCam
 from batchcam_captum.evaluation.faithfulness import cascading_randomization
 from batchcam_captum.evaluation.faithfulness.cascade import randomize
 from batchcam_captum.functional import prepare, ssim
-
-from .networks import Case
 
 TOP_DOWN = ["head", "tail.1", "layer", "stem.0"]
 
@@ -85,22 +83,32 @@ def test_nothing_is_drawn_but_from_the_seed(case):
     assert not torch.equal(call(1).similarities["cosine"], first.similarities["cosine"])
 
 
-def test_errors():
-    case = Case()
-    function = BatchGradCam(lambda images: case.model(images), case.model.layer)
-    with pytest.raises(TypeError, match=r"grad_cam: expected a model that is a module, got function"):
-        cascading_randomization(function, case.images, 0)
-    two = BatchGradCam(case.model, ["stem", "layer"])
-    with pytest.raises(ValueError, match=r"grad_cam: expected one layer, got 2"):
-        cascading_randomization(two, case.images, 0)
-    with pytest.raises(
-        ValueError, match=r"similarities: expected 'ssim', 'spearman' or 'cosine', got 'psnr'"
-    ):
-        cascading_randomization(case.grad_cam, case.images, 0, similarities=["psnr"])
-    bare = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(ValueError, match=r"grad_cam: expected a model with parameters, got none"):
-        cascading_randomization(BatchGradCam(bare, bare[0]), case.images, 0)
-    with torch.no_grad():
-        case.model.stem[0].weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"cams: expected finite values, got NaN"):
-        cascading_randomization(case.grad_cam, case.images, 0)
+def _explain(model):
+    return BatchGradCam(model, model[0])
+
+
+BARE = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+NAN = nn.Sequential(nn.Conv2d(3, 4, 3), BARE)
+nn.init.constant_(NAN[0].weight, torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "name"),
+    [
+        (
+            lambda case: BatchGradCam(lambda images: case.model(images), case.model.layer),
+            {},
+            TypeError,
+            "grad_cam",
+        ),
+        (lambda case: case.model, {}, TypeError, "grad_cam"),
+        (lambda case: BatchGradCam(case.model, ["stem", "layer"]), {}, TypeError, "one layer"),
+        (lambda case: case.grad_cam, {"similarities": ["psnr"]}, ValueError, "similarities"),
+        (lambda case: case.grad_cam, {"layers": 0}, ValueError, "layers"),
+        (lambda case: _explain(BARE), {}, ValueError, "grad_cam"),
+        (lambda case: _explain(NAN), {}, ValueError, "finite"),
+    ],
+)
+def test_what_does_not_fit_raises(case, make, options, error, name):
+    with pytest.raises(error, match=name):
+        cascading_randomization(make(case), case.images, 0, **options)

@@ -1,4 +1,4 @@
-"""ROAD against pytorch-grad-cam's, and what it says of good and bad maps."""
+"""ROAD against pytorch-grad-cam's, and for good and bad maps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from batchcam_captum.evaluation.faithfulness import linear_imputation, road
-
-from .networks import Linear
+from tests.evaluation.networks import Linear
 
 peer = pytest.importorskip("pytorch_grad_cam.metrics.road")
 from pytorch_grad_cam.metrics.perturbation_confidence import (  # noqa: E402
@@ -65,7 +64,7 @@ def test_road_equals_pytorch_grad_cams_without_noise(case):
     assert found.morf.std() > 0.01
 
 
-def test_a_perfect_map_beats_a_random_one_and_that_its_inverse():
+def test_a_perfect_map_beats_a_random_one_which_beats_its_inverse():
     weights = torch.randn(9, 9)
     images = weights.sign().expand(16, 1, 9, 9)  # so that surroundings do not replace what is removed
     evidence = weights.abs().expand(16, 1, 9, 9)

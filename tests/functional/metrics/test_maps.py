@@ -1,4 +1,4 @@
-"""How much of the map a cam fills."""
+"""How a cam spreads over its pixels, and how alike the cams of a class are."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 import pytest
 import torch
 from scipy import stats
+from sklearn.metrics.pairwise import cosine_similarity
 from torch.testing import assert_close
 
-from batchcam_captum.functional import entropy, sparsity
+from batchcam_captum.functional import class_coherence, entropy, sparsity
+from batchcam_captum.functional.metrics.maps import coherence, coherence_sums
 
 
 def half_gini(cam):
-    """Half the mean absolute difference of two pixels, divided by the mean: another way to write the Gini index."""
+    """Half the mean absolute difference of two pixels, divided by the mean: another form of the Gini index."""
     a = cam.clamp(min=0).flatten()
     return (a[:, None] - a[None]).abs().mean() / (2 * a.mean())
 
@@ -42,30 +44,60 @@ def test_the_ends_of_the_ranges():
     assert_close(entropy(cams, relative=False), torch.tensor([0, 1, 1, 1]) * math.log(16))
     assert_close(entropy(cams), torch.tensor([0.0, 1, 1, 1]))
     assert entropy(torch.ones(1, 1, 1), relative=True).tolist() == [1]
-    counted = torch.tensor([True, False, True, True])
-    for metric in (sparsity, entropy):
-        assert metric(cams, counted=counted).isnan().tolist() == [False, True, False, False]
 
 
-def test_in_inference_mode_and_under_autocast_the_values_are_the_same():
+def test_no_graph_and_equal_values_in_inference_mode_and_under_autocast():
     cams = torch.randn(3, 1, 5, 5, requires_grad=True)
     expected = entropy(cams), sparsity(cams)
     assert not any(value.requires_grad for value in expected)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        again = entropy(cams), sparsity(cams)
-    for value, other in zip(expected, again, strict=True):
-        assert torch.equal(value, other)
+        assert_close((entropy(cams), sparsity(cams)), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
-    ("cams", "error", "message"),
+    ("cams", "error"),
     [
-        (torch.ones(2, 1, 4, 4, dtype=torch.int64), TypeError, "cams: expected floating cams"),
-        (torch.ones(2, 4, 4), ValueError, r"got \(2, 4, 4\); call cams.unsqueeze\(1\)"),
-        (torch.ones(2, 3, 4, 4), ValueError, "measure the cams of one score at a time"),
-        (torch.full((2, 1, 4, 4), torch.inf), ValueError, "cams: expected finite numbers"),
+        (torch.ones(2, 1, 4, 4, dtype=torch.int64), TypeError),
+        (torch.ones(2, 4, 4), ValueError),
+        (torch.ones(2, 3, 4, 4), ValueError),
+        (torch.full((2, 1, 4, 4), torch.inf), ValueError),
     ],
 )
-def test_bad_cams(cams, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_cams(cams, error):
+    with pytest.raises(error, match="cams"):
         sparsity(cams)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_coherence_equals_the_mean_over_all_pairs(dims):
+    cams, labels = torch.randn(30, 1, *[4] * dims), torch.arange(30) % 4
+    cams[4] = 0  # dead: cosine 0 with every other of class 0
+    labels[1::4] = torch.tensor([1, 2, 2, 2, 2, 2, 2, -100])  # class 1 keeps a single one
+    values = class_coherence(cams, labels, 5)
+    for c in (0, 2, 3):
+        own = cams[labels == c].clamp(min=0).flatten(1).numpy()
+        cosines = cosine_similarity(own)
+        pairs = len(own) * (len(own) - 1)
+        assert values[c].item() == pytest.approx((cosines.sum() - cosines.trace()) / pairs, abs=1e-6)
+    assert values.isnan().tolist() == [False, True, False, False, True]
+
+
+def test_coherence_from_one_to_nothing():
+    one = torch.rand(1, 1, 4, 4)
+    other = torch.zeros(4, 1, 4, 4)
+    other.view(4, 16)[range(4), range(4)] = 1  # nothing in common
+    cams = torch.cat([one * torch.tensor([1e-9, 1.0, 1e9]).view(3, 1, 1, 1), other, -one, -one])
+    labels = torch.tensor([0] * 3 + [1] * 4 + [2] * 2)
+    assert_close(class_coherence(cams, labels, 3), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+
+
+def test_coherence_sums_of_batches_add_up():
+    cams, labels = torch.randn(20, 1, 3, 5), torch.arange(20) % 3
+    parts = [coherence_sums(cams[i::2], labels[i::2], 3) for i in (0, 1)]
+    together = [first + second for first, second in zip(*parts, strict=True)]
+    assert_close(coherence(*together), class_coherence(cams, labels, 3), rtol=1e-12, atol=0)
+
+
+def test_coherence_refuses_soft_labels():
+    with pytest.raises(TypeError, match="labels"):
+        class_coherence(torch.randn(4, 1, 4, 4), torch.rand(4, 3), 3)

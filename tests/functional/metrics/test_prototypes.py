@@ -59,7 +59,7 @@ def test_at_the_size_of_the_prototypes():
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_nearest_prototype_by_centred_cosines_is_that_of_a_loop(dims):
+def test_nearest_prototype_by_centered_cosines_is_that_of_a_loop(dims):
     cams, prototypes = torch.randn(20, 1, *[5] * dims), torch.rand(4, 1, *[5] * dims) + 1
     scaled = prototypes / prototypes.flatten(1).amax(1).reshape(-1, *[1] * (dims + 1))
     common = scaled.mean(0)
@@ -94,39 +94,49 @@ def test_what_is_near_to_no_prototype():
     faint = torch.zeros(1, 1, 4, 4)
     faint[..., 1, 2] = 1
     cams = torch.cat([faint, torch.zeros(1, 1, 4, 4), -faint, torch.full((1, 1, 4, 4), 0.3), prototypes[2:]])
-    for distance in ("centred_cosine", "l1"):
+    for distance in ("centered_cosine", "l1"):
         near = nearest_prototype(cams, prototypes, distance).tolist()
         assert near[0] in (1, 2)
         assert near[1:3] == [-1, -1]
         assert near[4] == 2
-        assert (near[3] == -1) == (distance == "centred_cosine")
+        assert (near[3] == -1) == (distance == "centered_cosine")
     only = nearest_prototype(cams, prototypes, seen=torch.tensor([False, True, False]))
     assert only.tolist() == [1, -1, -1, -1, 1]
-    counted = torch.tensor([False, True, True, True, True])
-    assert nearest_prototype(cams, prototypes, counted=counted)[0] == -1
-    with pytest.raises(ValueError, match="at least one class with a prototype"):
+    with pytest.raises(ValueError, match="prototypes"):
         nearest_prototype(cams, torch.zeros_like(prototypes))
 
 
 def test_nearest_of_several_prototypes_a_class():
     prototypes = torch.rand(3, 2, 4, 4)
-    for distance in ("centred_cosine", "l2"):
+    for distance in ("centered_cosine", "l2"):
         near = nearest_prototype(prototypes.flatten(0, 1).unsqueeze(1), prototypes, distance)
         assert near.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_what_is_not_a_number_raises():
-    cams, prototypes = torch.randn(4, 1, 5, 6), torch.rand(3, 1, 5, 6)
-    cams[1, 0, 0, 0] = torch.nan
-    for measure in (
-        lambda: prototype_distance(cams, LABELS, prototypes),
-        lambda: nearest_prototype(cams, prototypes),
-    ):
-        with pytest.raises(ValueError, match=r"cams: expected finite numbers.*samples \[1\]"):
-            measure()
-    with pytest.raises(ValueError, match="distance: expected finite distances"):
-        prototype_distance(
-            cams[2:], LABELS[2:], prototypes, lambda first, _: first.sum((1, 2, 3)).log() * 1e39
-        )
-    with pytest.raises(ValueError, match="prototypes: expected a prototype for the class of every label"):
-        prototype_cosine(cams, LABELS, prototypes, seen=torch.tensor([True, False, True]))
+CAMS, PROTOTYPES = torch.randn(4, 1, 5, 6), torch.rand(3, 1, 5, 6)
+BAD = CAMS.index_fill(0, torch.tensor(1), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: prototype_distance(BAD, LABELS, PROTOTYPES), ValueError, r"cams.*\[1\]"),
+        (lambda: nearest_prototype(BAD, PROTOTYPES), ValueError, r"cams.*\[1\]"),
+        (
+            lambda: prototype_distance(CAMS, LABELS, PROTOTYPES, lambda a, _: a[:, 0, 0, 0] / 0),
+            ValueError,
+            "distance",
+        ),
+        (lambda: nearest_prototype(CAMS, PROTOTYPES / 0), ValueError, "prototypes"),
+        (
+            lambda: prototype_cosine(CAMS, LABELS, PROTOTYPES, seen=LABELS[:3] < 2),
+            ValueError,
+            r"prototypes.*\[1, 2\]",
+        ),
+        (lambda: prototype_cosine(CAMS, LABELS + 1, PROTOTYPES), ValueError, "labels"),
+        (lambda: prototype_cosine(CAMS, torch.rand(4, 3), PROTOTYPES), TypeError, "labels"),
+    ],
+)
+def test_what_does_not_fit_raises(call, error, text):
+    with pytest.raises(error, match=text):
+        call()

@@ -1,4 +1,4 @@
-"""One of each metric class, and what it has to give over a whole data set, from the functions."""
+"""One metric of each class, and its value over a whole data set from the functions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class Case(NamedTuple):
     masks: Tensor
     shortcuts: Tensor
 
+    @property
+    def counted(self):
+        return self.part(self.labels != -100)
+
     def part(self, index):
         return Case(*(each[index] for each in self))
 
@@ -28,7 +32,7 @@ class Case(NamedTuple):
 
 
 def make_case(num_samples=23):
-    """Samples of every kind: dead, ignored, without a mask, without a shortcut."""
+    """Return samples of every kind: dead, ignored, without a mask, without a shortcut."""
     draw = torch.Generator().manual_seed(0)
     cams = torch.randn(num_samples, 1, 4, 4, generator=draw)
     cams[3] = 0
@@ -41,85 +45,73 @@ def make_case(num_samples=23):
     return Case(cams, labels, masks, shortcuts)
 
 
-def _near(case, counted, distance):
-    near = functional.nearest_prototype(case.cams, PROTOTYPES, distance)
-    return (near == case.labels).float().masked_fill(~counted, torch.nan)
+def _near(case, distance="centered_cosine"):
+    return (functional.nearest_prototype(case.cams, PROTOTYPES, distance) == case.labels).float()
 
 
-#: Name -> (what makes the metric, its values a sample of a case and of which samples count).
+#: Name -> (what makes the metric, the values of a case without ignored samples).
 EVERY = {
     "l1": (
         lambda **kw: metrics.PrototypeDistance(PROTOTYPES, **kw),
-        lambda case, _: functional.prototype_distance(case.cams, case.labels, PROTOTYPES),
+        lambda case: functional.prototype_distance(case.cams, case.labels, PROTOTYPES),
     ),
     "ssim at the prototypes' size": (
         lambda **kw: metrics.PrototypeDistance(PROTOTYPES, "ssim", resolution="prototype", **kw),
-        lambda case, _: functional.prototype_distance(
+        lambda case: functional.prototype_distance(
             case.cams, case.labels, PROTOTYPES, "ssim", resolution="prototype"
         ),
     ),
     "cosine": (
         lambda **kw: metrics.PrototypeCosine(PROTOTYPES, **kw),
-        lambda case, _: functional.prototype_cosine(case.cams, case.labels, PROTOTYPES),
+        lambda case: functional.prototype_cosine(case.cams, case.labels, PROTOTYPES),
     ),
-    "nearest": (
-        lambda **kw: metrics.NearestPrototypeAccuracy(PROTOTYPES, **kw),
-        lambda case, counted: _near(case, counted, "centred_cosine"),
-    ),
+    "nearest": (lambda **kw: metrics.NearestPrototypeAccuracy(PROTOTYPES, **kw), _near),
     "nearest by l2": (
         lambda **kw: metrics.NearestPrototypeAccuracy(PROTOTYPES, "l2", **kw),
-        lambda case, counted: _near(case, counted, "l2"),
+        lambda case: _near(case, "l2"),
     ),
     "coherence": (
         lambda **kw: metrics.ClassCoherence(4, (4, 4), **kw),
-        lambda case, _: functional.class_coherence(case.cams, case.labels, 4),
+        lambda case: functional.class_coherence(case.cams, case.labels, 4),
     ),
     "coherence at another size": (
         lambda **kw: metrics.ClassCoherence(4, (7, 7), **kw),
-        lambda case, _: functional.class_coherence(
+        lambda case: functional.class_coherence(
             functional.resize(functional.prepare(case.cams).maps, (7, 7)), case.labels, 4
         ),
     ),
     "energy": (
         metrics.EnergyPointingGame,
-        lambda case, counted: functional.energy_in_mask(case.cams, case.masks, counted=counted),
+        lambda case: functional.energy_in_mask(case.cams, case.masks),
     ),
     "wrong reason": (
         lambda **kw: metrics.WrongReasonRate(resolution="map", **kw),
-        lambda case, counted: functional.wrong_reason(
-            case.cams, case.masks, resolution="map", counted=counted
-        ),
+        lambda case: functional.wrong_reason(case.cams, case.masks, resolution="map"),
     ),
     "shortcut": (
         metrics.ShortcutReliance,
-        lambda case, counted: functional.shortcut_share(case.cams, case.shortcuts, counted=counted).share,
+        lambda case: functional.shortcut_share(case.cams, case.shortcuts).share,
     ),
     "pointing game": (
         lambda **kw: metrics.PointingGame(tolerance=1, **kw),
-        lambda case, counted: functional.pointing_game(case.cams, case.masks, tolerance=1, counted=counted),
+        lambda case: functional.pointing_game(case.cams, case.masks, tolerance=1),
     ),
     "iou": (
         lambda **kw: metrics.MaskIoU(threshold=0.3, **kw),
-        lambda case, counted: functional.mask_iou(case.cams, case.masks, threshold=0.3, counted=counted),
+        lambda case: functional.mask_iou(case.cams, case.masks, threshold=0.3),
     ),
     "rank accuracy": (
         metrics.RankAccuracy,
-        lambda case, counted: functional.rank_accuracy(case.cams, case.masks, counted=counted),
+        lambda case: functional.rank_accuracy(case.cams, case.masks),
     ),
-    "dead": (
-        metrics.DeadFraction,
-        lambda case, counted: functional.dead_cams(case.cams).float().masked_fill(~counted, torch.nan),
-    ),
-    "sparsity": (
-        metrics.Sparsity,
-        lambda case, counted: functional.sparsity(case.cams, counted=counted),
-    ),
+    "dead": (metrics.DeadFraction, lambda case: functional.dead_cams(case.cams).float()),
+    "sparsity": (metrics.Sparsity, lambda case: functional.sparsity(case.cams)),
     "entropy": (
         lambda **kw: metrics.CamEntropy(relative=False, **kw),
-        lambda case, counted: functional.entropy(case.cams, relative=False, counted=counted),
+        lambda case: functional.entropy(case.cams, relative=False),
     ),
 }
 
 
 def expected(name, case):
-    return EVERY[name][1](case, case.labels != -100).nanmean().float()
+    return EVERY[name][1](case.counted).nanmean().float()

@@ -1,7 +1,8 @@
-"""Infidelity and maximum sensitivity: against loops over images and perturbations, and in cases that can be computed."""
+"""Infidelity and maximum sensitivity: against Captum, a loop over images and squares, and cases with a known value."""
 
 from __future__ import annotations
 
+import captum.metrics
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,38 +10,28 @@ from torch.testing import assert_close
 
 from batchcam_captum.evaluation.faithfulness import infidelity, max_sensitivity
 from batchcam_captum.functional import prepare
+from tests.evaluation.networks import Linear
 
-from .networks import Linear
 
-
-@pytest.mark.parametrize("perturbation", ["square", "noise"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_infidelity_equals_a_loop(case, normalize, perturbation):
-    options = {"samples": 6, "normalize": normalize, "seed": 5, "perturbation": perturbation}
-    options |= {"noise_std": 0.3} if perturbation == "noise" else {"side": 0.4, "fill": "mean"}
-    found = infidelity(case.model, case.images, case.cams, case.targets, **options)
-    small = infidelity(
-        case.model, case.images, case.cams, case.targets, **options, batch_size=4
-    )  # less than the samples
-    relative = infidelity(case.model, case.images, case.cams, case.targets, **options, relative=True)
+def test_infidelity_of_squares_equals_a_loop(case, normalize):
+    options = {"samples": 6, "normalize": normalize, "seed": 5, "side": 0.4, "fill": "mean"}
+    given = case.model, case.images, case.cams, case.targets
+    found = infidelity(*given, **options)
+    small = infidelity(*given, **options, batch_size=4)  # less than the samples
+    relative = infidelity(*given, **options, relative=True)
     generator = torch.Generator().manual_seed(5)
-    if perturbation == "noise":
-        noise = 0.3 * torch.randn(6, 3, 8, 8, generator=generator)
-    else:  # three of eight pixels a side
-        top, left = (torch.randint(6, (6, 1), generator=generator).flatten().tolist() for _ in "hw")
+    # Three of eight pixels per side.
+    top, left = (torch.randint(6, (6, 1), generator=generator).flatten().tolist() for _ in "hw")
     heat = F.interpolate(case.cams, (8, 8), mode="bilinear")
     for row, image in enumerate(case.images):
         predicted, happened = [], []
         for sample in range(6):
             changed = image.clone()
-            if perturbation == "noise":
-                changed -= noise[sample]
-                predicted.append((noise[sample] * heat[row]).sum())
-            else:
-                square = (slice(top[sample], top[sample] + 3), slice(left[sample], left[sample] + 3))
-                for channel in range(3):
-                    changed[channel][square] = image[channel].mean()
-                predicted.append(heat[row, 0][square].sum())
+            square = (slice(top[sample], top[sample] + 3), slice(left[sample], left[sample] + 3))
+            for channel in range(3):
+                changed[channel][square] = image[channel].mean()
+            predicted.append(heat[row, 0][square].sum())
             with torch.no_grad():
                 before, after = case.model(torch.stack([image, changed]))[:, case.targets[row]]
             happened.append(before - after)
@@ -53,8 +44,27 @@ def test_infidelity_equals_a_loop(case, normalize, perturbation):
         assert_close(relative[row], expected / happened.square().mean(), rtol=1e-3, atol=1e-5)
 
 
-def test_a_square_tells_a_coarse_map_from_those_that_know_nothing():
-    """A model that looks for a bright patch near the middle of one quarter, the target's."""
+@pytest.mark.parametrize("normalize", [False, True])
+def test_infidelity_of_noise_equals_captums(case, normalize):
+    options = {"samples": 6, "normalize": normalize, "seed": 5, "perturbation": "noise", "noise_std": 0.3}
+    found = infidelity(case.model, case.images, case.cams, case.targets, **options)
+    noise = 0.3 * torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    heat = F.interpolate(case.cams, (8, 8), mode="bilinear").expand_as(case.images)
+    for row in range(len(case.images)):
+        expected = captum.metrics.infidelity(
+            case.model,
+            lambda repeated: (noise, repeated - noise),
+            case.images[row : row + 1],
+            heat[row : row + 1],
+            target=int(case.targets[row]),
+            n_perturb_samples=6,
+            normalize=normalize,
+        )
+        assert_close(found[row], expected[0], rtol=1e-3, atol=1e-6)
+
+
+def test_squares_distinguish_a_coarse_map_from_uninformative_ones():
+    """The model looks for a bright patch in the middle of the target's quarter."""
     detectors = torch.zeros(4, 1, 16, 16)
     for quarter, detector in enumerate(detectors):
         rows, columns = 8 * (quarter // 2), 8 * (quarter % 2)
@@ -82,16 +92,12 @@ def test_a_square_tells_a_coarse_map_from_those_that_know_nothing():
         assert mean(maps) > own + 0.2, name
 
 
-def test_squares_in_one_and_three_dimensions_see_every_place():
-    """Of a linear model every drop is a sum over the square, so the products of weights and pixels predict it."""
+def test_squares_in_one_and_three_dimensions():
+    """Every drop of a linear model is a sum over the square, so weights times pixels predict it."""
     for size in ((9,), (5, 4, 6)):
         weights, images = torch.randn(1, *size), torch.rand(2, 1, *size)
         found = infidelity(Linear(weights), images, weights * images, 0, normalize=False, side=0.3)
         assert_close(found, torch.zeros(2), atol=1e-9, rtol=0)
-    with pytest.raises(ValueError, match=r"perturbation: expected 'square' or 'noise', got 'circle'"):
-        infidelity(Linear(weights), images, images, 0, perturbation="circle")
-    with pytest.raises(ValueError, match=r"side: expected a share of the image's side, .* got 7"):
-        infidelity(Linear(weights), images, images, 0, side=7)
 
 
 def test_the_weights_of_a_linear_model_are_faithful_and_the_zero_map_is_not():
@@ -107,25 +113,31 @@ def test_the_weights_of_a_linear_model_are_faithful_and_the_zero_map_is_not():
     for normalize in (True, False):
         nothing = infidelity(model, images, torch.zeros_like(maps), 0, normalize=normalize, relative=True)
         assert_close(nothing, torch.ones(3))
-    # Nothing moves the other score: there is nothing to predict.
+    # The other score is constant: there is nothing to predict.
     assert_close(infidelity(model, images, maps, 1, relative=True), torch.zeros(3))
 
 
 @pytest.mark.parametrize("normalize", [None, "max"])
-def test_max_sensitivity_equals_a_loop(case, normalize):
+def test_max_sensitivity_equals_captums(case, normalize):
     options = {"radius": 0.1, "samples": 5, "normalize": normalize, "seed": 2}
     found = max_sensitivity(case.grad_cam, case.images, case.targets, **options)
     small = max_sensitivity(case.grad_cam, case.images, case.targets, **options, batch_size=3)
     noise = 0.1 * (2 * torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(2)) - 1)
-    as_measured = (lambda cams: cams) if normalize is None else (lambda cams: prepare(cams).maps)
-    original = as_measured(case.cams)
-    for row, image in enumerate(case.images):
-        target = int(case.targets[row])
-        cams = [as_measured(case.grad_cam.attribute((image + change)[None], target)) for change in noise]
-        expected = max((cam[0] - original[row]).norm() / original[row].norm() for cam in cams)
+    for row in range(len(case.images)):
+
+        def explain(images, row=row):
+            cams = case.grad_cam.attribute(images[0], int(case.targets[row]))
+            return (cams if normalize is None else prepare(cams).maps,)
+
+        expected = captum.metrics.sensitivity_max(
+            lambda images: explain(images if isinstance(images, tuple) else (images,)),
+            case.images[row : row + 1],
+            lambda repeated: repeated + noise,
+            n_perturb_samples=5,
+        )
         assert expected > 1e-3
-        assert_close(found.values[row], expected, rtol=1e-3, atol=1e-5)
-        assert_close(small.values[row], expected, rtol=1e-3, atol=1e-5)
+        assert_close(found.values[row], expected[0], rtol=1e-3, atol=1e-5)
+        assert_close(small.values[row], expected[0], rtol=1e-3, atol=1e-5)
     assert not found.dead.any()
 
 
@@ -142,12 +154,15 @@ def test_a_dead_cam_looks_stable_and_is_reported():
     assert nothing.values.shape == nothing.dead.shape == (0,)
 
 
-def test_what_is_no_single_cam_an_image_is_an_error(case):
-    with pytest.raises(TypeError, match=r"explain: expected a tensor of cams, got list"):
-        max_sensitivity(lambda images, targets: [images], case.images, 0)
-    with pytest.raises(ValueError, match=r"explain: expected cams \(4, 1, \*spatial\), got \(4, 3, 8, 8\)"):
-        max_sensitivity(lambda images, targets: images, case.images, 0)
-    with pytest.raises(ValueError, match=r"explain: expected finite cams, got NaN"):
-        max_sensitivity(lambda images, targets: images[:, :1] * float("nan"), case.images, 0)
-    with pytest.raises(TypeError, match=r"explain: expected a BatchGradCam or a function .*, got str"):
-        max_sensitivity("layer", case.images, 0)
+@pytest.mark.parametrize(
+    ("explain", "error"),
+    [
+        (lambda images, targets: [images], TypeError),
+        (lambda images, targets: images, ValueError),
+        (lambda images, targets: images[:, :1] * float("nan"), ValueError),
+        ("layer", TypeError),
+    ],
+)
+def test_anything_but_one_cam_per_image_raises(case, explain, error):
+    with pytest.raises(error, match="explain"):
+        max_sensitivity(explain, case.images, 0)
