@@ -11,14 +11,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..optional import load
-from .layout import FORMAT, KEY, MASK_METRICS, NAMES, Layout, Status
+from .layout import FORMAT, MASK_METRICS, NAMES, Status
+from .metadata import check_store, read_about
 from .stored_maps import StoredMaps
 
 if TYPE_CHECKING:
     import pandas
-
-#: Arrays that every store has.
-_ARRAYS = tuple(Layout(samples=1, chunk=1, maps=(1,), classes=1).arrays())
 
 
 class Store:
@@ -192,14 +190,15 @@ def open_store(path: str | os.PathLike[str], *, any_format: bool = False) -> Sto
 
     Args:
         path: of the store's folder.
-        any_format: take one of another version, too, of which only ``about`` can be relied on.
+        any_format: read only ``about``, also of a store of another version or one that lacks arrays.
 
     Returns:
         The store; nothing but its metadata is read yet.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: no store, a damaged one, or one of another version.
+        ValueError: no store, a damaged one, one of another version, or one that holds arrays, codecs, folders or links that this
+            package does not write.
         ModuleNotFoundError: zarr is not installed.
     """
     path = Path(path)
@@ -207,23 +206,14 @@ def open_store(path: str | os.PathLike[str], *, any_format: bool = False) -> Sto
         raise FileNotFoundError(
             f"{path}: expected a store of explain_dataset or batchcam explain, got nothing; check the path"
         )
-    try:
-        group = load("zarr", purpose="a store", extra="explain").open_group(path, mode="r", zarr_format=3)
-        about = dict(group.attrs)[KEY]
-        version = about["format"]
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # Zarr raises anything for what is no store of its own
+    zarr = load("zarr", purpose="a store", extra="explain")
+    about = read_about(path)
+    if any_format:
+        return Store(path, {}, about)
+    if about["format"] != FORMAT:
         raise ValueError(
-            f"{path}: expected a store of explain_dataset or batchcam explain, got something else ({type(error).__name__})"
-        ) from error
-    if version != FORMAT and not any_format:
-        raise ValueError(
-            f"{path}: expected a store of version {FORMAT}, got one of version {version}; read it with the version of "
+            f"{path}: expected a store of version {FORMAT}, got one of version {about['format']!r}; read it with the version of "
             "batchcam-captum that wrote it, or explain the data set again"
         )
-    if not any_format and (lacking := [name for name in _ARRAYS if name not in group]):
-        raise ValueError(
-            f"{path}: expected a whole store, got one without {', '.join(lacking)}; explain the data set again"
-        )
-    return Store(path, group, about)
+    check_store(path)
+    return Store(path, zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False), about)

@@ -37,7 +37,7 @@ class StoreWriter:
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
         self.layout = layout
-        self._group = _zarr().open_group(path, mode="r+")
+        self._group = _group(path, "r+")
 
     def status(self) -> np.ndarray[Any, Any]:
         """Of every sample, :class:`.Status`."""
@@ -205,6 +205,10 @@ def _zarr() -> Any:
     return load("zarr", purpose="a store", extra="explain")
 
 
+def _group(path: Path, mode: str) -> Any:
+    return _zarr().open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
+
+
 def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
     """The second GPU of a machine gives the numbers of the first."""
     found = plain(environment)
@@ -237,11 +241,11 @@ def _changing(path: Path) -> Iterator[dict[str, Any]]:
     always stays as it was made.
     """
     with changing(path / "status" / folders.METADATA):
-        yield dict(_zarr().open_group(path, mode="r").attrs[KEY])
+        yield dict(_group(path, "r").attrs[KEY])
 
 
 def _note(path: Path, about: Mapping[str, Any]) -> None:
-    _zarr().open_group(path, mode="r+").attrs[KEY] = dict(about)
+    _group(path, "r+").attrs[KEY] = dict(about)
 
 
 def _check(store: Store, layout: Layout, about: Mapping[str, Any]) -> None:

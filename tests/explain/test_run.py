@@ -521,7 +521,7 @@ def test_signals_have_maps_too(tmp_path):
     assert store.thumbnails is None
     assert set(store.labels[:]) == {-1}
     assert store.frame().correct.isna().all()
-    with pytest.raises(ValueError, match=r"expected maps with two spatial dimensions, got \(1, 8\) a sample"):
+    with pytest.raises(ValueError, match="two spatial dimensions"):
         write_report(store, tmp_path / "report.html")
 
 

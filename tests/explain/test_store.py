@@ -157,17 +157,6 @@ def test_arrays_that_are_gone(copy):
         open_store(copy)
 
 
-def test_what_others_put_into_the_group_is_not_the_stores(copy):
-    import zarr
-
-    zarr.open_group(copy).create_array("embeddings", shape=(SAMPLES, 2), dtype="f4")
-    (copy / "notes.txt").write_text("mine")
-    store = open_store(copy)
-    assert "embeddings" not in store.arrays()
-    assert list(store.metrics) == list(METRICS)
-    assert list(store.frame())[-1] == METRICS[0]
-
-
 def test_zarr_itself_reads_a_store(store, written):
     """The format is a standard one: nothing of this package is needed."""
     import zarr
