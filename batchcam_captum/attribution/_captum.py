@@ -17,7 +17,6 @@ from captum._utils.gradient import (  # type: ignore[import-untyped]
 )
 from captum.attr import GuidedGradCam, LayerGradCam  # type: ignore[import-untyped]
 from captum.log import log_usage as _log_usage  # type: ignore[import-untyped]
-from captum.metrics import infidelity, sensitivity_max  # type: ignore[import-untyped]
 
 __all__ = [
     "GuidedGradCam",
@@ -25,11 +24,9 @@ __all__ = [
     "extract_device_ids",
     "format_additional_forward_args",
     "format_tensor_into_tuples",
-    "infidelity",
     "log_usage",
     "reduce_list",
     "run_forward",
-    "sensitivity_max",
     "sort_key_list",
     "visualize_image_attr",
 ]

@@ -114,12 +114,12 @@ class CamMetric(Metric):
     count: Tensor
 
     def __init__(self, *, ignore_index: int = -100, **options: Any) -> None:
-        self_options = _keyword_arguments(self.function)
-        super().__init__(**{name: value for name, value in options.items() if name not in self_options})
-        self.options = {name: value for name, value in options.items() if name in self_options}
+        names = _keyword_arguments(self.function)
+        super().__init__(**{name: value for name, value in options.items() if name not in names})
+        self.options = {name: value for name, value in options.items() if name in names}
         self.ignore_index = ignore_index
         self._add_sum("total")
-        self._add_sum("count")
+        self._add_sum("count", dtype=torch.int64)
         # A MetricCollection takes two metrics with equal states after the first batch for one and updates only one of them from
         # then on. Metrics with different settings may well agree on a batch; NaN equals nothing.
         self.add_state("never_equal", torch.tensor(torch.nan), dist_reduce_fx="sum")
@@ -133,8 +133,8 @@ class CamMetric(Metric):
             options = [each for name, each in _keyword_arguments(cls.function).items() if name not in own]
             cls.__signature__ = inspect.Signature([*first, *options, own["options"]])  # type: ignore[attr-defined]
 
-    def _add_sum(self, name: str, *shape: int) -> None:
-        self.add_state(name, torch.zeros(shape), dist_reduce_fx="sum")
+    def _add_sum(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        self.add_state(name, torch.zeros(shape, dtype=dtype), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -550,6 +550,9 @@ class _Shared(Generic[T]):
 class _ModelMetric(CamMetric):
     """The mean of a measure of faithfulness over images."""
 
+    #: The field of the function's result to average; None: the result itself.
+    field: str | None = None
+
     def __init__(self, model: Model, *, ignore_index: int = -100, **options: Any) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a module or a function of images, got {type(model).__name__}")
@@ -577,12 +580,9 @@ class _ModelMetric(CamMetric):
         kept = indices != self.ignore_index
         if not bool(kept.all()):
             images, cams, indices = images[kept], cams[kept.to(cams.device)], indices[kept]
-        self._add_values(self.measure(images, cams, indices))
-
-    def measure(self, images: Tensor, cams: Tensor, targets: Tensor) -> Tensor:
-        """Return the value of each image, (N,)."""
-        values: Tensor = self.function(self.model, images, cams, targets, **self.options)
-        return values
+        result = self.function(self.model, images, cams, indices, **self.options)
+        values: Tensor = result if self.field is None else getattr(result, self.field)
+        self._add_values(values if values.dim() == 1 else values.mean(1))
 
 
 class InsertionAUC(_ModelMetric):
@@ -603,11 +603,8 @@ class InsertionAUC(_ModelMetric):
     """
 
     function = staticmethod(faithfulness.insertion_curve)
+    field = "auc"
     higher_is_better = True
-
-    def measure(self, images: Tensor, cams: Tensor, targets: Tensor) -> Tensor:
-        """Return the areas (N,)."""
-        return self.function(self.model, images, cams, targets, **self.options).auc
 
 
 class DeletionAUC(_ModelMetric):
@@ -620,11 +617,8 @@ class DeletionAUC(_ModelMetric):
     """
 
     function = staticmethod(faithfulness.deletion_curve)
+    field = "auc"
     higher_is_better = False
-
-    def measure(self, images: Tensor, cams: Tensor, targets: Tensor) -> Tensor:
-        """Return the areas (N,)."""
-        return self.function(self.model, images, cams, targets, **self.options).auc
 
 
 class Road(_ModelMetric):
@@ -654,17 +648,12 @@ class Road(_ModelMetric):
     ) -> None:
         check_choice("order", order, ("combined", "morf", "lerf"))
         super().__init__(model, ignore_index=ignore_index, **options)
-        self.order = order
+        self.field = self.order = order
 
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]
         """False for ``"morf"``, True otherwise."""
         return self.order != "morf"
-
-    def measure(self, images: Tensor, cams: Tensor, targets: Tensor) -> Tensor:
-        """Return the scores (N,)."""
-        scores: Tensor = getattr(self.function(self.model, images, cams, targets, **self.options), self.order)
-        return scores if self.order == "combined" else scores.mean(1)
 
 
 class Infidelity(_ModelMetric):

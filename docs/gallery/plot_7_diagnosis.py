@@ -2,8 +2,8 @@
 Why is it wrong? Diagnosis
 ==========================
 
-``diagnose`` goes through a data set once and keeps what its maps say by class: the mean map, which class's prototype maps are
-nearest to, how many are dead, and the worst mistakes with the maps of the class that was predicted and of the true one.
+``diagnose`` reads a data set once and reports its cams by class: the mean cam, which class's prototype the cams are closest to,
+and how many are dead. It also keeps the worst mistakes, with the cams of the predicted and of the true class.
 """
 
 import tempfile
@@ -53,9 +53,9 @@ axis.imshow(picture)
 axis.axis("off")
 
 # %%
-# Why, then? A map proposes an answer: the ink where the predicted class has more evidence than the true one. Whether the score
-# depends on that ink is tested by taking it away: six places of it, next to the six that count the most when each is taken away
-# alone.
+# Why are they wrong? A cam proposes an answer: the ink where the predicted class has more evidence than the true one. To test
+# whether the score depends on that ink, remove it: the six pixels that the cams propose, and for comparison the six pixels whose
+# removal, one at a time, lowers the score most.
 
 mistakes = diagnosis.mistakes
 
@@ -78,16 +78,16 @@ for index in range(min(2, len(mistakes))):
     left = torch.stack([probabilities(picture, place)[wrong] for place in ink])
     tested = ink[left.argsort()[:6]]
     print(
-        f"A {label} that is taken for a {wrong} with {mistakes.confidences[index]:.0%}. Six places are taken away:"
+        f"A {label}, predicted as {wrong} with {mistakes.confidences[index]:.0%}. Without six pixels"
     )
-    for name, places in {"of the map": of_map, "by testing": tested}.items():
+    for name, places in {"of the cams": of_map, "of the test": tested}.items():
         found = probabilities(picture, places)
         verdict = "not the reason" if int(found.argmax()) == wrong else "a reason"
         print(
-            f"  {name}: {wrong} with {found[wrong]:.0%}, the highest is {int(found.argmax())}: this ink is {verdict}"
+            f"  {name}: {wrong} with {found[wrong]:.0%}, the prediction is {int(found.argmax())}: this ink is {verdict}"
         )
-    print(f"  {int(torch.isin(of_map, tested).sum())} of the six are the same")
+    print(f"  {int(torch.isin(of_map, tested).sum())} of the six pixels are the same")
 
 # %%
-# Where a line ends with "a reason", the image would not have been taken for this class without that ink. A map shows evidence in
-# the network's last maps, which need not be what its decision depends on. Where the two answers differ, the tested one counts.
+# Where a line ends with "a reason", the prediction changes without that ink. A cam shows the evidence in the network's last
+# activations, which is not necessarily what its decision depends on. Where the two answers differ, trust the test.
