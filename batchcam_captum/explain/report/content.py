@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Array = np.ndarray[Any, Any]
+#: (label, prediction) -> number of samples, the most frequent first.
+Pairs = dict[tuple[int, int], int]
 
 #: Largest side of a map in the page, most maps per sample, and the bytes that all maps may have.
 MAP_SIDE, MAPS, MAP_BYTES = 32, 10, 12e6
@@ -75,7 +77,9 @@ def read_content(store: Store, *, pictures: int | None, progress: bool) -> dict[
     names = None if store.class_names is None else [visible(name) for name in store.class_names]
     by = "label" if written["label"].notna().any() else "prediction"
     first_maps = torch.from_numpy(read.get("first_maps", np.zeros((0, *map_size), np.float32)))
-    classes = _class_rows(written, by, first_maps, names, list(store.metrics))
+    known = written.loc[written["correct"].notna(), ["label", "prediction"]].value_counts()
+    pairs = {(int(label), int(prediction)): int(count) for (label, prediction), count in known.items()}
+    classes = _class_rows(written, by, first_maps, pairs, names, list(store.metrics))
     return {
         "summary": _summary(store, table, written),
         "metrics": {
@@ -85,10 +89,13 @@ def read_content(store: Store, *, pictures: int | None, progress: bool) -> dict[
         "classes": classes,
         "by": by,
         "options": {
-            column: _counted(written[column].fillna(-1).value_counts().sort_index(), names)
+            column: [
+                (int(index), class_name(index, names), int(count))
+                for index, count in written[column].fillna(-1).value_counts().sort_index().items()
+            ]
             for column in ("label", "prediction", "nearest")
         },
-        "mistakes": _mistakes(written, names) if by == "label" else None,
+        "mistakes": _mistakes(pairs, names) if by == "label" else None,
         "problems": table[table["status"] == "damaged"].head(PROBLEMS),
         "settings": _flat(store.settings),
         "environments": [_flat(each) for each in store.about["environments"]],
@@ -206,33 +213,39 @@ def _nearest(own: Array, classes: Array, maps: Tensor, means: Tensor, counts: Te
 
 
 def _class_rows(
-    written: DataFrame, by: str, maps: Tensor, names: list[str] | None, metrics: list[str]
+    written: DataFrame, by: str, maps: Tensor, pairs: Pairs, names: list[str] | None, metrics: list[str]
 ) -> list[dict[str, Any]]:
     """Return a row for each class of the labels, or of the predictions; add the column ``nearest`` to the table."""
     own = written[by].fillna(-1).to_numpy(np.int64)
     classes, places = np.unique(own, return_inverse=True)
-    means, counts = _mean_maps(maps, torch.from_numpy(places), len(classes))
-    written["nearest"] = _nearest(own, classes, maps, means, counts) if by == "label" else -1
-    rows: list[dict[str, Any]] = []
-    for place, (index, group) in enumerate(written.groupby(own)):
-        wrong = group[(group["label"] != group["prediction"]).fillna(False)]
-        rows.append(
-            {
-                "index": int(index),
-                "name": class_name(index, names),
-                "samples": len(group),
-                "accuracy": _mean(group["correct"]),
-                "confidence": _mean(group["confidence"]),
-                "dead": int(group["dead"].sum()),
-                "instead": _counted(wrong["prediction"].value_counts().head(1), names),
-                "own_map": _mean(group["nearest"][group["nearest"] >= 0] == index),
-                "metrics": [_mean(group[name]) for name in metrics],
-                "alive": int(counts[place]),
-                "peak": _number(means[place].max()),
-                "map": _base64(_byte_values(means[place])),
-            }
-        )
-    return [row for row in rows if row["index"] >= 0]
+    means, alive = _mean_maps(maps, torch.from_numpy(places), len(classes))
+    written["nearest"] = _nearest(own, classes, maps, means, alive) if by == "label" else -1
+    own_map = (written["nearest"] == own).astype(float).where(written["nearest"] >= 0)
+    groups = written.assign(own_map=own_map).groupby(own)
+    shares = groups[["correct", "confidence", "own_map", *metrics]].mean().astype(float).to_numpy()
+    samples, dead = groups.size().tolist(), groups["dead"].sum().tolist()
+    instead: dict[int, tuple[int, str, int]] = {}
+    for (label, prediction), count in pairs.items():  # the most frequent come first
+        if label != prediction:
+            instead.setdefault(label, (prediction, class_name(prediction, names), count))
+    return [
+        {
+            "index": index,
+            "name": class_name(index, names),
+            "samples": samples[place],
+            "accuracy": _number(shares[place, 0]),
+            "confidence": _number(shares[place, 1]),
+            "own_map": _number(shares[place, 2]),
+            "metrics": list(map(_number, shares[place, 3:])),
+            "dead": int(dead[place]),
+            "instead": instead.get(index),
+            "alive": int(alive[place]),
+            "peak": _number(means[place].max()),
+            "map": _base64(_byte_values(means[place])),
+        }
+        for place, index in enumerate(classes.tolist())
+        if index >= 0
+    ]
 
 
 def _mean_maps(maps: Tensor, places: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -244,22 +257,17 @@ def _mean_maps(maps: Tensor, places: Tensor, classes: int) -> tuple[Tensor, Tens
     return (sums / counts.clamp(min=1)[:, None, None]).float().unsqueeze(1), counts
 
 
-def _mistakes(written: DataFrame, names: list[str] | None) -> dict[str, Any]:
+def _mistakes(pairs: Pairs, names: list[str] | None) -> dict[str, Any]:
     """Return the confusion matrix of the predictions, or the most frequent mistakes if there are many classes."""
-    known = written[written["correct"].notna()]
-    pairs = {pair: int(count) for pair, count in known[["label", "prediction"]].value_counts().items()}
-    classes = sorted({int(index) for pair in pairs for index in pair})
-    matrix = len(classes) <= MATRIX_CLASSES
+    classes = sorted({index for pair in pairs for index in pair})
+    mistakes = [
+        (*pair, *(class_name(index, names) for index in pair), count) for pair, count in pairs.items()
+    ]
+    matrix = [[pairs.get((row, column), 0) for column in classes] for row in classes[:MATRIX_CLASSES]]
     return {
         "classes": [(index, class_name(index, names)) for index in classes],
-        "matrix": [[pairs.get((row, column), 0) for column in classes] for row in classes]
-        if matrix
-        else None,
-        "list": [
-            (row, column, class_name(row, names), class_name(column, names), count)
-            for (row, column), count in pairs.items()
-            if row != column
-        ][:MISTAKES],
+        "matrix": matrix if len(classes) <= MATRIX_CLASSES else None,
+        "list": [mistake for mistake in mistakes if mistake[0] != mistake[1]][:MISTAKES],
     }
 
 
@@ -321,11 +329,6 @@ def _records(
         if images:
             records[-1]["image"] = images[row]
     return records
-
-
-def _counted(counts: Any, names: list[str] | None) -> list[tuple[int, str, int]]:
-    """Return index, name and number of samples of each class."""
-    return [(int(index), class_name(index, names), int(count)) for index, count in counts.items()]
 
 
 def class_name(index: int, names: list[str] | None) -> str:
