@@ -30,7 +30,7 @@ def images_and_cams(n=3, maps=1, seed=0):
 
 
 def panels(figure):
-    """All axes but the colour bar's, which is the last."""
+    """Return all axes but the last, the color bar's."""
     return figure.axes[:-1]
 
 
@@ -47,18 +47,18 @@ def notes(axis):
 
 
 def composed(axis):
-    """What is seen: all images of an axis, the later over the earlier, on white."""
+    """Return all images of an axis drawn over each other on white, in their order."""
     seen = np.ones((*axis.images[0].get_array().shape[:2], 3))
     for image in axis.images:
-        colours = image.to_rgba(image.get_array(), norm=True)
+        colors = image.to_rgba(image.get_array(), norm=True)
         alpha = image.get_alpha()
         if alpha is not None:
-            colours[..., 3] = alpha
-        seen = seen + colours[..., 3:] * (colours[..., :3] - seen)
+            colors[..., 3] = alpha
+        seen = seen + colors[..., 3:] * (colors[..., :3] - seen)
     return seen
 
 
-def test_overlay_is_that_of_the_functional_floor():
+def test_overlay_equals_functional_overlay():
     images, cams = images_and_cams()
     images = torch.cat([images, torch.zeros(1, 3, 16, 16)])
     images[:, :, 0, 0], images[:, :, 0, 1] = 0, 1  # so that nothing is stretched
@@ -66,7 +66,7 @@ def test_overlay_is_that_of_the_functional_floor():
     expected = overlay_tensor(images, cams, opacity=0.6).movedim(1, -1)
     figure = overlay_figure(images, cams, opacity=0.6)
     for axis, picture in zip(panels(figure), expected, strict=True):
-        # The tensors' colours are Matplotlib's at 17 places, straight in between.
+        # The tensors' colors are Matplotlib's at 17 places, straight in between.
         assert np.abs(composed(axis) - picture.numpy()).max() < 0.03
     assert notes(panels(figure)[3]) == "dead map: no positive value"
 
@@ -133,8 +133,7 @@ SPECIAL = {
         (side_by_side_figure, False),
     ],
 )
-def test_maps_that_show_nothing_are_said_to(draw, signed, tmp_path):
-    """And the others are drawn as if they were alone."""
+def test_maps_without_content_are_named(draw, signed, tmp_path):
     good = torch.rand(1, 4, 4)
     cams, images = torch.stack([*SPECIAL.values(), good]), torch.rand(6, 3, 16, 16)
     problems = ["", "", "", "", "damaged: <b>$x^$</b>", ""]
@@ -171,7 +170,7 @@ def test_contours_run_along_their_levels():
 
 @pytest.mark.parametrize("style", ["blended_heat_map", "alpha_scaling", "masked_image"])
 def test_styles_are_captums(style):
-    """Equal to calling Captum with the resized map, outliers not clipped."""
+    """The figure equals a call of Captum with the resized map, outliers not clipped."""
     from captum.attr import visualization
     from matplotlib.figure import Figure
 
@@ -186,7 +185,7 @@ def test_styles_are_captums(style):
     ours, theirs = panels(figure)[0].images, expected.axes[0].images
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
-        # Captum cuts to whole grey values where it prepares what is drawn.
+        # Captum cuts to whole gray values where it prepares what is drawn.
         np.testing.assert_allclose(one.get_array(), other.get_array(), rtol=1e-4, atol=1)
         assert one.get_alpha() == other.get_alpha()
     assert style in said(figure)
@@ -211,8 +210,8 @@ def test_images_are_shown_as_they_were():
     found, text = pixels(shown * 7 - 3)
     assert [found.min(), found.max()] == pytest.approx([0, 1], abs=1e-6)
     assert "Images: " in text
-    grey, _ = pixels([shown[0, 0], shown[1, :2, :4]][:1])
-    np.testing.assert_allclose(grey[0], shown[0, 0, :, :, None].expand(-1, -1, 3).numpy())
+    gray, _ = pixels([shown[0, 0], shown[1, :2, :4]][:1])
+    np.testing.assert_allclose(gray[0], shown[0, 0, :, :, None].expand(-1, -1, 3).numpy())
     not_finite = shown.clone()
     not_finite[0, 0, 0, 0] = torch.inf
     assert notes(panels(overlay_figure(not_finite, cams))[0]) == "image not finite"
@@ -359,9 +358,9 @@ def test_figures_of_a_store(store):
 
 def test_figures_of_a_store_with_the_images_that_were_explained(store):
     shown = torch.rand(12, 3, 8, 8)
-    standardised = (shown - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    standardized = (shown - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     figure = store_figure(
-        store.path, [1, 2], "side_by_side", images=Samples(standardised), which=1, columns=1
+        store.path, [1, 2], "side_by_side", images=Samples(standardized), which=1, columns=1
     )
     np.testing.assert_allclose(panels(figure)[0].images[0].get_array(), shown[1].movedim(0, -1), atol=1e-6)
     assert "map of " in panels(figure)[0].get_title()  # the second highest, so not the prediction
