@@ -2,10 +2,9 @@
 
 from .batch_grad_cam import BatchGradCam
 from .capture import LayerCapture
+from .check import CheckReport, Finding, LayerFigures, check
 from .guided import GuidedBatchGradCam
 from .output import pick_output
-from .preflight import check
-from .report import CheckReport, Finding, LayerFigures
 from .split import Split, split_model
 from .suggestions import LayerSuggestion, LayerSuggestions, suggest_layers
 from .target_kinds import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget

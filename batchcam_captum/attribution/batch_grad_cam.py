@@ -15,12 +15,12 @@ from . import _captum
 from .chunks import check_size, joined, row_chunks, rows_of
 from .engine import Forward, Recording, Tensors, run
 from .every_class import CamMaker, Classes, class_cams, class_rows, select_classes
-from .layers import find_layers
+from .layers import find_layers, module_names
 from .output import Picker, check_picker, pick_output
 from .recipe import CamOf
 from .recorder import shape_of_input
 from .reshape import Reshape, check_reshape, find_reshape
-from .second_order import second_order_error, unsupported_operator
+from .second_order import check_second_order
 from .state import rng_kept
 from .survey import survey
 from .targets import Target, select_target, target_rows
@@ -102,10 +102,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
     @property
     def layer_names(self) -> list[str]:
         """The layers' names in the model, or those of their classes where they are not found in it; each name once."""
-        model = self.forward_func
-        known = (
-            {module: name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
-        )
+        known = module_names(self.forward_func)
         names: list[str] = []
         for layer in self.layers:
             name = known.get(layer) or type(layer).__name__
@@ -348,7 +345,7 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
             flat = activation_gradients(selected, tensors, **grad_kwargs)
             gradients = forward.gathered(flat)
             if create_graph and (callable(target) or not self._second_order_works):
-                _check_second_order(forward, selected, gradients)
+                check_second_order(flat, tensors)
                 self._second_order_works = True
             maps = [
                 tuple(
@@ -363,28 +360,15 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
                 maps = [tuple(cam.detach() for cam in row) for row in maps]
             return maps, scores if create_graph else scores.detach()
 
-        try:
-            maps, scores = self._run(
-                use,
-                inputs,
-                additional_forward_args,
-                internal_batch_size,
-                at_input=at_input,
-                create_graph=create_graph,
-            )
-        except _NoSecondDerivativeError as error:
-            missing = error
-        else:
-            return self._as_given(maps), scores
-        # Here, where hooks and state are as they were: naming the layer to choose takes another forward.
-        raise second_order_error(
-            missing.operator,
-            self.forward_func,
-            self.layers[missing.position],
-            _captum.format_tensor_into_tuples(inputs),
-            _captum.format_additional_forward_args(additional_forward_args) or (),
-            lambda output: select_target(pick_output(output, self.output), target),
+        maps, scores = self._run(
+            use,
+            inputs,
+            additional_forward_args,
+            internal_batch_size,
+            at_input=at_input,
+            create_graph=create_graph,
         )
+        return self._as_given(maps), scores
 
     def _run(
         self,
@@ -466,22 +450,3 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         """A list only where a list of layers was given, a tuple only where a layer has several tensors."""
         single = [row[0] if len(row) == 1 else row for row in maps]
         return single if isinstance(self.layer, list) else single[0]
-
-
-class _NoSecondDerivativeError(Exception):
-    """After the layer of this position comes an operator that cannot be differentiated twice."""
-
-    def __init__(self, operator: str, position: int) -> None:
-        super().__init__(operator)
-        self.operator = operator
-        self.position = position
-
-
-def _check_second_order(forward: Forward, selected: Tensor, gradients: list[Tensors]) -> None:
-    tensors = forward.tensors
-    if unsupported_operator([gradient for row in gradients for gradient in row], selected, tensors) is None:
-        return
-    for position, row in enumerate(gradients):
-        operator = unsupported_operator(row, selected, tensors)
-        if operator is not None:
-            raise _NoSecondDerivativeError(operator, position)

@@ -1,4 +1,4 @@
-"""Compiled models: hooks do not run inside compiled code, so the hook route has to be given the original modules."""
+"""Compiled models: hooks do not run inside compiled code, so the explained layer has to lie outside of it."""
 
 from __future__ import annotations
 
@@ -6,77 +6,62 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.jit import ScriptModule
 
-Kind = Literal["torch.compile", "Module.compile()", "TorchScript", "a traced graph"]
+
+class CompiledPart(NamedTuple):
+    """A compiled module of a model."""
+
+    name: str  #: dotted, in the model; of the model itself, its class
+    kind: str
+    hidden: frozenset[nn.Module]  #: the modules in it whose hooks do not run
+    is_whole: bool  #: it is the model itself
 
 
-class Compiled(NamedTuple):
-    """A compiled part of a model."""
-
-    name: str  #: dotted, in the model; of the model itself its kind
-    kind: Kind
-    whole: bool  #: it is the whole model
-    inside: frozenset[nn.Module]  #: the modules in it, whose hooks do not run
-
-
-def compiled_modules(forward_func: Callable[..., Any]) -> list[Compiled]:
-    """What of the model is compiled: by ``torch.compile``, ``Module.compile()``, TorchScript, ``torch.export`` or ``torch.fx``.
+def compiled_parts(forward_func: Callable[..., Any]) -> list[CompiledPart]:
+    """Return the parts of a model that are compiled by torch.compile, TorchScript, torch.export or torch.fx.
 
     Args:
-        forward_func: the model, or a function; of a function no more than itself can be seen.
+        forward_func: the model, or a function, which can be seen as a whole only.
 
     Returns:
-        The compiled parts, without those inside of others. ``torch.compile`` does not count while it is switched off by
+        The parts, without those inside of others. Code of ``torch.compile`` does not count inside
         ``torch.compiler.set_stance("force_eager")``.
     """
     if not isinstance(forward_func, nn.Module):
-        if _is_compiled(forward_func) and not _runs_eagerly():
-            return [
-                Compiled(
-                    getattr(forward_func, "__name__", "forward_func"), "torch.compile", True, frozenset()
-                )
-            ]
-        return []
-    return list(_parts(forward_func))
-
-
-def _parts(model: nn.Module) -> Iterator[Compiled]:
-    eager = _runs_eagerly()
+        name = getattr(forward_func, "__name__", "forward_func")
+        is_compiled = _is_compiled(forward_func) and not _runs_eagerly()
+        return [CompiledPart(name, "torch.compile", frozenset(), True)] if is_compiled else []
+    parts: list[CompiledPart] = []
     seen: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        kind = None if module in seen else _kind(module, eager)
-        if kind is None:
-            continue
-        inside = frozenset(module.modules()) - {module}
-        if isinstance(module, fx.GraphModule):
-            inside -= _called(module)
-            if not inside:
-                continue
-        seen |= inside
-        yield Compiled(name or type(module).__name__, kind, not name, inside)
+    for name, module in forward_func.named_modules():
+        kind = None if module in seen else _kind(module)
+        hidden = frozenset(module.modules()) - {module} - _called(module) if kind else frozenset()
+        if kind is not None and not (isinstance(module, fx.GraphModule) and not hidden):
+            seen |= hidden
+            parts.append(CompiledPart(name or type(module).__name__, kind, hidden, not name))
+    return parts
 
 
-def _kind(module: nn.Module, eager: bool) -> Kind | None:
+def _kind(module: nn.Module) -> str | None:
     if isinstance(module, ScriptModule):
         return "TorchScript"
     if isinstance(module, fx.GraphModule):
-        return "a traced graph"
-    if eager:
-        return None
-    if _is_wrapper(module):
-        return "torch.compile"
-    return "Module.compile()" if module._compiled_call_impl or _is_compiled(module.forward) else None
+        return "torch.fx"
+    compiled = _is_wrapper(module) or module._compiled_call_impl or _is_compiled(module.forward)
+    return "torch.compile" if compiled and not _runs_eagerly() else None
 
 
-def _called(graph: fx.GraphModule) -> set[nn.Module]:
-    """The modules that run as modules in a graph, and what is inside of them."""
-    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_module"]
-    return {module for target in targets for module in graph.get_submodule(target).modules()}
+def _called(module: nn.Module) -> set[nn.Module]:
+    """Return the modules that a graph calls as modules, and those inside of them."""
+    if not isinstance(module, fx.GraphModule):
+        return set()
+    targets = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    return {inner for target in targets for inner in module.get_submodule(target).modules()}
 
 
 def _is_compiled(function: Any) -> bool:
@@ -84,7 +69,7 @@ def _is_compiled(function: Any) -> bool:
 
 
 def _eval_frame() -> Any:
-    """Dynamo's module, if anybody has loaded it; loading it takes a second, and nothing is compiled without it."""
+    """Return Dynamo's module if it is loaded; loading takes a second, and nothing is compiled without it."""
     return sys.modules.get("torch._dynamo.eval_frame")
 
 
@@ -99,16 +84,15 @@ def _runs_eagerly() -> bool:
 
 
 def original(forward_func: Callable[..., Any]) -> Callable[..., Any]:
-    """The model inside of a wrapper of ``torch.compile``; anything else as it is."""
+    """Return the model inside a wrapper of ``torch.compile``, and anything else as it is."""
     if isinstance(forward_func, nn.Module) and _is_wrapper(forward_func):
-        inner: Any = forward_func._orig_mod
-        return inner  # type: ignore[no-any-return]
+        return forward_func._orig_mod  # type: ignore[return-value]
     return forward_func
 
 
 @contextmanager
 def eager_stance() -> Iterator[None]:
-    """Run what ``torch.compile`` has compiled as it was written; for a look at a model, not for speed."""
+    """Run code of ``torch.compile`` uncompiled."""
     if _eval_frame() is None:
         yield
         return
@@ -118,19 +102,19 @@ def eager_stance() -> Iterator[None]:
 
 
 def ignore_own_hooks() -> None:
-    """Leave out what torch warns of hooks on all modules, which compiled code would not take well: here they are our own."""
+    """Ignore torch's warning about global hooks around compiled code: the hooks are ours."""
     warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
 
 
 def check_hooks_run(forward_func: Callable[..., Any], layers: Sequence[nn.Module]) -> None:
-    """Raise where a layer is inside compiled code, or the whole of the model is. Compiled parts before or after it do no harm.
+    """Raise if a layer is inside compiled code. Compiled parts before or after the layer do no harm.
 
     Args:
         forward_func: the model.
         layers: the explained layers.
 
     Raises:
-        RuntimeError: names what is compiled, and what to do.
+        RuntimeError: names the compiled part and the remedy.
     """
     problem = hidden_layers(forward_func, layers)
     if problem is not None:
@@ -138,31 +122,20 @@ def check_hooks_run(forward_func: Callable[..., Any], layers: Sequence[nn.Module
 
 
 def hidden_layers(forward_func: Callable[..., Any], layers: Sequence[nn.Module]) -> str | None:
-    """What :func:`check_hooks_run` raises, or None."""
-    parts = compiled_modules(forward_func)
-    if not parts:
-        return None
-    modules = set(forward_func.modules()) if isinstance(forward_func, nn.Module) else set()
+    """Return the message of :func:`check_hooks_run`, or None."""
+    parts = compiled_parts(forward_func)
+    known = set(forward_func.modules()) if parts and isinstance(forward_func, nn.Module) else set()
     for layer in layers:
         for part in parts:
-            if layer in part.inside or (part.whole and layer not in modules):
-                return _message(type(layer).__name__, part, isinstance(forward_func, nn.Module))
+            if layer in part.hidden or (part.is_whole and layer not in known):
+                remedy = (
+                    "pass the original model (`._orig_mod` of a wrapper, whose weights are the same), or call inside `with "
+                    'torch.compiler.set_stance("force_eager"):`'
+                    if part.kind == "torch.compile"
+                    else "use the model that it was made of"
+                )
+                return (
+                    f"{type(layer).__name__}: expected a layer outside compiled code, got one inside {part.name}, which is "
+                    f"compiled by {part.kind}, where hooks do not run; {remedy}; to train a compiled model use SplitRegularizer"
+                )
     return None
-
-
-def _message(layer: str, part: Compiled, is_module: bool) -> str:
-    if part.kind == "torch.compile" and is_module:
-        remedy = (
-            "pass the original model, model._orig_mod, whose weights are the same"
-            if part.whole
-            else f"put the original back, {part.name}._orig_mod, whose weights are the same, or explain {part.name} itself"
-        )
-    elif part.kind in ("torch.compile", "Module.compile()"):
-        remedy = 'call inside `with torch.compiler.set_stance("force_eager"):`, or use a model that is not compiled'
-    else:
-        remedy = "use the model that it was made of"
-    how = part.kind if part.kind == "a traced graph" else f"compiled by {part.kind}"
-    return (
-        f"{layer}: expected a layer that runs as it is written, got one inside {part.name}, which is {how}; hooks do "
-        f"not run there: {remedy} (to train a compiled model, take the maps of a head callable: functional.head_cams)"
-    )

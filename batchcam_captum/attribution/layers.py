@@ -1,4 +1,4 @@
-"""From what a user calls a layer to the module."""
+"""Layers by name: the one place where a name becomes a module and a module a name."""
 
 from __future__ import annotations
 
@@ -9,18 +9,41 @@ from typing import Any
 from torch import nn
 
 
+def module_names(model: Callable[..., Any]) -> dict[nn.Module, str]:
+    """Return the dotted name of each module of a model; the model itself is ``""``. Empty for a function."""
+    if not isinstance(model, nn.Module):
+        return {}
+    return {module: name for name, module in model.named_modules()}
+
+
+def layer_name(model: Callable[..., Any], layer: nn.Module | str) -> str:
+    """Return the dotted name of a layer inside a model.
+
+    Raises:
+        TypeError: ``layer`` is neither a module nor a name, or a name is given with a function.
+        ValueError: the layer is not inside the model.
+    """
+    module = find_layer(model, layer)
+    name = module_names(model).get(module)
+    if not name:
+        raise ValueError(
+            f"layer: expected a module inside {type(model).__name__}, got a {type(module).__name__} that is not; pass its name"
+        )
+    return layer if isinstance(layer, str) else name
+
+
 def find_layers(
     forward_func: Callable[..., Any], layer: nn.Module | str | Sequence[nn.Module | str]
 ) -> nn.Module | list[nn.Module]:
-    """The layer, or a list of layers where a list was given.
+    """Return the module, or a list of modules if a list was given.
 
     Args:
         forward_func: the model; names are looked up in it.
         layer: a module, a dotted name, or a list of either.
 
     Raises:
-        TypeError: neither a module nor a name, or a name where ``forward_func`` is no module.
-        ValueError: no layer of this name, an empty list, or a layer listed twice.
+        TypeError: ``layer`` is neither a module nor a name, or a name is given with a function.
+        ValueError: the model has no layer of this name, the list is empty, or it has a layer twice.
     """
     if isinstance(layer, nn.Module | str) or not isinstance(layer, Sequence):
         return find_layer(forward_func, layer)
@@ -37,7 +60,7 @@ def find_layers(
 
 
 def find_layer(forward_func: Callable[..., Any], layer: nn.Module | str) -> nn.Module:
-    """One layer, see :func:`find_layers`."""
+    """Return the module of one layer; arguments and errors are those of :func:`find_layers`."""
     if isinstance(layer, nn.Module):
         return layer
     if not isinstance(layer, str):
@@ -49,7 +72,7 @@ def find_layer(forward_func: Callable[..., Any], layer: nn.Module | str) -> nn.M
     try:
         return forward_func.get_submodule(layer)
     except AttributeError:
-        known = [name for name, _ in forward_func.named_modules() if name]
+        known = [name for name in module_names(forward_func).values() if name]
         same_end = [name for name in known if name.split(".")[-1] == layer.split(".")[-1]]
         close = same_end or sorted(get_close_matches(layer, known, n=8)) or known
         raise ValueError(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from ..functional.layout import (
+    MAX_PREFIX,
     TokenGrid,
     channels_last_to_first,
     has_one_stride_per_frame,
@@ -16,18 +20,20 @@ from ..functional.layout import (
     is_downsampled,
     tokens_to_grid,
 )
-from .token_models import enclosing, known_grids, token_model
+from .layers import module_names
 
 ReshapeKind = Literal["auto", "tokens", "channels_last"]
 #: None leaves the activations as they are; see :func:`find_reshape`.
 Reshape = None | ReshapeKind | Callable[[Tensor], Tensor]
 
-_Layout = Literal["first", "last"]
+#: Parameters that are prepended to the patches' tokens, in timm, torchvision and Hugging Face's models.
+_PREFIX_TOKENS = (
+    "cls_token", "class_token", "class_embedding", "dist_token", "distillation_token", "reg_token", "register_tokens",
+)  # fmt: skip
+Sides = tuple[int, ...]
+_CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
 # The remedies.
-_PASS = (
-    'pass reshape=None where it is (N, C, *spatial), reshape="channels_last" where it is (N, *spatial, C), or a function of the '
-    "tensor"
-)
+_PASS = 'pass reshape=None for (N, C, *spatial), reshape="channels_last" for (N, *spatial, C), or a function of the tensor'
 _PASS_GRID = "pass reshape=lambda tokens: functional.tokens_to_grid(tokens, grid, prefix)"
 
 
@@ -38,15 +44,11 @@ def check_reshape(reshape: object) -> None:
         ValueError: an unknown name.
         TypeError: neither None, a name nor a callable.
     """
-    if isinstance(reshape, str):
-        if reshape not in get_args(ReshapeKind):
-            raise ValueError(
-                f"reshape: expected 'auto', 'tokens', 'channels_last', a function or None, got {reshape!r}"
-            )
-    elif reshape is not None and not callable(reshape):
-        raise TypeError(
-            f"reshape: expected 'auto', 'tokens', 'channels_last', a function or None, got {type(reshape).__name__}"
-        )
+    if reshape is None or callable(reshape) or reshape in get_args(ReshapeKind):
+        return
+    kind = repr(reshape) if isinstance(reshape, str) else type(reshape).__name__
+    message = f"reshape: expected 'auto', 'tokens', 'channels_last', a function or None, got {kind}"
+    raise ValueError(message) if isinstance(reshape, str) else TypeError(message)
 
 
 def find_reshape(
@@ -55,60 +57,76 @@ def find_reshape(
     *,
     forward_func: Callable[..., Any],
     layer: nn.Module,
-    input_size: tuple[int, ...] | None,
+    input_size: Sides | None,
     samples: int | None,
 ) -> Callable[[Tensor], Tensor]:
-    """Find out how activations, and their gradients alike, come to (N, C, *spatial).
+    """Find the function that brings activations, and their gradients, to (N, C, *spatial).
 
     Args:
-        reshape: None, as they are. ``"tokens"``: (N, L, C), a transformer's tokens, row after row; the grid and the prefix tokens
-            (class, distillation, registers), which are left out, come from what the model says (timm, torchvision, Hugging Face),
-            otherwise from the input's size. ``"channels_last"``: (N, *spatial, C). ``"auto"`` tells by the input's size which of
-            the three it is. Or a function of the tensor, which selects and rearranges.
+        reshape: None leaves them as they are. ``"tokens"``: (N, L, C), a transformer's tokens, row after row; the grid comes
+            from the input's size and the model's patches, and prefix tokens (class, distillation, registers) are left out.
+            ``"channels_last"``: (N, *spatial, C). ``"auto"`` tells by the input's size which of the three it is. Or a function
+            of the tensor.
         activations: what the layer returned.
         forward_func: the model.
         layer: the layer.
-        input_size: the sides of the model's input, without samples and channels; None where there are none.
-        samples: how many samples the input has; None where that is not known.
+        input_size: the spatial sizes of the model's input, empty if it has none; None if they are unknown.
+        samples: the number of samples of the input; None if it is unknown.
 
     Returns:
-        A function of a tensor of the activations' shape. Where ``reshape`` is a function, it raises a ``ValueError`` for a result
-        that is not (N, C, *spatial), or not of one shape for activations and gradients; a ``TypeError`` for no tensor.
+        A function of a tensor of the activations' shape. If ``reshape`` is a function, the returned one checks its results: a
+        ``ValueError`` unless they are (N, C, *spatial), of one shape for activations and gradients; a ``TypeError`` for what is
+        no tensor.
 
     Raises:
-        ValueError: an unknown name, activations whose layout cannot be told for sure, or rows that are not the samples.
-        TypeError: a ``reshape`` of another kind.
+        ValueError: an unknown name, activations whose layout is not certain, or rows that are not the samples.
+        TypeError: a ``reshape`` of a wrong type.
     """
     check_reshape(reshape)
     if reshape is None:
         return _unchanged
     if callable(reshape):
         return _Checked(reshape, samples)
+    where = f"{tuple(activations.shape)} from {type(layer).__name__} {_for_input(input_size)}"
     if samples is not None and activations.shape[:1] != (samples,):
         raise ValueError(
-            f"reshape: expected one row a sample, ({samples}, …), got {_described(activations, layer)}, as from inside "
-            f"an attention over windows; choose the block around this layer, or its MLP, or pass a function of the tensor"
+            f"reshape: expected one row per sample, ({samples}, …), got {where}, as from an attention over windows; choose the "
+            f"block around this layer, or its MLP, or pass a function of the tensor"
         )
     if reshape == "channels_last":
         return channels_last_to_first
-    if reshape == "tokens" or (
-        activations.dim() == 3
-        and input_size is not None
-        and len(input_size) > 1
-        and not is_channels_first(layer)
-    ):
-        found = _find_grid(activations, forward_func, layer, input_size, asked_for=reshape == "tokens")
+    around = list(enclosing(forward_func, layer))
+    is_sequence = activations.dim() == 3 and not is_channels_first(layer)
+    if is_sequence and input_size is None:
+        raise ValueError(
+            f"reshape: expected an input of known size, got {where}; pass the input to the model as its first positional "
+            f"argument, or {_PASS_GRID}"
+        )
+    if reshape == "tokens" or (is_sequence and input_size is not None and len(input_size) > 1):
+        if activations.dim() != 3:
+            raise ValueError(f"reshape: expected tokens (N, L, C), got {where}; {_PASS}")
+        _check_order(around, where)
+        found = _token_grid(activations.shape[1], around, input_size, where, certain=reshape == "tokens")
         return partial(tokens_to_grid, grid=found.grid, prefix=found.prefix)
-    layout = _find_layout(activations, forward_func, layer, input_size)
-    return _unchanged if layout == "first" else channels_last_to_first
+    if _is_channels_last(activations, around, input_size, where):
+        return channels_last_to_first
+    return _unchanged
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _for_input(input_size: Sides | None) -> str:
+    if input_size is None:
+        return "for an input of unknown size"
+    return (
+        f"for an input of {' x '.join(map(str, input_size))}" if input_size else "for an input without sides"
+    )
+
+
 class _Checked:
-    """A function of the user's, whose results are checked: one shape for activations and gradients."""
+    """A user's function whose results are checked: one shape for activations and gradients."""
 
     def __init__(self, reshape: Callable[[Tensor], Tensor], samples: int | None) -> None:
         self.reshape = reshape
@@ -135,149 +153,151 @@ class _Checked:
         return result
 
 
-def _described(activations: Tensor, layer: nn.Module) -> str:
-    return f"{tuple(activations.shape)} from {type(layer).__name__}"
+def enclosing(forward_func: Callable[..., Any], layer: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layer and the modules around it, from the inside out; the layer alone if the model does not hold it."""
+    root = forward_func if isinstance(forward_func, nn.Module) else getattr(forward_func, "__self__", None)
+    path = module_names(root).get(layer, "") if isinstance(root, nn.Module) else ""
+    yield layer
+    names = path.split(".") if path else []
+    for depth in range(len(names) - 1, -1, -1):
+        yield root.get_submodule(".".join(names[:depth]))  # type: ignore[union-attr]
 
 
-def _for_input(input_size: tuple[int, ...] | None) -> str:
-    return (
-        f"for an input of {' x '.join(map(str, input_size))}" if input_size else "for an input without sides"
-    )
-
-
-def _find_grid(
-    activations: Tensor,
-    forward_func: Callable[..., Any],
-    layer: nn.Module,
-    input_size: tuple[int, ...] | None,
-    *,
-    asked_for: bool,
+def _token_grid(
+    length: int, around: list[nn.Module], input_size: Sides | None, where: str, *, certain: bool
 ) -> TokenGrid:
-    where = f"{_described(activations, layer)} {_for_input(input_size)}"
-    if activations.dim() != 3:
-        raise ValueError(f"reshape: expected tokens (N, L, C), got {where}; {_PASS}")
-    _check_order(list(enclosing(forward_func, layer)), where)
-    length = activations.shape[1]
-    model = token_model(forward_func, layer)
-    if model is None:
-        if not input_size:
-            raise ValueError(
-                f"reshape: expected an input with sides, or a model that says how its patches lie, got {where}; {_PASS_GRID}; or "
-                f'for a sequence reshape="channels_last"'
-            )
-        # Where nothing in the model has its channels last, and nobody said that these are tokens, they may as well be the
-        # channels of a signal, (N, C, L): that some of them were no patches would be one guess too many.
-        unlikely = not asked_for and _is_channels_first_model(forward_func, layer)
-        try:
-            return infer_grid(length, input_size, 0 if unlikely else None)
-        except ValueError as error:
-            raise ValueError(f"reshape: got {where}; {error}: {_PASS_GRID}") from None
-    found = known_grids(model, length, input_size)
-    if len(found) == 1:
-        return found[0]
-    what = f"either {'; or '.join(map(str, found))}" if found else "none"
-    raise ValueError(
-        f"reshape: expected one grid that explains {length} tokens, got {what}: {where}, and {model}; "
-        f"{_PASS_GRID}; or choose a layer that has all the patches"
-    )
+    """Return how the tokens lie: the model's first convolution makes the patches, and later stages halve their number per side.
 
-
-def _find_layout(
-    activations: Tensor,
-    forward_func: Callable[..., Any],
-    layer: nn.Module,
-    input_size: tuple[int, ...] | None,
-) -> _Layout:
-    """Whether the channels are the second axis or the last."""
-    if activations.dim() == 2 or is_channels_first(layer):
-        return "first"
-    where = f"{_described(activations, layer)} {_for_input(input_size)}"
-    shape = tuple(activations.shape)
-    if isinstance(layer, nn.RNNBase) and activations.dim() == 3:
-        if layer.batch_first:
-            return "last"
+    Args:
+        length: how many tokens.
+        around: the layer and the modules around it.
+        input_size: of the model's input.
+        where: what was found where, for the error.
+        certain: the activations are known to be tokens.
+    """
+    if not input_size:
+        raise ValueError(f"reshape: expected an input with sides, got {where}; {_PASS_GRID}")
+    has_patches = False
+    for module in reversed(around):  # a model of several encoders has the right convolution further in
+        patches = _patch_embedding(module, len(input_size))
+        found = [] if patches is None else _grids(length, input_size, patches, _prefix_tokens(module))
+        if len(found) == 1:
+            return found[0]
+        has_patches = has_patches or patches is not None
+    if has_patches:
         raise ValueError(
-            f"reshape: expected one row a sample, got {where}, whose rows are steps, as it is not batch_first; pass a "
-            f"function of the tensor"
+            f"reshape: expected a grid of the model's patches that explains {length} tokens, got {where}; {_PASS_GRID}, or "
+            f"choose a layer that has all the patches"
         )
-    readings = _readings(shape, input_size)
-    channels_first_model = _is_channels_first_model(forward_func, layer)
-    if (
-        not readings
-        and channels_first_model
-        and is_downsampled(shape[2:], input_size or (), anisotropic=True)
-    ):
-        return "first"
-    if not readings:
+    try:
+        # If nothing says that these are tokens, they may be the channels of a signal: then no prefix is assumed.
+        return infer_grid(length, input_size, None if certain or not _is_plain_cnn(around) else 0)
+    except ValueError as error:
+        raise ValueError(f"reshape: got {where}; {error}: {_PASS_GRID}") from None
+
+
+def _patch_embedding(module: nn.Module, dims: int) -> _ConvNd | None:
+    """Return a model's first convolution, if it has as many sides as the input."""
+    first = next((each for each in module.modules() if isinstance(each, _ConvNd)), None)
+    return first if first is not None and len(first.stride) == dims else None
+
+
+def _prefix_tokens(module: nn.Module) -> int | None:
+    """Return how many tokens a model prepends to the patches; None if no parameter tells."""
+    tokens = [value for name, value in module.named_parameters() if name.split(".")[-1] in _PREFIX_TOKENS]
+    return sum(value.shape[-2] if value.dim() > 1 else 1 for value in tokens) or None
+
+
+def _grids(length: int, input_size: Sides, patches: _ConvNd, prefix: int | None) -> list[TokenGrid]:
+    """Return the grids that explain a number of tokens, in most cases one; of a video only the frames become smaller."""
+    sides = list(zip(input_size, patches.stride, patches.kernel_size, strict=True))
+    grids = {tuple((size - kernel) // stride + 1 for size, stride, kernel in sides): 0}  # without padding
+    for stage in range(max(input_size).bit_length()):
+        scales = [2**stage if len(sides) - axis <= 2 else 1 for axis in range(len(sides))]
+        for rounded in (math.floor, math.ceil):
+            steps = zip(sides, scales, strict=True)
+            grids.setdefault(
+                tuple(rounded(size / (stride * scale)) for (size, stride, _), scale in steps), stage
+            )
+    found = []
+    for grid, stage in grids.items():
+        rest = length - math.prod(grid)
+        if prefix is None:  # assumed at the first stage only: later ones would explain nearly any number
+            allowed = range(1 if stage else MAX_PREFIX + 1)
+        else:  # some models add their class token late
+            allowed = (0, prefix)
+        if rest in allowed and math.prod(grid) > 1:
+            found.append(TokenGrid(grid, rest))
+    return found
+
+
+def _is_channels_last(
+    activations: Tensor, around: list[nn.Module], input_size: Sides | None, where: str
+) -> bool:
+    """Return True for (N, *spatial, C), False for (N, C, *spatial)."""
+    layer, shape = around[0], tuple(activations.shape)
+    if activations.dim() == 2 or is_channels_first(layer):
+        return False
+    if isinstance(layer, nn.RNNBase):
+        if layer.batch_first:
+            return True
+        raise ValueError(
+            f"reshape: expected one row per sample, got {where}, whose rows are steps, as it is not batch_first; pass a function "
+            f"of the tensor"
+        )
+    first, last = _readings(shape, input_size)
+    is_plain = _is_plain_cnn(around)
+    if is_plain and not (first or last):
+        first = is_downsampled(shape[2:], input_size or (), anisotropic=True)
+    if not (first or last):
         raise ValueError(
             f"reshape: expected two axes or more that are the input's, made smaller, got {where}; {_PASS}"
         )
-    around = list(enclosing(forward_func, layer))
-    if readings != ["first"]:
+    if last:
         _check_order(around, where)
-    if len(readings) == 1:
-        return readings[0]
-    if _channels_last(layer) or any("NHWC" in str(getattr(module, "output_fmt", "")) for module in around):
-        return "last"
-    if channels_first_model:
-        return "first"
-    raise ValueError(
-        f"reshape: expected a shape that shows which axis has the channels, got {where}: either (N, C, *spatial) or "
-        f"(N, *spatial, C); {_PASS}"
-    )
+    if first and last:
+        last = isinstance(layer, nn.Linear) or _is_last_norm(layer)
+        if not last and not is_plain:
+            raise ValueError(
+                f"reshape: expected a shape that shows which axis has the channels, got {where}: either (N, C, *spatial) or "
+                f"(N, *spatial, C); {_PASS}"
+            )
+    return last
 
 
-def is_channels_first(layer: nn.Module) -> bool:
-    """Layers whose channels are the second axis whatever the shape."""
-    kinds = (
-        nn.modules.conv._ConvNd,
-        nn.modules.batchnorm._NormBase,
-        nn.GroupNorm,
-    )
-    return isinstance(layer, kinds) or type(layer).__module__ == "torch.nn.modules.pooling"
-
-
-def _readings(shape: tuple[int, ...], input_size: tuple[int, ...] | None) -> list[_Layout]:
-    """What the shape may be: by one stride along all sides, and if that explains nothing, with one of its own along time."""
+def _readings(shape: tuple[int, ...], input_size: Sides | None) -> tuple[bool, bool]:
+    """Return whether a shape may be (N, C, *spatial), and whether (N, *spatial, C)."""
     if input_size is None:
-        return ["first", "last"]
+        return True, True
     for fits in (is_downsampled, has_one_stride_per_frame):
         # Networks with the channels last are padded throughout.
         first, last = fits(shape[2:], input_size), fits(shape[1:-1], input_size, padded=True)
         if first or last:
-            return [*(["first"] if first else []), *(["last"] if last else [])]  # type: ignore[list-item]
-    return []
+            return first, last
+    return False, False
 
 
-def _is_channels_first_model(forward_func: Callable[..., Any], layer: nn.Module) -> bool:
-    """Nobody puts the channels last without a norm that wants them there; linear layers follow any pooling."""
-    around = list(enclosing(forward_func, layer))
+def is_channels_first(layer: nn.Module) -> bool:
+    """Return True for layers whose channels are the second axis, whatever the shape."""
+    return isinstance(layer, _CHANNELS_FIRST) or type(layer).__module__ == "torch.nn.modules.pooling"
+
+
+def _is_plain_cnn(around: list[nn.Module]) -> bool:
+    """Return True if nothing in the model wants the channels last; linear layers follow any pooling."""
     return len(around) > 1 and not any(_is_last_norm(module) for module in around[-1].modules())
 
 
-def _check_order(around: list[nn.Module], where: str) -> None:
-    """Raise where the modules around a layer keep their tokens window by window, which the shape does not always show.
-
-    Hiera has them in the order of its mask units, torchvision's MaxViT and NesT in windows, all with one row a sample.
-    """
-    inside_windows = any(
-        hasattr(module, "reroll")
-        or hasattr(module, "partition_op")
-        or (hasattr(module, "block_size") and hasattr(module, "transformer_encoder"))
-        for module in around[1:]
-    )
-    if inside_windows:
-        raise ValueError(
-            f"reshape: expected places row after row, got {where}, where they come window by window; choose a layer around it, "
-            f"or pass a function of the tensor that puts them in order"
-        )
-
-
-def _channels_last(layer: nn.Module) -> bool:
-    """Layers whose channels are the last axis whatever the shape."""
-    return isinstance(layer, nn.Linear) or _is_last_norm(layer)
-
-
 def _is_last_norm(layer: nn.Module) -> bool:
-    """A norm over the last axis; timm's and torchvision's LayerNorm2d is one over the second."""
+    """Return True for a norm over the last axis; LayerNorm2d of timm and torchvision is one over the second."""
     return isinstance(layer, nn.LayerNorm | nn.RMSNorm) and not type(layer).__name__.endswith("2d")
+
+
+def _check_order(around: list[nn.Module], where: str) -> None:
+    """Raise if the tokens come window by window, which their shape does not show: in Hiera, torchvision's MaxViT and NesT."""
+    for module in around[1:]:
+        in_blocks = hasattr(module, "block_size") and hasattr(module, "transformer_encoder")
+        if hasattr(module, "reroll") or hasattr(module, "partition_op") or in_blocks:
+            raise ValueError(
+                f"reshape: expected places row after row, got {where}, where they come window by window; choose a layer around "
+                f"it, or pass a function of the tensor that puts them in order"
+            )

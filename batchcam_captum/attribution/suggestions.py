@@ -3,22 +3,80 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..functional.losses.comparison import MIN_MAP_SIZE
 from . import _captum
 from .compiled import eager_stance, original
 from .output import Picker, pick_output
-from .places import LEAST_SIDE, Layout, least_side
-from .trace import Call, Trace, makes_scores, traced
+from .reshape import find_reshape, is_channels_first
+from .trace import Call, Trace, traced
 
 _UNUSED = "the scores depend on none of its places (a class token alone is read after it)"
-_AROUND = "a path leads around it: its map misses what takes that path"
+_BYPASSED = "a path bypasses it: its map misses what takes that path"
+#: Modules that may have changed the order of axes of equal length.
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.RNNBase, nn.MultiheadAttention)
+
+
+def shortest_side(map_size: tuple[int, ...]) -> int:
+    """Return the shortest side of a map; the first of three is time or depth, which is coarse, and does not count."""
+    return min(map_size[-2:], default=0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read what a layer returns."""
+
+    map_size: tuple[int, ...]
+    reshape: Literal["auto"] | None
+    rearrange: Callable[[Tensor], Tensor]  #: of activations and gradients, to (N, C, *spatial)
+    input_size: tuple[int, ...]  #: of the input that has as many sides; empty if that may be several
+
+    @staticmethod
+    def of(call: Call, model: Callable[..., Any], trace: Trace) -> Layout | None:
+        """Return how to read a run's result; None if it has no places or is uncertain."""
+        blank = torch.empty(call.shape or (), device="meta")
+        if blank.dim() < 3:
+            return None
+        shape = trace.spatial_inputs[0].shape
+        try:
+            rearrange = find_reshape(
+                # What a convolution made is (N, C, *spatial) also if the inputs are words or figures.
+                None if _ends_in_convolution(call, trace) else "auto",
+                blank,
+                forward_func=model,
+                layer=call.module,
+                input_size=tuple(shape[2:]),
+                samples=shape[0],
+            )
+        except ValueError:
+            return None
+        size = tuple(rearrange(blank).shape[2:])
+        if prod(size) < 2:
+            return None
+        sizes = {tuple(each.shape[2:]) for each in trace.spatial_inputs if each.dim() == len(size) + 2}
+        reshape: Literal["auto"] | None = "auto" if rearrange(blank).shape != blank.shape else None
+        return Layout(size, reshape, rearrange, sizes.pop() if len(sizes) == 1 else ())
+
+
+def _ends_in_convolution(call: Call, trace: Trace) -> bool:
+    """Return True if a convolution, or a norm or pooling after one, made the shape of what was returned.
+
+    Nothing that might reorder it may follow. A block's additions, and modules such as ReLU, keep the order of the axes.
+    """
+    for inner in [call, *sorted(trace.inside(call), key=lambda one: -one.ended)]:
+        if inner.shape != call.shape or isinstance(inner.module, _CHANNELS_LAST):
+            return False
+        if is_channels_first(inner.module):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -168,68 +226,71 @@ def suggest_layers(
 def suggest_from(
     trace: Trace, model: Callable[..., Any], scores: Tensor, output: Picker = None
 ) -> LayerSuggestions:
-    """The suggestions for a forward that has been traced; its graph is still there.
+    """Return the suggestions for a traced forward whose graph is still there.
 
     Args:
         trace: of the forward.
-        model: for what it says of its tokens.
+        model: the model.
         scores: what the model returned, (N, K) or (N, K, …).
         output: how they were picked, for what is printed.
     """
     remark, calls = "", trace.candidates(scores)
     if not calls:
-        remark, calls = _AROUND, trace.candidates(scores, anywhere=True)
-    layouts = {call: layout for call in calls if (layout := Layout.of(call, model, trace))}
-    layouts = {call: layout for call, layout in layouts.items() if not makes_scores(call, scores)}
+        remark, calls = _BYPASSED, trace.candidates(scores, anywhere=True)
+    layouts = _layouts(calls, model, trace)
     used = _places_used(scores, layouts)
-    if used and not any(used.values()):  # nothing can be told apart
+    if used and not any(used.values()):  # no layer is better than another
         remark, used = "the gradient is zero at every layer: are the head's weights zero?", {}
-    left_out: dict[str, str] = {}
     rows: list[LayerSuggestion] = []
+    left_out: dict[str, str] = {}
     sizes: set[tuple[int, ...]] = set()
     for call, layout in sorted(layouts.items(), key=lambda item: -item[0].ended):
         if not used.get(call, True):
             inner = None if left_out else _inside(trace, model, scores, call)
             left_out[call.name] = _UNUSED
             if inner is not None:
-                rows.append(replace(_row(trace, *inner), remark=remark))
+                rows.append(_row(trace, *inner, remark))
         elif any(row.name == call.name for row in rows):
             sizes.add(layout.map_size)
         elif layout.map_size not in sizes and not _begins_a_stage(call, layouts):
             sizes.add(layout.map_size)
-            rows.append(replace(_row(trace, call, layout), remark=remark))
-    ordered = [_remarked(row) for row in rows]
-    fine = [row for row in ordered if least_side(row.map_size) >= LEAST_SIDE]
-    best = fine[0] if fine else max(ordered, key=lambda row: least_side(row.map_size), default=None)
-    _add_repeated(trace, model, left_out)
-    return LayerSuggestions((replace(row, recommended=row is best) for row in ordered), left_out, output)
+            rows.append(_row(trace, call, layout, remark))
+    fine = [row for row in rows if shortest_side(row.map_size) >= MIN_MAP_SIZE]
+    best = fine[0] if fine else max(rows, key=lambda row: shortest_side(row.map_size), default=None)
+    left_out |= _repeated(trace, model)
+    return LayerSuggestions((replace(row, recommended=row is best) for row in rows), left_out, output)
+
+
+def _layouts(calls: Iterable[Call], model: Callable[..., Any], trace: Trace) -> dict[Call, Layout]:
+    return {call: layout for call in calls if (layout := Layout.of(call, model, trace)) is not None}
 
 
 def _begins_a_stage(call: Call, layouts: dict[Call, Layout]) -> bool:
-    """Whether it is part of a block that goes on to another resolution; the block before it stands for this one."""
+    """Return True for a part of a block that goes on to another resolution; the block before it has this one's."""
     return any(
         other.began < call.began and other.ended > call.ended and layout.map_size != layouts[call].map_size
         for other, layout in layouts.items()
     )
 
 
-def _remarked(row: LayerSuggestion) -> LayerSuggestion:
-    if least_side(row.map_size) < LEAST_SIDE:
-        return replace(row, remark=f"under {LEAST_SIDE} x {LEAST_SIDE}: says next to nothing")
-    return row
-
-
-def _row(trace: Trace, call: Call, layout: Layout) -> LayerSuggestion:
-    share = max(
-        (size / side for side, size in zip(layout.sides[-2:], layout.map_size[-2:], strict=False)),
-        default=None,
-    )
+def _row(trace: Trace, call: Call, layout: Layout, remark: str) -> LayerSuggestion:
+    shares = [size / side for side, size in zip(layout.input_size[-2:], layout.map_size[-2:], strict=False)]
     follows = any(isinstance(later.module, _BatchNorm) for later in trace.after(call))
-    return LayerSuggestion(call.name, call.shape or (), layout.map_size, share, follows, layout.reshape)
+    if shortest_side(layout.map_size) < MIN_MAP_SIZE:
+        remark = f"under {MIN_MAP_SIZE} x {MIN_MAP_SIZE}: says next to nothing"
+    return LayerSuggestion(
+        call.name,
+        call.shape or (),
+        layout.map_size,
+        max(shares, default=None),
+        follows,
+        layout.reshape,
+        remark=remark,
+    )
 
 
 def _places_used(scores: Tensor, layouts: dict[Call, Layout]) -> dict[Call, bool]:
-    """Whether the gradient of the highest scores is other than zero at any place; empty where no gradient can be taken."""
+    """Return whether the gradient of the highest scores is nonzero at any place; empty if no gradient can be taken."""
     if not layouts:
         return {}
     highest = scores.flatten(1).amax(1).sum() if scores.dim() > 1 else scores.sum()
@@ -240,7 +301,7 @@ def _places_used(scores: Tensor, layouts: dict[Call, Layout]) -> dict[Call, bool
     except RuntimeError:  # reentrant checkpointing rejects it
         return {}
     return {
-        call: gradient is not None and bool(layout.bring(gradient).any())
+        call: gradient is not None and bool(layout.rearrange(gradient).any())
         for (call, layout), gradient in zip(layouts.items(), gradients, strict=True)
     }
 
@@ -248,31 +309,25 @@ def _places_used(scores: Tensor, layouts: dict[Call, Layout]) -> dict[Call, bool
 def _inside(
     trace: Trace, model: Callable[..., Any], scores: Tensor, block: Call
 ) -> tuple[Call, Layout] | None:
-    """The last layer of a block's shape inside of it whose places have a part in the scores: before its attention, ``norm1``."""
-    layouts = {
-        call: layout
+    """Return the last layer inside of a block whose places the scores depend on: before its attention, such as ``norm1``."""
+    calls = [
+        call
         for call in trace.candidates(scores, anywhere=True)
         if call.ended <= block.ended and call.shape == block.shape
-        if (layout := Layout.of(call, model, trace))
-    }
-    used = _places_used(scores, layouts)
-    return max(
-        ((call, layouts[call]) for call in used if used[call]), key=lambda pair: pair[0].ended, default=None
-    )
+    ]
+    layouts = _layouts(calls, model, trace)
+    used = [call for call, is_used in _places_used(scores, layouts).items() if is_used]
+    return (used[-1], layouts[used[-1]]) if used else None
 
 
-def _add_repeated(trace: Trace, model: Callable[..., Any], left_out: dict[str, str]) -> None:
-    """Name layers with places that run several times, unless what is around them is a layer as good."""
+def _repeated(trace: Trace, model: Callable[..., Any]) -> dict[str, str]:
+    """Return the layers with places that run several times, without those inside of others."""
     times = Counter(call.module for call in trace.calls)
-    for module, runs in _repeated_once(times):
+    found = {}
+    for module, runs in times.items():
         last = trace.runs(module)[-1]
-        kept = any(call.depth > 0 and times[call.module] == 1 for call in trace.around(last))
-        if not kept and any(True for _ in module.parameters()) and Layout.of(last, model, trace):
-            left_out[last.name] = f"it runs {runs} times in one forward"
-
-
-def _repeated_once(times: Counter[nn.Module]) -> Iterator[tuple[nn.Module, int]]:
-    """Modules that run several times, without those inside of others that do."""
-    repeated = {module: runs for module, runs in times.items() if runs > 1}
-    inner = {child for module in repeated for child in module.modules() if child is not module}
-    return ((module, runs) for module, runs in repeated.items() if module not in inner)
+        is_inside = any(outer.began > 0 for outer in trace.around(last))  # the model itself began at 0
+        has_weights = next(module.parameters(), None) is not None
+        if runs > 1 and has_weights and not is_inside and Layout.of(last, model, trace) is not None:
+            found[last.name] = f"it runs {runs} times in one forward"
+    return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..attribution import suggest_layers
 from ..attribution.compiled import eager_stance, original
 from ..attribution.layers import find_layer as layer_named
-from ..attribution.places import Layout
+from ..attribution.suggestions import Layout
 from ..attribution.trace import traced
 
 

@@ -15,7 +15,7 @@ from ..attribution import BatchGradCam
 from ..attribution.engine import Forward, run
 from ..attribution.output import pick_output
 from ..attribution.recorder import shape_of_input
-from ..attribution.second_order import training_error, unsupported_operator
+from ..attribution.second_order import check_second_order
 from ..attribution.state import recordable
 from ..functional import activation_gradients
 from ..losses import CamLoss
@@ -299,14 +299,14 @@ class CamRegularizer(CamObjective):
                     gradients = activation_gradients(
                         selected, ends, create_graph=create_graph, retain_graph=True
                     )
+                    if create_graph and not self._second_order_works:
+                        check_second_order(gradients, forward.activations)
+                        self._second_order_works = True
             except RuntimeError as error:
                 because = checkpointing_error(error, selected, forward.activations)
                 if because is None:
                     raise
                 raise because from error
-            if create_graph and not self._second_order_works:  # once: it walks the graph
-                self._check_second_order(gradients, selected, forward.activations)
-                self._second_order_works = True
             return gradients
 
         return ForwardCams(
@@ -321,14 +321,6 @@ class CamRegularizer(CamObjective):
                     f"one output"
                 )
         return [tensors[0] for tensors in of_layers]
-
-    def _check_second_order(
-        self, gradients: Sequence[Tensor], selected: Tensor, activations: Sequence[Tensor]
-    ) -> None:
-        for layer, gradient in zip(self.grad_cam.layers, gradients, strict=True):
-            operator = unsupported_operator([gradient], selected, activations)
-            if operator is not None:
-                raise training_error(operator, type(layer).__name__)
 
     def _check_scores(
         self, scores: Tensor, activations: Sequence[Tensor], active: dict[str, CamLoss]
