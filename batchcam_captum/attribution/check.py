@@ -321,10 +321,10 @@ class _View:
     def instead(self) -> str:
         return _instead(self.suggestions, self.name)
 
-    def gradients(self, scores: Tensor, **options: bool) -> list[Tensor]:
+    def gradients(self, scores: Tensor) -> list[Tensor]:
         """Return the gradients with respect to what the layer returned; none if the scores do not depend on it."""
         edges = self.runs[-1].edges
-        found = torch.autograd.grad(scores.sum(), edges, retain_graph=True, allow_unused=True, **options)
+        found = torch.autograd.grad(scores.sum(), edges, retain_graph=True, allow_unused=True)
         return [gradient for gradient in found if gradient is not None]
 
     def find(self, topic: Topic, severity: Severity, message: str) -> Iterator[Finding]:

@@ -222,10 +222,9 @@ def _grids(length: int, input_size: Sides, patches: _ConvNd, prefix: int | None)
     found = []
     for grid, stage in grids.items():
         rest = length - math.prod(grid)
-        if prefix is None:  # assumed at the first stage only: later ones would explain nearly any number
-            allowed = range(1 if stage else MAX_PREFIX + 1)
-        else:  # some models add their class token late
-            allowed = (0, prefix)
+        # An unknown prefix is assumed at the first stage only: later ones would explain nearly any number. Some models add their
+        # class token late.
+        allowed = [0, prefix] if prefix is not None else range(1 if stage else MAX_PREFIX + 1)
         if rest in allowed and math.prod(grid) > 1:
             found.append(TokenGrid(grid, rest))
     return found

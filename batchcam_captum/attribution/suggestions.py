@@ -223,6 +223,15 @@ def suggest_layers(
         return suggest_from(trace, plain, pick_output(trace.output, output), output)
 
 
+def reshape_needed(model: nn.Module, layer: nn.Module, example: Tensor) -> Literal["auto"] | None:
+    """Return what ``BatchGradCam(…, reshape=)`` needs for a layer; None as well if that is uncertain."""
+    plain = original(model)
+    with eager_stance(), traced(plain, (example,)) as trace:
+        runs = trace.runs(layer)
+        layout = Layout.of(runs[-1], plain, trace) if runs else None
+    return layout.reshape if layout else None
+
+
 def suggest_from(
     trace: Trace, model: Callable[..., Any], scores: Tensor, output: Picker = None
 ) -> LayerSuggestions:

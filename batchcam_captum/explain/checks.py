@@ -78,16 +78,6 @@ def names_of(argument: str, names: Sequence[str] | None, count: int) -> list[str
     return list(map(str, names))
 
 
-def layer_name(model: nn.Module, layer: nn.Module | str | None) -> str | None:
-    """The name of a layer of the model; None stays None."""
-    if not isinstance(layer, nn.Module):
-        return layer
-    for name, module in model.named_modules():
-        if module is layer:
-            return str(name)
-    raise ValueError(f"layer: expected one of the model's, got a {type(layer).__name__} that is not in it")
-
-
 def try_model(model: nn.Module, images: Tensor, output: Picker) -> None:
     """See whether it takes the images, before anything is asked of its layers."""
     try:

@@ -19,7 +19,7 @@ from ..environment import environment
 from ..functional import CamMethod
 from ..functional.images import PerChannel
 from ..loading import find_layer
-from .checks import check_arguments, check_bytes, check_known, layer_name, names_of, rank_of, try_model
+from .checks import check_arguments, check_bytes, check_known, names_of, rank_of, try_model
 from .computing import Computing, MapSize, thumbnail_size
 from .guarded import GuardedBatch, Refusals, check_loader, first_readable, guarded_batches
 from .layout import MASK_METRICS, Layout, chunk_size
@@ -140,7 +140,7 @@ def explain_dataset(
     assert example.images is not None
     images = place.images(example.images)
     try_model(model, images, output)
-    found = find_layer(model, layer_name(model, layer), images)
+    found = find_layer(model, layer, images)
     grad_cam = BatchGradCam(model, found.name, method=method, reshape=found.reshape, output=output)
     computing = Computing(grad_cam, choice, getattr(torch, dtype), size, thumbnails, mean, std)
     computed = computing(images, place(example.labels), place(example.masks))

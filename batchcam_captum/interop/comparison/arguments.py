@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attribution.layers import find_layer
 from ...loading import check_device
 
 
@@ -38,17 +37,6 @@ def anchor_of(model: nn.Module) -> Tensor:
         if tensor.is_floating_point():
             return tensor
     return torch.empty(0)
-
-
-def name_of(model: nn.Module, layer: nn.Module | str) -> str:
-    """The dotted name of a layer, or a ``ValueError``: the model does not have it, or it is the model itself."""
-    module = find_layer(model, layer)
-    found: str = next((name for name, known in model.named_modules() if known is module), "")
-    if found:
-        return found
-    raise ValueError(
-        f"layer: expected a module inside {type(model).__name__}, got {type(module).__name__}, which is not; pass its dotted name"
-    )
 
 
 def check_images(images: Any) -> None:

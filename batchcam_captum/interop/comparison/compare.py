@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attribution import BatchGradCam
+from ...attribution.layers import layer_name
 from ...attribution.reshape import Reshape, check_reshape, find_reshape
 from ...environment import environment
 from ...functional import CamMethod
@@ -23,7 +24,6 @@ from .arguments import (
     checked_names,
     checked_sizes,
     checked_targets,
-    name_of,
     placed,
 )
 from .cases import Work, library_named, reason_of
@@ -107,7 +107,7 @@ def compare(
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     check_reshape(reshape)
-    layer_name = name_of(model, layer)
+    explained = layer_name(model, layer)
 
     versions = {library: PEERS[library].version() for library in libraries}
     present = [library for library in libraries if versions[library] is not None]
@@ -115,8 +115,8 @@ def compare(
         compared = placed(model, device, dtype).eval()
         anchor = anchor_of(compared)
         images = images.detach().to(anchor.device, anchor.dtype)
-        chosen, grid, remarks = _forward(compared, layer_name, images, targets, reshape)
-        work = Work(compared, layer_name, images, chosen, grid)
+        chosen, grid, remarks = _forward(compared, explained, images, targets, reshape)
+        work = Work(compared, explained, images, chosen, grid)
         steps = len(methods) * (1 + len(present) + len(sizes)) + (1 + len(present) if sizes and memory else 0)
         with steps_shown(steps, progress) as tick:
             raw, pairs, skipped = _maps(work, methods, present, tick)
@@ -131,7 +131,7 @@ def compare(
         found_environment = environment(anchor.device)
     settings = {
         "model": name or type(model).__name__,
-        "layer": layer_name,
+        "layer": explained,
         "methods": methods,
         "targets": "predicted" if targets is None else "given",
         "image_shape": list(images.shape[1:]),
