@@ -27,7 +27,7 @@ def layer_name(model: Callable[..., Any], layer: nn.Module | str) -> str:
     name = module_names(model).get(module)
     if not name:
         raise ValueError(
-            f"layer: expected a module inside {type(model).__name__}, got a {type(module).__name__} that is not; pass its name"
+            f"layer: expected a module inside {type(model).__name__}, got {type(module).__name__}, which is not; pass its name"
         )
     return layer if isinstance(layer, str) else name
 
