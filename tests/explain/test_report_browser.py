@@ -152,9 +152,13 @@ def test_filters_sorting_and_the_address(page, columns):
     expected = WRITTEN[~right & scored & (columns["labels"][WRITTEN] == 0)].tolist()
     assert shown(page) == expected
     page.refresh()
-    assert shown(page) == expected, "the address keeps the filters"
-    page.find_element("css selector", "button[type=reset]").click()
-    until(page, lambda: matching(page) == len(WRITTEN))
+    until(page, lambda: shown(page) == expected, "the address keeps the filters")
+    page.find_element("id", "clear").click()
+    assert matching(page) == len(WRITTEN)
+    page.find_element("id", "next").click()
+    page.refresh()
+    until(page, lambda: shown(page) == WRITTEN[60:120].tolist(), "and the page")
+    page.find_element("id", "previous").click()
 
     confidences = columns["confidences"][WRITTEN]
     inside = WRITTEN[(confidences >= 0.6) & (confidences <= 0.905)]

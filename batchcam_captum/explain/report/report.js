@@ -141,16 +141,17 @@ const showPage = (wanted) => {
   byId("next").disabled = page === pages;
   const kept = new URLSearchParams(filtersOf());
   if (page > 1) kept.set("page", page);
-  if (location.hash.includes("=") || kept.size) history.replaceState(null, "", `#${kept}`);
+  try {
+    if (location.hash.includes("=") || kept.size) history.replaceState(null, "", `#${kept}`);
+  } catch { /* not allowed inside some viewers */ }
 };
 
-const readAddress = () => {
-  if (!location.hash.includes("=")) return false;
-  const kept = new URLSearchParams(location.hash.slice(1));
+// Set the filters to those of an address, such as "#label=3&page=2".
+const readAddress = (hash) => {
+  const kept = new URLSearchParams(hash.slice(1));
   form.reset();
-  for (const [name, value] of kept) if (form.elements[name]) form.elements[name].value = value;
+  for (const field of form.elements) if (kept.has(field.name)) field.value = kept.get(field.name);
   update(kept.get("page"));
-  return true;
 };
 
 // ---- Cards and the detail view
@@ -226,7 +227,7 @@ form.addEventListener("input", (event) => {
   waiting = setTimeout(update, event.target.tagName === "INPUT" ? 120 : 0);
 });
 form.addEventListener("submit", (event) => event.preventDefault());
-form.addEventListener("reset", () => setTimeout(update));
+byId("clear").addEventListener("click", () => readAddress(""));
 byId("previous").addEventListener("click", () => showPage(page - 1));
 byId("next").addEventListener("click", () => showPage(page + 1));
 byId("page").addEventListener("change", (event) => showPage(event.target.value));
@@ -267,12 +268,11 @@ document.addEventListener("click", (event) => {
   const link = event.target.closest?.('a[href*="="]');
   if (!link) return;
   event.preventDefault();
-  history.replaceState(null, "", link.hash);
-  readAddress();
+  readAddress(link.hash);
   byId("gallery").scrollIntoView();
   byId("gallery-heading").focus({ preventScroll: true });
 });
-window.addEventListener("hashchange", readAddress);
+window.addEventListener("hashchange", () => { if (location.hash.includes("=")) readAddress(location.hash); });
 
 // ---- Start
 
@@ -288,7 +288,7 @@ document.body.classList.toggle("pixels", side <= 48);
 byId("shared-label").hidden = data.top === null;
 byId("filter-panel").open = !window.matchMedia("(max-width: 640px)").matches;
 drawLegend();
-if (!readAddress()) update();
+readAddress(location.hash);
 const images = [...cards.querySelectorAll("img")].slice(0, 16);
 Promise.allSettled(images.map((image) => image.decode())).then(() => requestAnimationFrame(() => setTimeout(() => {
   performance.mark("first-pictures");
