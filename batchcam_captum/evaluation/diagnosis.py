@@ -368,18 +368,6 @@ class _ClassTally:
         )
 
 
-@dataclass(frozen=True)
-class _Mistake:
-    """A misclassified sample."""
-
-    loss: float
-    position: int
-    label: int
-    prediction: int
-    confidence: float
-    image: Tensor
-
-
 class _WorstMistakes:
     """The misclassified samples with the highest cross-entropy; of equal ones the first. Other images are not kept.
 
@@ -390,61 +378,50 @@ class _WorstMistakes:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.total = 0
-        self.kept: list[_Mistake] = []
-        self._seen = 0
-        self._empty: Tensor | None = None
+        self._samples = 0
+        self._kept: dict[str, Tensor] = {}
 
     def update(self, images: Tensor, scores: Tensor, labels: Tensor) -> None:
         """Add a batch of images (N, C, *spatial), scores (N, K) and labels (N,)."""
         logs = scores.float().log_softmax(1)
-        losses = -logs.gather(1, labels.long().unsqueeze(1)).squeeze(1)
         predictions = scores.argmax(1)
-        wrong = (predictions != labels).nonzero().flatten()
-        self.total += len(wrong)
-        for row in wrong[losses[wrong].sort(descending=True, stable=True).indices[: self.limit]].tolist():
-            self.kept.append(
-                _Mistake(
-                    float(losses[row]),
-                    self._seen + row,
-                    int(labels[row]),
-                    int(predictions[row]),
-                    float(logs[row].amax().exp()),
-                    images[row].clone(),  # not a view, which would keep the whole batch
-                )
-            )
-        self.kept = sorted(self.kept, key=lambda each: (-each.loss, each.position))[: self.limit]
-        self._seen += len(labels)
-        self._empty = images[:0].clone()
+        batch = {
+            "losses": -logs.gather(1, labels.long().unsqueeze(1)).squeeze(1),
+            "positions": torch.arange(self._samples, self._samples + len(labels), device=labels.device),
+            "labels": labels.long(),
+            "predictions": predictions,
+            "confidences": logs.amax(1).exp(),
+            "images": images,
+        }
+        wrong = predictions != labels
+        self.total += int(wrong.sum())
+        self._samples += len(labels)
+        rows = {
+            name: torch.cat([self._kept.get(name, part[:0]), part[wrong]]) for name, part in batch.items()
+        }
+        order = rows["losses"].sort(descending=True, stable=True).indices[: self.limit]
+        self._kept = {name: part[order] for name, part in rows.items()}
 
     def result(self, grad_cam: BatchGradCam, size: Sequence[int]) -> Mistakes:
         """Explain the mistakes for the predicted and for the true class, at the size of the cams."""
-        assert self._empty is not None  # an empty loader has raised before
-        kept = self.kept
-        images = torch.stack([each.image for each in kept]) if kept else self._empty
-        labels, predictions = (
-            torch.tensor([getattr(each, name) for each in kept], dtype=torch.int64)
-            for name in ("label", "prediction")
-        )
-        explained = []
-        for targets in (predictions, labels):
-            cams = (
-                grad_cam.attribute(images, target=targets.to(images.device))
-                if kept
+        kept = self._kept
+        images = kept["images"]
+        of_prediction, of_label = (
+            prepare(
+                grad_cam.attribute(images, target=kept[name])
+                if len(images)
                 else images.new_zeros(0, 1, *size)
             )
-            explained.append(prepare(cams))
-        of_prediction, of_label = explained
+            for name in ("predictions", "labels")
+        )
         return Mistakes(
-            positions=torch.tensor([each.position for each in kept], dtype=torch.int64),
-            labels=labels,
-            predictions=predictions,
-            confidences=torch.tensor([each.confidence for each in kept]),
-            label_probabilities=torch.tensor([each.loss for each in kept]).neg().exp(),
-            images=full_precision(images).cpu(),
+            label_probabilities=kept["losses"].neg().exp().cpu(),
             maps_of_prediction=of_prediction.maps.float().cpu(),
             maps_of_label=of_label.maps.float().cpu(),
             dead_of_prediction=of_prediction.dead.cpu(),
             dead_of_label=of_label.dead.cpu(),
+            images=full_precision(images).cpu(),
+            **{name: part.cpu() for name, part in kept.items() if name not in ("losses", "images")},
         )
 
 

@@ -118,11 +118,12 @@ class CamMetric(Metric):
         super().__init__(**{name: value for name, value in options.items() if name not in names})
         self.options = {name: value for name, value in options.items() if name in names}
         self.ignore_index = ignore_index
+        # A MetricCollection takes two metrics with equal states after the first batch for one and updates only one of them from
+        # then on. Metrics with different settings may well agree on a batch; NaN equals nothing. It is the first state, as some
+        # versions of torchmetrics compare no other.
+        self.add_state("never_equal", torch.tensor(torch.nan), dist_reduce_fx="sum")
         self._add_sum("total")
         self._add_sum("count", dtype=torch.int64)
-        # A MetricCollection takes two metrics with equal states after the first batch for one and updates only one of them from
-        # then on. Metrics with different settings may well agree on a batch; NaN equals nothing.
-        self.add_state("never_equal", torch.tensor(torch.nan), dist_reduce_fx="sum")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the options of the function in the signature of the class, for ``help()`` and editors."""

@@ -186,6 +186,13 @@ def test_a_shuffling_loader_leaves_the_global_generator_as_it_was(models, data):
     assert int(found.after.samples.sum()) == 23
 
 
+def test_a_model_in_bfloat16_is_diagnosed_and_saved(data, prototypes, tmp_path):
+    model = SmallCnn(num_classes=CLASSES).bfloat16()
+    found = diagnose(BatchGradCam(model, model.layer), [(data[0].bfloat16(), data[1])], prototypes)
+    found.save(tmp_path)
+    assert len(found.mistakes) == np.load(tmp_path / "diagnosis.npz")["mistakes_images"].shape[0] > 0
+
+
 def diverged():
     model = SmallCnn(num_classes=CLASSES)
     torch.nn.init.constant_(model.head.bias, float("nan"))
