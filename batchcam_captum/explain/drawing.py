@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,8 @@ Scale = Literal["map", "sample", "figure"] | float
 #: How a map is drawn over its image. All but "shaded" are those of ``captum.attr.visualization``.
 Style = Literal["shaded", "blended_heat_map", "alpha_scaling", "masked_image"]
 
-_SIDE, _WIDTH = 1.7, 9.0  # inches: of a square panel, and of a row of panels if their number is free
-_LINE, _LETTER, _BAR = (
-    0.14,
-    0.055,
-    0.9,
-)  # inches: of a line of text, of a letter, and of the color bar with its label
+#: Inches: of a square panel, of a row of panels if their number is free, of a line of text, of a letter, of the color bar.
+_SIDE, _WIDTH, _LINE, _LETTER, _BAR = 1.7, 9.0, 0.14, 0.055, 0.9
 _SMALL = 7  # points
 _MOST_PANELS = 400  # Matplotlib takes a minute for more
 #: A map whose values differ by no more than this share of its largest absolute value is constant.
@@ -242,11 +238,8 @@ class Drawing:
         """Draw an image with lines where its map reaches the levels."""
         from matplotlib.patheffects import Normal, Stroke
 
-        image, map_, note = (
-            self.images[sample],
-            self.maps[sample][0],
-            self.problems[sample] or self.maps[sample][0].note,
-        )
+        image, map_ = self.images[sample], self.maps[sample][0]
+        note = self.problems[sample] or map_.note
         axis.imshow(image.numpy(), interpolation="nearest")
         if map_.drawn and not self.problems[sample]:
             values = resize(map_.values[None, None], image.shape[:2])[0, 0]
@@ -328,32 +321,28 @@ def _scaled_maps(cams: Cams, scale: Scale, signed: bool) -> tuple[list[list[_Map
 
     A dead map is not drawn unless ``signed``; neither is one with values that are not finite.
     """
-    known = scale in get_args(get_args(Scale)[0]) if isinstance(scale, str) else (
-        isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < float("inf")
-    )  # fmt: skip
-    if not known:
+    known = scale in ("map", "sample", "figure")
+    if not known and (isinstance(scale, str | bool) or not 0 < scale < float("inf")):
         raise ValueError(f"scale: expected 'map', 'sample', 'figure' or a positive number, got {scale!r}")
-    samples = [_checked_cams(maps) for maps in cams]
-    finite = [maps.flatten(1).isfinite().all(1) for maps in samples]
-    samples = [maps.where(one[:, None, None], 0) for maps, one in zip(samples, finite, strict=True)]
-    dead = [dead_cams(maps[:, None]) for maps in samples]
-    shown = [
-        maps if signed else maps.relu().masked_fill(none[:, None, None], 0)
-        for maps, none in zip(samples, dead, strict=True)
-    ]
-    ends = [peak(maps) for maps in shown]  # (M, 1, 1)
-    largest = max((float(end.max()) for end in ends), default=0.0)
-    if scale == "sample":
-        ends = [end.max().expand_as(end) for end in ends]
-    elif scale != "map":
-        ends = [torch.full_like(end, largest if scale == "figure" else scale) for end in ends]
-    drawn = [
-        [
-            _Map((one / end.where(end > 0, 1)).clamp(-1, 1), note, bool(one.any()))
-            for one, end, note in zip(*parts, strict=True)
-        ]
-        for parts in zip(shown, ends, map(_map_notes, samples, finite, dead), strict=True)
-    ]
+    samples = []
+    for given in cams:
+        maps = _checked_cams(given)
+        finite = maps.flatten(1).isfinite().all(1)
+        maps = maps.masked_fill(~finite[:, None, None], 0)
+        dead = dead_cams(maps[:, None])
+        shown = maps if signed else maps.relu().masked_fill(dead[:, None, None], 0)
+        samples.append((shown, _map_notes(maps, finite, dead)))
+    largest = max((float(shown.abs().max()) for shown, _ in samples), default=0.0)
+    drawn = []
+    for shown, notes in samples:
+        if scale == "map":
+            end = peak(shown)
+        elif scale == "sample":
+            end = shown.abs().max()
+        else:
+            end = shown.new_tensor(largest if scale == "figure" else scale)
+        values = (shown / end.where(end > 0, 1)).clamp(-1, 1)
+        drawn.append([_Map(one, note, bool(one.any())) for one, note in zip(values, notes, strict=True)])
     top = largest or 1.0 if scale == "figure" else 1.0 if isinstance(scale, str) else float(scale)
     return drawn, top, not isinstance(scale, str) and largest > scale
 
