@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from batchcam_captum import BatchGradCam
 from batchcam_captum.demo.model import SimpleCNN
 from batchcam_captum.explain import Status, Store, open_store
-from batchcam_captum.loading import load_images
+from batchcam_captum.loading import Preprocessing, load_images
 from batchcam_captum.loading.images import SUFFIXES
 
 #: Of the largest value, in float32.
@@ -202,8 +202,8 @@ def opens(path: Path) -> bool:
 
 def read_picture(path: Path) -> Tensor:
     """(1, 3, 224, 224), as EfficientNet-Lite0 takes it."""
-    how = {"size": pretrained.SIZE, "mean": (pretrained.MEAN,) * 3, "std": (pretrained.STD,) * 3}
-    return load_images(path, **how, crop=0.875).tensor
+    size, mean, std = (pretrained.SIZE,) * 2, (pretrained.MEAN,) * 3, (pretrained.STD,) * 3
+    return load_images(path, Preprocessing(size, mean, std, crop=0.875)).tensor
 
 
 def compared(real: Real, positions: list[int], readable: list[int], *, captum: bool) -> dict[str, Spread]:

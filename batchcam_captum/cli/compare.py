@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,19 +233,18 @@ def _images(options: argparse.Namespace, model: nn.Module) -> tuple[LoadedImages
     sides: list[int] = options.size or list(expected.size)
     if len(sides) > 2:
         raise ValueError(f"--size: expected one or two numbers, got {sides}")
-    taken: dict[str, Any] = {
-        "size": (sides[0], sides[-1]),
-        "mean": options.mean or expected.mean,
-        "std": options.std or expected.std,
-        "interpolation": expected.interpolation,
-        "crop": expected.crop,
-    }
+    taken = replace(
+        expected,
+        size=(sides[0], sides[-1]),
+        mean=tuple(options.mean or expected.mean),
+        std=tuple(options.std or expected.std),
+    )
     paths = [*options.image, *options.images]
     if not paths:
-        return load_packaged_images(**taken), taken
+        return load_packaged_images(taken), asdict(taken)
     shown = not options.quiet and sys.stderr.isatty()
     progress: Callable[..., Any] = partial(tqdm, desc="images", unit="image", leave=False, disable=not shown)
-    return load_images(paths, progress=progress, **taken), taken
+    return load_images(paths, taken, progress=progress), asdict(taken)
 
 
 def _classes(model: nn.Module, images: Tensor, name: str) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..demo.data import DataName, Images
 from ..loading import load_model
-from ..loading.images import SUFFIXES, open_image, preparation
+from ..loading.images import SUFFIXES, read_image
 from ..optional import load
 from .inputs import DEMO, demo_checkpoint, demo_model, known_data, preprocessing_of
 
@@ -108,13 +108,12 @@ def _from_folder(options: argparse.Namespace, saved: dict[str, Any] | None) -> I
         )
     models = _models(options, saved, len(classes))
     taken = preprocessing_of(options, models[0], saved)
-    prepare = preparation(*taken)
     folders = load("torchvision.datasets", purpose="--data: a folder of images", package="torchvision")
 
     def batches(folder: str | Path) -> Batches:
         files = folders.ImageFolder(
             folder,
-            transform=lambda image: prepare(image)[0],
+            transform=taken,
             loader=_read,
             is_valid_file=_is_image,
             allow_empty=True,
@@ -158,8 +157,8 @@ def _is_image(path: str) -> bool:
 
 def _read(path: str) -> Any:
     try:
-        return open_image(path)
-    except Exception as error:  # Pillow's plugins raise anything for a damaged file
+        return read_image(path)
+    except OSError as error:
         raise ValueError(
             f"--data: expected an image that can be read, got {path} ({error}); repair or remove it"
         ) from error

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def load_inputs(options: argparse.Namespace) -> Inputs:
     model = _model(options, saved, data.names, given)
     taken = preprocessing_of(options, model, saved)
     if data.grey is not None:
-        taken = taken._replace(mean=(data.grey[0],), std=(data.grey[1],))
+        taken = replace(taken, mean=(data.grey[0],), std=(data.grey[1],))
     classes = _matched(options, data, given, _count_classes(model, data.make(taken, None), options))
     return Inputs(
         model=model,
@@ -255,7 +255,7 @@ def _about(options: argparse.Namespace, data: _Data, taken: Preprocessing) -> di
         # place, as the store keeps the paths of the files: a run that went on elsewhere would mix two places in one store.
         "data": options.data if named else as_text(os.path.abspath(options.data)),
         "split": (options.split or "test") if named else None,
-        "preparation": None if data.grey is not None else taken._asdict(),
+        "preparation": None if data.grey is not None else asdict(taken),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def preprocessing_of(
     sides: list[int] = options.size or list(expected.size)
     if len(sides) > 2:
         raise ValueError(f"--size: expected one or two numbers, got {sides}")
-    return expected._replace(
+    return replace(
+        expected,
         size=(sides[0], sides[-1]),
         mean=tuple(options.mean or expected.mean),
         std=tuple(options.std or expected.std),

@@ -6,22 +6,17 @@ A sample is (image, label), the label −1 where there is none. Reading one that
 
 from __future__ import annotations
 
-import errno
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..loading import Preprocessing
-from ..loading.images import open_image, preparation, reason_of
+from ..loading.images import read_image
 from .listing import Listing, names_of
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _LISTED = 5
 
@@ -42,8 +37,7 @@ class Classes:
 class ImageFiles(Dataset[tuple[Tensor, int]]):
     """Image files as a model takes them: (image, label), (C, H, W) float32 and a class of the model, −1 where it is not known.
 
-    Of any kind that Pillow reads, see :func:`~batchcam_captum.loading.load_images` for what becomes of greyscale, transparent and
-    16-bit ones. It can be pickled, as workers of a ``DataLoader`` that are spawned need.
+    They are read by :func:`~batchcam_captum.loading.read_image`. It can be pickled, as spawned workers of a ``DataLoader`` need.
 
     Args:
         listing: from :func:`list_folder` or :func:`list_csv`.
@@ -69,13 +63,9 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self.labels = listing.labels if classes is None else tuple(map(classes, listing.labels))
         self.class_names = listing.names if classes is None else classes.names
         self._files = listing.files
-        self._prepare: Callable[[Image], tuple[Tensor, Tensor]] | None = preparation(*self.preprocessing)
 
     def __len__(self) -> int:
         return len(self._files)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_prepare": None}  # a function of a function cannot be pickled
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Read an image.
@@ -83,20 +73,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         Raises:
             OSError: the file is missing, damaged, truncated or no image; ``strerror`` says which.
         """
-        if self._prepare is None:
-            self._prepare = preparation(*self.preprocessing)
-        path = self._files[index]
-        try:
-            if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-                raise ValueError("not a file")
-            image = self._prepare(open_image(path))[0]
-        except (MemoryError, ModuleNotFoundError):
-            raise
-        except Exception as error:  # Pillow's plugins raise anything for a damaged file
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise OSError(errno.EINVAL, reason_of(error), path) from error
-        return image, self.labels[index]
+        return self.preprocessing(read_image(self._files[index])), self.labels[index]
 
 
 class TorchvisionImages(Dataset[tuple[Tensor, int]]):
@@ -121,24 +98,18 @@ class TorchvisionImages(Dataset[tuple[Tensor, int]]):
         targets = integers(getattr(data, "targets", None))
         self.labels = targets if targets is None or classes is None else list(map(classes, targets))
         self.class_names = names_of(data) if classes is None else classes.names
-        self._prepare: Callable[[Image], tuple[Tensor, Tensor]] | None = preparation(*self.preprocessing)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_prepare": None}
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Read a sample; whatever the data set raises for a damaged one."""
-        if self._prepare is None:
-            self._prepare = preparation(*self.preprocessing)
         image, target = self.data[index][:2]
         try:
             label = target.__index__()
         except (AttributeError, TypeError, ValueError):  # several boxes, a mask, attributes
             label = -1
-        return self._prepare(image)[0], label if self.classes is None else self.classes(label)
+        return self.preprocessing(image), label if self.classes is None else self.classes(label)
 
 
 def integers(values: Any) -> list[int] | None:

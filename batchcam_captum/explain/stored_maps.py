@@ -93,10 +93,10 @@ class StoredMaps(Dataset[tuple[Any, Tensor]]):
         if self.images is not None:
             sample = self.images[position]
             return sample[0] if isinstance(sample, tuple | list) else sample
-        from ..loading.images import in_colour, open_image
+        from ..loading.images import read_image
 
         assert self._paths is not None
-        image = in_colour(open_image(self._paths[position]))
+        image = read_image(self._paths[position])
         if self.transform is not None:
             return image
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -5,10 +5,10 @@ Libraries that only some of it needs (timm, torchvision, Pillow, safetensors) ar
 
 from .checkpoints import load_checkpoint
 from .devices import check_device, check_dtype
-from .images import LoadedImages, load_images, load_packaged_images
+from .images import LoadedImages, Preprocessing, load_images, load_packaged_images, read_image
 from .layers import FoundLayer, find_layer
 from .models import load_model, source_of
-from .preprocessing import Preprocessing, preprocessing
+from .preprocessing import preprocessing
 
 __all__ = [
     "FoundLayer",
@@ -22,5 +22,6 @@ __all__ = [
     "load_model",
     "load_packaged_images",
     "preprocessing",
+    "read_image",
     "source_of",
 ]

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
+from .images import Preprocessing
 from .models import parts_of
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Preprocessing(NamedTuple):
-    """The arguments of :func:`~batchcam_captum.loading.load_images`."""
-
-    size: tuple[int, int] = (224, 224)  #: (H, W) of the model's input
-    mean: tuple[float, ...] = IMAGENET_MEAN  #: of each channel, for values in [0, 1]
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bilinear"
-    crop: float = 0.875  #: how much of the resized image's side the centre that is cut out has
+_CROP = 0.875  # usual for ImageNet
 
 
 def preprocessing(model: nn.Module, name: str = "") -> Preprocessing:
@@ -41,7 +31,7 @@ def preprocessing(model: nn.Module, name: str = "") -> Preprocessing:
     if library != "factory" and type(model).__module__.startswith("torchvision."):
         with suppress(Exception):  # no weights of this name: nothing is known
             return _of_torchvision(plain)
-    return Preprocessing()
+    return Preprocessing(crop=_CROP)
 
 
 def _of_timm(config: dict[str, Any]) -> Preprocessing:
@@ -57,7 +47,7 @@ def _of_timm(config: dict[str, Any]) -> Preprocessing:
         mean,
         std,
         config.get("interpolation") or "bicubic",
-        float(config.get("crop_pct") or usual.crop),
+        float(config.get("crop_pct") or _CROP),
     )
 
 

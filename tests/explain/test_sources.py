@@ -61,10 +61,10 @@ def test_files_are_read_as_the_images_of_the_other_commands_are(folder):
     files = ImageFiles(listing, SMALL)
     assert len(files) == 4
     images = torch.stack([files[index][0] for index in range(4)])
-    assert torch.equal(images, load_images(listing.files, size=(8, 10)).tensor)
+    assert torch.equal(images, load_images(listing.files, SMALL).tensor)
     assert [files[index][1] for index in range(4)] == [-1, 0, 0, 1]
     assert ImageFiles(listing, GREY)[1][0].shape == (1, 8, 8)
-    with pytest.raises(ValueError, match="size: expected at least 1 x 1"):
+    with pytest.raises(ValueError, match="size"):
         ImageFiles(listing, Preprocessing((0, 8)))
 
 
@@ -79,7 +79,6 @@ def test_a_spawned_worker_reads_the_same(folder):
     files = ImageFiles(list_folder(folder), SMALL)
     first = files[0][0]
     again = pickle.loads(pickle.dumps(files))
-    assert again._prepare is None
     assert torch.equal(again[0][0], first)
     # A spawned process imports torch anew, which takes long on a busy machine: forked ones go through the loader here.
     context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
@@ -97,7 +96,7 @@ def test_damaged_files_raise_one_line_that_says_why(tmp_path):
     os.mkfifo(tmp_path / "e pipe.png")
     files = ImageFiles(list_folder(tmp_path), SMALL)
     assert files[0][0].shape == (3, 8, 10)
-    reasons = ["truncated", "not an image", "not an image", "not a file"]
+    reasons = ["truncated", "not an image", "not an image", "not a regular file"]
     for index, reason in enumerate(reasons, start=1):
         with pytest.raises(OSError, match=reason) as caught:
             files[index]
@@ -125,7 +124,7 @@ def test_names_of_any_kind_are_listed_and_read(tmp_path):
 
 
 def test_folders_without_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"data: expected images in .*, got none of \.avif"):
+    with pytest.raises(ValueError, match=r"data: expected images in .*, got none of \.bmp"):
         list_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="data: expected a folder of images"):
         list_folder(tmp_path / "gone")
