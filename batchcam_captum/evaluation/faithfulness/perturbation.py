@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...attribution import BatchGradCam
-from ...functional import Normalization, dead_cams, full_precision, prepare
+from ...functional import Normalization, dead_cams, exact_matmul_dtype, full_precision, prepare
 from ...functional.metrics.checks import check_choice, check_integer, check_number
 from .curves import Fill, filled_images
 from .scores import (
@@ -61,8 +61,7 @@ def infidelity(
     to the image, one value per pixel for all channels. By default I is a square at a random place, as in the authors' square
     removal: 1 inside and 0 outside, and x'_I the image with ``fill`` inside. A cam says how much a place matters, not how the
     score follows a pixel's value, so its prediction for a removal is its sum over the square, not multiplied by the input.
-    Values are those of ``captum.metrics.infidelity`` with such pairs of I and x'_I and ``multiply_by_inputs=False``, which runs
-    the model twice as often.
+    Values are those of ``captum.metrics.infidelity`` with such pairs of I and x'_I and ``multiply_by_inputs=False``.
 
     With ``"noise"`` I is independent Gaussian noise in every pixel, and x'_I = x − I, whose effect a gradient predicts. Noise
     averages out within the pixels of a map that is coarser than the image, so it hardly distinguishes coarse maps: use it for
@@ -121,7 +120,8 @@ def infidelity(
         else noise_std * _noise(torch.randn, samples, images, seed)
     )
     # One value per pixel: a square counts once for all channels, noise in each of them.
-    predicted = maps.flatten(2).squeeze(1) @ changes.sum(1).flatten(1).to(maps).T
+    exact = exact_matmul_dtype(maps)
+    predicted = (maps.flatten(1).to(exact) @ changes.sum(1).flatten(1).to(exact).T).to(maps.dtype)
     actual = torch.zeros_like(predicted)
     with measuring(model, images):
         for rows in chunks(len(images), batch_size):

@@ -19,7 +19,8 @@ from ...warn import warn_user
 Targets = int | Sequence[int] | Tensor
 #: What is measured of a target: its softmax probability, or the score before it.
 Score = Literal["probability", "logit"]
-#: A model: images (N, C, *spatial) -> scores (N, K) before any softmax.
+#: A model: images (N, C, *spatial) -> scores (N, K) before any softmax. A function has to leave the
+#: modules that it calls unchanged.
 Model = Callable[[Tensor], Any]
 
 
