@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         MedianPrototypes,
         RunningPrototypes,
     )
-    from .training import CamRegularizer, SplitRegularizer
+    from .training import CamRegularizer
 
 __version__ = "0.2.0"
 
@@ -73,7 +73,6 @@ __all__ = [
     "RrrCamLoss",
     "RunningPrototypes",
     "SeparabilityLoss",
-    "SplitRegularizer",
     "TotalVariationLoss",
     "__version__",
     "check",
@@ -107,7 +106,6 @@ _HOMES = {
     "RrrCamLoss": ".losses",
     "RunningPrototypes": ".prototypes",
     "SeparabilityLoss": ".losses",
-    "SplitRegularizer": ".training",
     "TotalVariationLoss": ".losses",
     "check": ".attribution",
     "functional": ".functional",

@@ -7,17 +7,17 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from .recorder import LayerRecorder
+from .observer import ForwardObserver
 
 
 class LayerCapture:
-    """Remembers the activations of a layer from the one forward inside a ``with`` block.
+    """Remember the activations of a layer from the one forward inside a ``with`` block.
 
     The activations keep their graph, so a gradient with respect to them can be taken as long as nobody has called
-    ``backward()`` on the scores. The hook is gone after the block, also when it raises. In-place operations after the layer
-    do no harm. Activations without a graph (a frozen trunk) are marked with ``requires_grad_()`` until :meth:`release`, the
-    images themselves where the layer is an Identity on them. Forwards of :meth:`BatchGradCam.attribute` inside the block, and
-    those of other threads, are not seen.
+    ``backward()`` on the scores. The hook is gone after the block, also when it raises. In-place operations after the layer do
+    no harm. Activations without a graph (of a frozen trunk) are marked with ``requires_grad_()`` until :meth:`release`; if the
+    layer is an Identity on the images, these are marked. Forwards of :meth:`BatchGradCam.attribute` inside the block, and those
+    of other threads, are ignored.
 
     Args:
         layer: the layer whose output is remembered.
@@ -39,45 +39,46 @@ class LayerCapture:
     def __init__(self, layer: nn.Module, *, at_input: bool = False) -> None:
         if not isinstance(layer, nn.Module):
             raise TypeError(f"layer: expected a torch.nn.Module, got {type(layer).__name__}")
-        self._recorder = LayerRecorder(layer, at_input=at_input, once=True)
+        self.layer, self.at_input = layer, at_input
+        self._observer = ForwardObserver([layer], at_input=at_input)
 
     def __enter__(self) -> Self:
-        if self._recorder.attached:
+        if self._observer.is_open:
             raise RuntimeError(
-                "LayerCapture: expected a capture that is not open, got a nested one; use a capture of its own for each block"
+                "LayerCapture: expected a capture that is not open, got a nested one; use one capture for each block"
             )
-        self._recorder.attach()
+        self._observer.release()
+        self._observer = ForwardObserver([self.layer], at_input=self.at_input)
+        self._observer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._recorder.detach()
-        else:
-            self._recorder.release()
+        self._observer.__exit__(kind, error, trace)
 
     @property
     def activations(self) -> Tensor | tuple[Tensor, ...]:
-        """What the layer returned, (N, C, *spatial), graph attached; a tuple where the layer returns several tensors.
+        """Return the layer's output, (N, C, *spatial), graph attached; a tuple if the layer returns several tensors.
 
         Raises:
             RuntimeError: the layer has not run inside the block, or it ran on several devices.
         """
-        recorder = self._recorder
-        if not recorder.tensors:
+        (by_device,) = self._observer.activations or [{}]
+        name = type(self.layer).__name__
+        if not by_device:
             raise RuntimeError(
-                f"{type(recorder.layer).__name__}: expected one forward through this layer inside the with block, got none; "
-                f"call the model inside `with`, and check that the layer is part of it (a compiled model runs no hooks)"
+                f"{name}: expected one forward through this layer inside the with block, got none; call the model inside `with`, "
+                f"and check that the layer is part of it (a compiled model runs no hooks)"
             )
-        if len(recorder.tensors) > 1:
+        if len(by_device) > 1:
             raise RuntimeError(
-                f"{type(recorder.layer).__name__}: expected activations on one device, got {len(recorder.tensors)} devices; "
-                f"DistributedDataParallel gives each device a process of its own"
+                f"{name}: expected activations on one device, got {len(by_device)} devices; with DistributedDataParallel each "
+                f"device has its own process"
             )
-        (tensors,) = recorder.tensors.values()
-        return tensors[0] if recorder.is_single else tensors
+        (tensors,) = by_device.values()
+        return tensors[0] if len(tensors) == 1 else tensors
 
     def release(self) -> None:
         """Forget the activations, so that their memory can be freed."""
-        self._recorder.release()
+        self._observer.release()

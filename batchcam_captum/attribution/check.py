@@ -22,12 +22,11 @@ from .batch_grad_cam import BatchGradCam
 from .compiled import compiled_parts, eager_stance, hidden_layers, original
 from .graph import between, node_of, walk
 from .layers import module_names
-from .mixing import way_out
+from .observer import mixes_samples, mixing_remedy
 from .output import Picker, pick_output
 from .reshape import Reshape
 from .second_order import second_order_problem
 from .suggestions import LayerSuggestions, Layout, shortest_side, suggest_from
-from .survey import mixes
 from .targets import Target, select_target
 from .trace import Call, Trace, traced
 
@@ -450,7 +449,7 @@ def _mixing(view: _View) -> Iterator[Finding]:
     others = [each[1:] for each in view.gradients(view.selected[:1]) if each.shape[:1] == (samples,)]
     if not any(bool(each.any()) for each in others):
         return
-    norms = [call for call in view.trace.after(view.runs[-1]) if mixes(call.module)]
+    norms = [call for call in view.trace.after(view.runs[-1]) if mixes_samples(call.module)]
     if not norms:
         yield from view.find(
             "mixing",
@@ -465,7 +464,7 @@ def _mixing(view: _View) -> Iterator[Finding]:
         "batch_norm",
         "warning",
         f"{_listed(call.name for call in norms)}: BatchNorm with batch statistics after the layer mixes the samples, so each map "
-        f"depends on the other images; {way_out(repr(later[0].name) if later else None)}",
+        f"depends on the other images; {mixing_remedy(repr(later[0].name) if later else None)}",
     )
 
 

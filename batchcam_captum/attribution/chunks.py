@@ -1,4 +1,4 @@
-"""A batch in pieces, for inputs that do not fit at once."""
+"""Cut a batch into pieces, for inputs that do not fit at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_size(name: str, size: object, remedy: str) -> None:
     """Check the size of a piece.
 
     Raises:
-        ValueError: it is not positive.
-        TypeError: it is no integer.
+        ValueError: the size is not positive.
+        TypeError: the size is not an integer.
     """
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"{name}: expected an integer or None, got {type(size).__name__}")
@@ -23,7 +23,7 @@ def check_size(name: str, size: object, remedy: str) -> None:
 
 
 def row_chunks(samples: int, size: int | None) -> list[slice]:
-    """Slices of at most ``size`` rows that cover 0 … samples−1; a single one where ``size`` is None.
+    """Return slices of at most ``size`` rows that cover 0 … samples−1; a single one if ``size`` is None.
 
     Raises:
         ValueError: ``size`` is not positive.
@@ -36,14 +36,14 @@ def row_chunks(samples: int, size: int | None) -> list[slice]:
 
 
 def rows_of(value: Any, rows: slice, samples: int) -> Any:
-    """The rows of a tensor that has one for each sample; anything else is left alone."""
+    """Return the rows of a tensor that has one per sample; anything else as it is."""
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == samples:
         return value[rows]
     return value
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Tensors, or lists and tuples of tensors, of several chunks -> those of the whole batch."""
+    """Concatenate tensors, or the tensors in lists and tuples, of several pieces."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], Tensor):

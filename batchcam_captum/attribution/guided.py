@@ -13,8 +13,8 @@ from . import _captum
 from .batch_grad_cam import BatchGradCam
 from .output import Picker, pick_output
 from .reshape import Reshape
-from .state import recordable, state_kept
-from .survey import survey
+from .state import recordable
+from .forward import ModelFacts, left_as_it_was
 from .targets import Target, select_target
 
 
@@ -105,7 +105,7 @@ class GuidedBatchGradCam(_captum.GuidedGradCam):  # type: ignore[misc]
         with torch.inference_mode(False):
             tensors = tuple(map(_differentiable, _captum.format_tensor_into_tuples(inputs)))
             try:
-                with state_kept(survey(self.forward_func), [self.grad_cam.layer], tensors):
+                with left_as_it_was(ModelFacts.of(self.forward_func), tensors, [self.grad_cam.layer]):
                     return super().attribute.__wrapped__(
                         self,
                         tensors if isinstance(inputs, tuple) else tensors[0],

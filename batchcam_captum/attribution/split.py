@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
+
+from ..functional import CamMethod
 
 _BY_HAND = (
     "split it yourself and pass your own callables to functional.head_cams, for a torchvision ResNet: trunk, head = "
@@ -18,11 +21,24 @@ _BY_HAND = (
 _VIT = ["patch_embed", "_pos_embed", "patch_drop", "norm_pre", "blocks", "norm"]
 
 
-class Split(NamedTuple):
-    """Two modules with ``head(trunk(images))`` equal to ``model(images)``, made of the model's own layers."""
+@dataclass(frozen=True)
+class Split:
+    """A trunk and a head with ``head(trunk(images))`` equal to ``model(images)``; unpacks to the two.
 
-    trunk: nn.Module  #: images -> activations
-    head: nn.Module  #: activations -> scores, (N, K)
+    Args:
+        trunk: images -> activations.
+        head: activations -> scores, (N, K).
+        method: how activations and gradients become a map, as in :class:`~batchcam_captum.BatchGradCam`.
+        reshape: brings activations and gradients to (N, C, *spatial), if the trunk returns something else.
+    """
+
+    trunk: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+    method: str | CamMethod = "grad_cam"
+    reshape: Callable[[Tensor], Tensor] | None = None
+
+    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        return iter((self.trunk, self.head))
 
 
 class _Part(nn.Module):

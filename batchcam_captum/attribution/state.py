@@ -1,19 +1,17 @@
-"""Explaining never trains: what a forward changes on the way is put back."""
+"""Explaining never trains: put back what a forward changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from threading import RLock, get_ident
-from typing import Any, TypeVar, cast
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from .survey import Survey
-
-T = TypeVar("T")
+#: Held by forwards of models in training mode.
+training_lock = RLock()
 
 
 class BufferCopies:
@@ -23,7 +21,7 @@ class BufferCopies:
         self._saved: dict[nn.Module, dict[str, tuple[Tensor, Tensor] | None]] = {}
 
     def save(self, module: nn.Module) -> None:
-        """Copy them; the first time counts."""
+        """Copy the buffers of a module, the first time it is given."""
         if module.training and module._buffers and module not in self._saved:
             self._saved[module] = {
                 name: None if buffer is None else (buffer, buffer.detach().clone())
@@ -31,15 +29,15 @@ class BufferCopies:
             }
 
     def restore(self) -> None:
-        """Put all of them back."""
+        """Put all buffers back."""
         for module, buffers in self._saved.items():
             for name, saved in buffers.items():
                 if saved is None:
                     module._buffers[name] = None
                     continue
                 buffer, before = saved
-                # Through `.data`: a graph that the caller still holds has saved the running statistics, and would refuse
-                # its backward if their version had moved.
+                # Through `.data`: a graph that the caller holds has saved the running statistics, and would refuse its
+                # backward if their version had moved.
                 buffer.data.copy_(before)
                 module._buffers[name] = buffer
 
@@ -52,7 +50,7 @@ def rng_kept(tensors: Sequence[Tensor], *, always: bool = True) -> Iterator[None
 
     Args:
         tensors: the inputs.
-        always: otherwise only if the body raises, so that another forward draws the same numbers.
+        always: put it back. Otherwise only if the block raises, so that another forward draws the same numbers.
     """
     devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
     before = torch.get_rng_state()
@@ -71,46 +69,20 @@ def rng_kept(tensors: Sequence[Tensor], *, always: bool = True) -> Iterator[None
                 module.set_rng_state(state, device)
 
 
-# Two calls that overlap would save what the other one's forward has changed.
-_training_lock = RLock()
-
-
-@contextmanager
-def state_kept(
-    facts: Survey, layers: Sequence[nn.Module], tensors: Sequence[Tensor], *, keep_rng: bool = True
-) -> Iterator[None]:
-    """Put back the buffers of modules in training mode and torch's random state, also when the body raises.
-
-    Calls on models with a module in training mode wait for each other, whatever their threads.
+def recordable(value: Any, *, copy: bool = False) -> Any:
+    """Return a value that autograd can save; call this outside of ``torch.inference_mode()``.
 
     Args:
-        facts: of the model that is going to be called. Where all of its modules can be seen and none of them trains there is
-            nothing to look after, also no random state: other threads may be drawing. Otherwise each module is also looked at
-            when it is called, so that hidden ones are found.
-        layers: the layers that are explained.
-        tensors: the inputs; the random state of their devices is kept beside the CPU's.
-        keep_rng: put the random state back; False where the caller does so.
+        value: anything; only tensors are touched.
+        copy: copy a floating tensor, so that the copy requires a gradient.
+
+    Returns:
+        A clone of a tensor that was made under ``torch.inference_mode()``; anything else as it is.
     """
-    buffers = BufferCopies()
-    with ExitStack() as stack:
-        if facts.training:
-            stack.enter_context(_training_lock)
-        look_after = facts.may_train(layers)
-        stack.enter_context(rng_kept(tensors, always=look_after and keep_rng))
-        stack.callback(buffers.restore)
-        for module in facts.training:
-            buffers.save(module)
-        if look_after:
-            owner = get_ident()
-
-            def look(module: nn.Module, _: Any) -> None:
-                if get_ident() == owner:
-                    buffers.save(module)
-
-            stack.callback(register_module_forward_pre_hook(look).remove)
-        yield
-
-
-def recordable(value: T) -> T:
-    """A tensor made under inference_mode cannot be saved for a backward; its copy can. Call this outside of that mode."""
-    return cast(T, value.clone()) if isinstance(value, Tensor) and value.is_inference() else value
+    if not isinstance(value, Tensor):
+        return value
+    if copy and value.is_floating_point():
+        value = value.clone() if value.is_inference() else value
+        # Not a leaf, which the model could not change in place.
+        return (value if value.requires_grad else value.detach().requires_grad_()).clone()
+    return value.clone() if value.is_inference() else value

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_leaves
 
 from ..functional.math_attention import MathAttention
-from .engine import Recording, own_run
+from .forward import run_forward
 from .graph import bottlenecks, edge_of, node_of, walk
 from .layers import module_names
 from .state import recordable
@@ -157,9 +157,7 @@ def traced(
         copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in leaves)
         arguments = tuple(map(recordable, additional_forward_args))
         with _calls_noted(trace.calls, module_names(forward_func), math_from):
-            _, trace.output = stack.enter_context(
-                own_run(model, [], copies, arguments, recording=Recording.MODEL)
-            )
+            trace.output = stack.enter_context(run_forward(model, [], copies, arguments)).output
         yield trace
 
 

@@ -3,7 +3,6 @@
 from .recipes import RECIPES, recipe_losses
 from .regularizer import CamRegularizer
 from .schedules import AutoWeight, Cosine, EveryKSteps, LinearWarmup
-from .split_regularizer import SplitRegularizer
 
 __all__ = [
     "RECIPES",
@@ -12,6 +11,5 @@ __all__ = [
     "Cosine",
     "EveryKSteps",
     "LinearWarmup",
-    "SplitRegularizer",
     "recipe_losses",
 ]

@@ -1,114 +1,105 @@
-"""The cams of one training forward, for losses that look at it in different ways."""
+"""The cams that the terms of an objective ask for: one gradient per score, one cam per score and weighting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import MethodType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from ..attribution import BatchGradCam
-from ..attribution.shortcut import Shortcut, find_shortcut
-from ..functional import CamMethod, Score, get_method, no_autocast, select_scores
-from ..functional.cam import grad_cam as grad_cam_method
-from ..functional.cam import weighted_channels
+from ..attribution import Shortcut
+from ..functional import CamMethod, Score, apply_method, get_method, no_autocast
+from ..functional.cam import grad_cam, weighted_channels
 from ..losses import CamLoss
-from .objective import identity
-from .watch import WatchedForward
-
-#: ∂(Σ selected)/∂ of each of the ends, which are activations or what is behind them.
-TakeGradients = Callable[[Tensor, Sequence[Tensor | GradientEdge]], Sequence[Tensor]]
 
 
-class ForwardCams:
-    """Makes the cams that a loss asks for: one gradient a score, whatever weightings it is used in.
+class LayerGradient(NamedTuple):
+    """The gradient of a score for one layer."""
 
-    Where Grad-CAM's channel weights are all that is asked for, and a pooling over the places or a linear layer is all that reads
-    the layer, the gradient is taken behind that: its sums over the places follow from it, and neither it nor what a loss sends
-    back through it is ever as large as the activations.
+    tensor: Tensor  #: ∂score/∂A, or what the shortcut asks for
+    shortcut: Shortcut | None = None  #: where it was taken; None: at the layer
+
+    def cam(
+        self, activations: Tensor, method: CamMethod, rearrange: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the map, (N, 1, *spatial).
+
+        Args:
+            activations: A, as the layer returned them.
+            method: the weighting; Grad-CAM where there is a shortcut.
+            rearrange: brings activations and gradients to (N, C, *spatial).
+        """
+        if self.shortcut is None:
+            return apply_method(method, rearrange(activations), rearrange(self.tensor))
+        with no_autocast(activations):
+            return weighted_channels(self.shortcut.channel_weights(self.tensor, activations), activations)
+
+
+class TermCams:
+    """The cams of one forward, for losses that explain different scores by different weightings.
 
     Args:
-        grad_cam: the model and its layers.
-        forward: what was seen of it.
-        scores: (N, K) of that forward.
-        labels: (N,) or (N, K).
-        losses: all that will ask.
-        take: takes gradients.
-        shortcuts: whether gradients may be taken behind what reads the layer.
+        losses: those that will be computed.
+        method: the weighting for losses without one of their own.
     """
 
-    def __init__(
-        self,
-        grad_cam: BatchGradCam,
-        forward: WatchedForward,
-        scores: Tensor,
-        labels: Tensor,
-        losses: Collection[CamLoss],
-        take: TakeGradients,
-        *,
-        shortcuts: bool,
-    ) -> None:
-        self._grad_cam, self._forward, self._scores, self._labels = grad_cam, forward, scores, labels
-        self._take = take
-        self._shortcuts = shortcuts and grad_cam.reshape is None and not forward.hooked
-        self._weights_suffice: dict[object, bool] = {}
-        # Asked for once, and held: what a loss makes anew each time would be told from itself.
+    def __init__(self, losses: Iterable[CamLoss], method: str | CamMethod) -> None:
+        self._method = method
+        # Asked for once, and held: a callable that a loss makes anew each time would not be recognized.
         self._scores_of = {loss: loss.scores for loss in losses}
-        for loss, of_loss in self._scores_of.items():
-            for score in of_loss:
-                only = get_method(self._method(loss)) is grad_cam_method
-                key = identity(score)
-                self._weights_suffice[key] = only and self._weights_suffice.get(key, True)
-        self._gradients: dict[object, list[_LayerGradients]] = {}
-        self._cams: dict[object, list[Tensor]] = {}
+        #: The scores to be differentiated, each once, by :func:`identity`.
+        self.scores: dict[object, Score] = {
+            identity(score): score for scores in self._scores_of.values() for score in scores
+        }
+        self._cams: dict[tuple[object, object], list[Tensor]] = {}
 
-    def __call__(self, loss: CamLoss) -> list[Tensor]:
-        """The cams of each layer, (N, S, *spatial), one channel for each of the loss's scores."""
-        of_scores = [self._of(loss, score) for score in self._scores_of[loss]]
+    def methods(self, score: object) -> list[CamMethod]:
+        """Return the weightings that a score is used with; ``score`` is a key of :attr:`scores`."""
+        methods: list[CamMethod] = []
+        for loss, scores in self._scores_of.items():
+            method = get_method(loss.method or self._method)
+            if score in [identity(each) for each in scores] and method not in methods:
+                methods.append(method)
+        return methods
+
+    def needs_weights_only(self, score: object) -> bool:
+        """Return True if all that is needed of the gradient is Grad-CAM's channel weights."""
+        return self.methods(score) == [grad_cam]
+
+    def add(
+        self,
+        score: object,
+        activations: Sequence[Tensor],
+        gradients: Sequence[LayerGradient],
+        reshapes: Sequence[Callable[[Tensor], Tensor]],
+    ) -> None:
+        """Make the cams of a score, of each layer.
+
+        Args:
+            score: a key of :attr:`scores`.
+            activations: A of each layer.
+            gradients: of each layer.
+            reshapes: for each layer what brings its activations to (N, C, *spatial).
+        """
+        for method in self.methods(score):
+            self._cams[identity(method), score] = [
+                gradient.cam(a, method, rearrange)
+                for gradient, a, rearrange in zip(gradients, activations, reshapes, strict=True)
+            ]
+
+    def of(self, loss: CamLoss) -> list[Tensor]:
+        """Return the cams of each layer for a loss, (N, S, *spatial), one channel for each of its S scores."""
+        method = identity(get_method(loss.method or self._method))
+        of_scores = [self._cams[method, identity(score)] for score in self._scores_of[loss]]
         if len(of_scores) == 1:
             return of_scores[0]
         return [torch.cat(of_layer, 1) for of_layer in zip(*of_scores, strict=True)]
 
-    def _method(self, loss: CamLoss) -> str | CamMethod:
-        return loss.method or self._grad_cam.method
 
-    def _of(self, loss: CamLoss, score: Score) -> list[Tensor]:
-        method = self._method(loss)
-        key = identity(method), identity(score)
-        if key not in self._cams:
-            if key[1] not in self._gradients:
-                self._gradients[key[1]] = self._gradients_of(score)
-            self._cams[key] = [
-                self._cam(position, gradients, method)
-                for position, gradients in enumerate(self._gradients[key[1]])
-            ]
-        return self._cams[key]
-
-    def _gradients_of(self, score: Score) -> list[_LayerGradients]:
-        selected = select_scores(self._scores, self._labels, score)
-        behind = self._shortcuts and self._weights_suffice[identity(score)]
-        shortcuts = [find_shortcut(selected, a) if behind else None for a in self._forward.activations]
-        ends = [
-            activations if shortcut is None else shortcut.end
-            for activations, shortcut in zip(self._forward.activations, shortcuts, strict=True)
-        ]
-        taken = zip(self._take(selected, ends), shortcuts, strict=True)
-        return [_LayerGradients(gradients, shortcut) for gradients, shortcut in taken]
-
-    def _cam(self, position: int, gradients: _LayerGradients, method: str | CamMethod) -> Tensor:
-        activations = self._forward.activations[position]
-        if gradients.shortcut is not None:
-            with no_autocast(activations):
-                weights = gradients.shortcut.channel_weights(gradients.tensor, activations)
-                return weighted_channels(weights, activations)
-        cam_of = self._grad_cam.cam_of(
-            activations, position=position, method=method, input_shape=self._forward.input_shape
-        )
-        return cam_of(gradients.tensor)
-
-
-class _LayerGradients(NamedTuple):
-    tensor: Tensor
-    shortcut: Shortcut | None  #: where they were taken; None: at the layer
+def identity(choice: object) -> object:
+    """Return a key that tells one weighting, or one kind of score, from another; whoever compares has to hold them."""
+    if isinstance(choice, MethodType):  # made anew whenever it is asked for
+        return id(choice.__self__), id(choice.__func__)
+    return choice if isinstance(choice, str) else id(choice)

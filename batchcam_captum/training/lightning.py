@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed, nn
 
-from ..attribution.output import pick_output
+from ..attribution import BatchGradCam, Split, pick_output
 from .lightning_callback import CamCallback
 from .objective import CamObjective
 from .regularizer import CamRegularizer
-from .split_regularizer import SplitOutput, SplitRegularizer
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Module
@@ -55,7 +54,7 @@ class CamRegularizerMixin(_Module):
     """
 
     #: Set in ``__init__``.
-    regularizer: CamRegularizer | SplitRegularizer
+    regularizer: CamRegularizer
 
     def regularized(
         self,
@@ -85,9 +84,9 @@ class CamRegularizerMixin(_Module):
             RuntimeError: see :meth:`CamRegularizer.forward`.
         """
         regularizer = self._regularizer_ready()
-        if isinstance(regularizer, SplitRegularizer):
-            split: SplitOutput = regularizer(images, labels, masks=masks, sample_weights=sample_weights)
-            return task_loss(split.scores, labels) + split.loss
+        if isinstance(regularizer.grad_cam, Split):
+            scores, loss = regularizer.run(images, labels, masks=masks, sample_weights=sample_weights)
+            return task_loss(scores, labels) + loss
         with regularizer:
             output = self(images)
         scores = pick_output(output, regularizer.grad_cam.output)
@@ -107,10 +106,10 @@ class CamRegularizerMixin(_Module):
         super().on_train_epoch_end()
         self.regularizer.check()
 
-    def _regularizer_ready(self) -> CamRegularizer | SplitRegularizer:
+    def _regularizer_ready(self) -> CamRegularizer:
         """The regularizer, in step with the optimizer of this fit; not left to a hook alone, which a subclass may replace."""
         regularizer = getattr(self, "regularizer", None)
-        if not isinstance(regularizer, CamRegularizer | SplitRegularizer):
+        if not isinstance(regularizer, CamRegularizer):
             raise AttributeError(
                 f"{type(self).__name__}: expected a CamRegularizer as self.regularizer, got {type(regularizer).__name__}; set it "
                 f"in __init__"
@@ -165,7 +164,8 @@ class _Following:
 
 def _optimizer_of(regularizer: CamObjective, optimizers: list[Any]) -> Any:
     """The first one that trains the explained model; of the others' steps schedules know nothing."""
-    model = regularizer.grad_cam.forward_func if isinstance(regularizer, CamRegularizer) else None
+    grad_cam = getattr(regularizer, "grad_cam", None)
+    model = grad_cam.forward_func if isinstance(grad_cam, BatchGradCam) else None
     own = set(model.parameters()) if isinstance(model, nn.Module) else set()
     for optimizer in optimizers:
         if any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):

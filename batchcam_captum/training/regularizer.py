@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ..attribution import BatchGradCam
-from ..attribution.engine import Forward, run
-from ..attribution.output import pick_output
-from ..attribution.recorder import shape_of_input
-from ..attribution.second_order import check_second_order
-from ..attribution.state import recordable
-from ..functional import activation_gradients
+from ..attribution import (
+    BatchGradCam,
+    ForwardObserver,
+    ModelFacts,
+    Split,
+    attempts,
+    check_second_order,
+    find_shortcut,
+    input_shape,
+    left_as_it_was,
+    pick_output,
+    recordable,
+)
+from ..functional import activation_gradients, select_scores
+from ..functional.head import several_head_gradients
 from ..losses import CamLoss
-from .cams import ForwardCams
-from .norms import gradient_norm
-from .objective import Batch, CamObjective, CamsOf, GradientNorm
+from .cams import LayerGradient, TermCams, identity
+from .gradient_norms import GradientNorms
+from .objective import Batch, CamObjective
+from .parallel import MidStepGradients, checkpointing_error, own_scores, unwrapped
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_losses
-from .recompute import Recomputation, checkpointing_error
 from .schedules import AutoWeight
-from .sharding import gathered_again, kept_unsharded
 from .terms import GivenWeight, Term
-from .watch import ForwardWatch, WatchedForward, own_scores, unwrapped
+
+
+class StepOutput(NamedTuple):
+    """What :meth:`CamRegularizer.run` returns."""
+
+    scores: Tensor  #: (N, K), as the model returned them
+    loss: Tensor  #: Σ λ_t · loss_t, a scalar to add to the task loss
+
+
+class CapturedForward(NamedTuple):
+    """What a forward leaves for the cams."""
+
+    activations: list[Tensor]  #: of each layer, graph attached
+    output: Any  #: what the model itself returned, inside of DistributedDataParallel
+    input_shape: tuple[int, ...] | None
+    hooked: bool  #: a user's hook on an activation may change its gradient
 
 
 class CamRegularizer(CamObjective):
@@ -37,26 +59,31 @@ class CamRegularizer(CamObjective):
     with the scores of that forward it takes one ``torch.autograd.grad`` for the whole batch, makes the cams, and returns
     Σ λ_t · loss_t, to be added to the task loss before the one ``backward()``.
 
-    Where a pooling over the places, or a linear layer over the flattened places, is all that reads the layer, the gradient of
-    Grad-CAM is taken behind that, where it is smaller. It comes to the same, except that hooks on tensors in between do not see
-    it; with a weighting of one's own (``BatchGradCam(method=function)``) it is always taken at the layer.
+    Made with a trunk and a head instead of a :class:`~batchcam_captum.BatchGradCam`, it needs no hooks:
+    ``scores, cam_loss = regularizer.run(images, labels)`` runs both, and ``torch.compile(fullgraph=True)`` takes a whole training
+    step. Move the regularizer to the model's device then. What a compiled step finds wrong with values raises at :meth:`check`.
+
+    If all that reads the layer is a pooling over the places, or a linear layer over the flattened places, the gradient of
+    Grad-CAM is taken after that, where it is smaller, with the same result. With a weighting of your own
+    (``BatchGradCam(method=function)``) it is always taken at the layer.
 
     Args:
         grad_cam: the model and its layer; with several layers each term is the mean over them. The model is not registered as a
-            submodule: its parameters stay its own. Make it with the model itself, not with what DistributedDataParallel makes of
-            it.
+            submodule: its parameters stay its own. Make it with the model itself, not with DistributedDataParallel's wrapper. Or
+            a :class:`~batchcam_captum.attribution.Split` of the model in a trunk and a head, from
+            :func:`~batchcam_captum.split_model`, for :meth:`run`.
         losses: one loss; or several by name, ``{"name": loss}`` or ``{"name": (loss, weight)}``; or a list of losses or pairs,
-            which go by the names that they are registered under. A loss is a :class:`~batchcam_captum.losses.CamLoss`. Losses
-            that take the same cam of the same score share one gradient.
-        weight: λ, a function of :attr:`steps` such as :class:`LinearWarmup`, or ``"auto"``, see :class:`AutoWeight`; for all
+            which go by the names that they are registered under. Losses that take the same cam of the same score share one
+            gradient.
+        weight: λ, a function of :attr:`steps` such as :class:`LinearWarmup`, or ``"auto"`` for an :class:`AutoWeight`; for all
             terms that come without a weight of their own. A term with weight 0 is not computed.
-        validate: look at values (NaN, the range of labels) at once on every device, which makes the host wait for a GPU.
-            Without it what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
+        validate: check values (NaN, the range of labels) at once on every device, which makes the host wait for a GPU. Without it
+            a wrong value on a GPU raises at :meth:`check`; on the CPU it always raises at once.
 
     Raises:
-        TypeError: ``grad_cam``, a loss or a weight of another kind.
+        TypeError: ``grad_cam``, a loss or a weight of another type, or ``"auto"`` with a trunk and a head.
         ValueError: no loss, a name that cannot be used or comes twice, a weight that is not finite, a loss with an unknown
-            method, or one that remembers earlier cams where there are several layers.
+            method, or a loss that remembers earlier cams with several layers.
 
     Example:
         >>> import torch
@@ -76,24 +103,35 @@ class CamRegularizer(CamObjective):
 
     def __init__(
         self,
-        grad_cam: BatchGradCam,
+        grad_cam: BatchGradCam | Split,
         losses: CamLoss | Mapping[str, Term] | Sequence[Term],
         weight: GivenWeight = 1.0,
         *,
         validate: bool = False,
     ) -> None:
-        if not isinstance(grad_cam, BatchGradCam):
-            raise _no_grad_cam(grad_cam)
-        super().__init__(losses, weight, validate=validate, layer_names=grad_cam.layer_names)
+        if not isinstance(grad_cam, BatchGradCam | Split):
+            raise TypeError(
+                f"grad_cam: expected a BatchGradCam, or a Split of the model in trunk and head, got {type(grad_cam).__name__}"
+            )
+        split = isinstance(grad_cam, Split)
+        super().__init__(
+            losses, weight, validate=validate, layer_names=[""] if split else grad_cam.layer_names
+        )
+        if split and self.auto_weights:
+            raise TypeError(
+                f"weight: expected a number or a function of the steps for {next(iter(self.auto_weights))!r}, got 'auto', which "
+                f"takes gradients of its own in the middle of a step and does not compile; use a BatchGradCam for it"
+            )
         self.grad_cam = grad_cam
-        self._watch = ForwardWatch(grad_cam)
-        self._recomputation = Recomputation(grad_cam.forward_func)
+        self._observer: ForwardObserver | None = None
+        self._norms_observed = False
         self._second_order_works = False
+        self._mid_step = None if split else MidStepGradients(grad_cam.forward_func, grad_cam.layers)
 
     @classmethod
     def from_loader(
         cls,
-        grad_cam: BatchGradCam,
+        grad_cam: BatchGradCam | Split,
         loader: Iterable[Any],
         num_classes: int,
         *,
@@ -101,23 +139,23 @@ class CamRegularizer(CamObjective):
         validate: bool = False,
         **options: Any,
     ) -> Self:
-        """A regularizer by a recipe, whose prototypes are taken from the training images; see :func:`recipe_losses`.
+        """Make a regularizer by a recipe, with prototypes of the training images.
 
         Args:
-            grad_cam: see the class.
+            grad_cam: the model and its layer.
             loader: of batches that begin with images (N, C, *spatial) and labels (N,), without random augmentation.
             num_classes: the number of classes, K.
-            recipe: ``"foreground_shape"``, ``"foreground"`` or ``"shape"``, or one of your own.
-            validate: see the class.
-            **options: of :func:`recipe_losses`: ``steps_per_epoch``, ``mean`` and ``std`` of standardised images,
+            recipe: ``"foreground_shape"``, ``"foreground"`` or ``"shape"``, or a recipe of your own.
+            validate: check values at once on every device.
+            **options: of :func:`recipe_losses`: ``steps_per_epoch``, ``mean`` and ``std`` of standardized images,
                 ``to_channel``, ``size``, …
 
         Returns:
             The regularizer, with the losses on the model's device, unless ``device`` names another.
 
         Raises:
-            ValueError: see :func:`recipe_losses` and the class.
-            TypeError: see :func:`recipe_losses` and the class.
+            ValueError: an unknown recipe, or images or labels that do not fit.
+            TypeError: a batch, a recipe or ``grad_cam`` of another type.
 
         Example:
             >>> import torch
@@ -132,26 +170,38 @@ class CamRegularizer(CamObjective):
             >>> regularizer.weights
             {'foreground': 0.1, 'shape': LinearWarmup(weight=1.0, steps=1, start=0.0)}
         """
-        if not isinstance(grad_cam, BatchGradCam):
-            raise _no_grad_cam(grad_cam)
-        options.setdefault("device", _device_of(grad_cam))
-        losses = recipe_losses(loader, num_classes, recipe=recipe, **options)
-        return cls(grad_cam, losses, validate=validate)
+        models = grad_cam if isinstance(grad_cam, Split) else [getattr(grad_cam, "forward_func", None)]
+        parameters = (p for model in models if isinstance(model, nn.Module) for p in model.parameters())
+        options.setdefault("device", next((parameter.device for parameter in parameters), None))
+        return cls(grad_cam, recipe_losses(loader, num_classes, recipe=recipe, **options), validate=validate)
 
     def __enter__(self) -> Self:
-        if self._watch.is_open:
+        if isinstance(self.grad_cam, Split):
             raise RuntimeError(
-                "CamRegularizer: expected a block of its own for each forward, got a nested `with` of the same regularizer"
+                "CamRegularizer: expected a BatchGradCam for `with regularizer:`, got a trunk and a head, which have no hooks; "
+                "call regularizer.run(images, labels)"
             )
-        self._watch.open()
-        self._recomputation.watch_forward(lambda: self._watch.layer_has_run)
+        if self._observer is not None and self._observer.is_open:
+            raise RuntimeError(
+                "CamRegularizer: expected one block for each forward, got a nested `with` of the same regularizer"
+            )
+        self._forget()
+        model = unwrapped(self.grad_cam.forward_func)
+        # Once: the hooks on BatchNorms slow them a little.
+        norms = () if self._norms_observed else ModelFacts.of(model).norms
+        self._norms_observed = self._norms_observed or bool(norms)
+        self._observer = ForwardObserver(self.grad_cam.layers, model, second_order=True, norms=norms)
+        self._observer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._recomputation.forward_is_over(raised=kind is not None)
-        self._watch.close(kind, error, trace)
+        assert self._observer is not None
+        if kind is None:
+            self._observer.__exit__(kind, error, trace)
+        else:
+            self._forget()
 
     def forward(
         self,
@@ -167,34 +217,98 @@ class CamRegularizer(CamObjective):
 
         Args:
             scores: (N, K), what the model returned in that forward, before any softmax, graph attached.
-            labels: (N,) class indices, or (N, K) soft labels or several labels a sample.
+            labels: (N,) class indices, or (N, K) soft labels or several labels per sample.
             images: (N, C, *spatial), for losses that compare with the image.
             masks: (N, 1, *spatial), for losses that compare with a mask.
-            task_loss: the scalar that the result is added to, for weights that are set by gradients (``"auto"``); not scaled,
-                where a ``GradScaler`` is in use.
+            task_loss: the scalar that the result is added to, for weights that are set by gradients (``"auto"``); before a
+                ``GradScaler`` scales it.
             sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
 
         Returns:
-            A scalar to add to the task loss. Where every weight is 0 it is a plain zero.
+            A scalar to add to the task loss. If every weight is 0 it is a plain zero.
 
         Raises:
             RuntimeError: no forward was captured, or the scores are not of that forward, have no graph, or their graph is freed.
             ValueError: shapes, labels or prototypes that do not fit, scores that are not finite, or no ``task_loss`` for a
                 weight that needs it.
-            TypeError: labels of a wrong kind.
+            TypeError: labels of a wrong type.
 
         Warns:
             UserWarning: all cams of the batch are dead (on a GPU, at :meth:`check`); or a weight depends on the steps, and
                 :meth:`step` is never called.
         """
+        if isinstance(self.grad_cam, Split):
+            raise RuntimeError(
+                "CamRegularizer: expected a BatchGradCam to be called with scores, got a trunk and a head; call "
+                "regularizer.run(images, labels), which returns the scores and the loss"
+            )
         batch = Batch(labels, images, masks, sample_weights)
         try:
             self._note_call()
-            total, self.values = self._compute(scores, batch, task_loss)
+            self._update_weights()
+            total, self.values = self._of_captured(scores, batch, task_loss)
         finally:
-            self._watch.drop()
+            self._forget()
         self._note_dead(self.values)
         return total
+
+    def run(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        masks: Tensor | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> StepOutput:
+        """Run the model and compute Σ λ_t · loss_t, for a regularizer that was made with a trunk and a head.
+
+        This compiles whole::
+
+            regularizer = CamRegularizer(split_model(model), BatchCamLoss(prototypes))
+
+
+            @torch.compile(fullgraph=True)
+            def objective(images, labels):
+                scores, cam_loss = regularizer.run(images, labels)
+                return F.cross_entropy(scores, labels) + cam_loss
+
+        A schedule of weights compiles nothing anew, unless a weight goes to 0 or comes back from it. Under
+        DistributedDataParallel wrap a module whose ``forward`` is the objective, and which has the model as a submodule: a trunk
+        and a head that are called on their own are not synchronized.
+
+        Args:
+            images: (N, C, *spatial), the trunk's input.
+            labels: (N,) class indices, or (N, K) soft labels or several labels per sample.
+            masks: (N, 1, *spatial), for losses that compare with a mask.
+            sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
+
+        Returns:
+            The scores, and the weighted sum of the terms; if every weight is 0 that is a plain zero.
+
+        Raises:
+            RuntimeError: gradients are switched off, the regularizer was made with a BatchGradCam, or the head cannot be
+                differentiated by ``torch.func``.
+            ValueError: shapes, labels or prototypes that do not fit.
+            TypeError: labels of a wrong type, or a head that returns no tensor.
+        """
+        if not isinstance(self.grad_cam, Split):
+            raise RuntimeError(
+                "run: expected a regularizer made with a trunk and a head, got one with a BatchGradCam; run the model inside "
+                "`with regularizer:` and call regularizer(scores, labels), or make it with split_model(model)"
+            )
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "run: expected a training step that records a graph, got one under torch.no_grad(); for validation call "
+                "evaluate(images, labels)"
+            )
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._note_call()
+        batch = Batch(labels, images, masks, sample_weights)
+        output, self.values = self._of_split(self.grad_cam, self._active_losses(), batch)
+        if not compiling:
+            self._note_dead(self.values)
+        return output
 
     def evaluate(
         self,
@@ -204,48 +318,59 @@ class CamRegularizer(CamObjective):
         masks: Tensor | None = None,
         additional_forward_args: tuple[Any, ...] = (),
     ) -> dict[str, Tensor]:
-        """The terms on a validation batch, from a forward of their own that leaves everything as it was.
+        """Return the terms of a validation batch, from a forward of its own that leaves everything as it was.
 
         Args:
-            images: (N, C, *spatial), the model's input; a tuple where it takes several, images first.
-            labels: (N,) class indices, or (N, K) soft labels or several labels a sample.
+            images: (N, C, *spatial), the model's input; a tuple if the model takes several, images first.
+            labels: (N,) class indices, or (N, K) soft labels or several labels per sample.
             masks: (N, 1, *spatial), for losses that compare with a mask.
             additional_forward_args: passed to the model after the images.
 
         Returns:
-            What :attr:`values` would hold, without a graph, of this process's batch alone, also of terms that a schedule leaves
-            out in this step (not of those whose weight is the number 0). The values of the last training call stay in
-            :attr:`values`.
+            What :attr:`values` would hold, without a graph, of this process's batch alone; also the terms that a schedule leaves
+            out in this step (but not those whose weight is the number 0). :attr:`values` itself stays.
 
         Raises:
-            ValueError: see :meth:`forward`.
-            TypeError: see :meth:`forward`.
+            ValueError: shapes, labels or prototypes that do not fit.
+            TypeError: labels of a wrong type.
         """
-        with torch.inference_mode(False), torch.enable_grad(), self._left_alone():
-            active = self._evaluated()
-            inputs = tuple(map(recordable, images if isinstance(images, tuple) else (images,)))
-            extra = tuple(map(recordable, additional_forward_args))
-
-            def use(seen: Forward) -> dict[str, Tensor]:
-                scores = pick_output(seen.output, self.grad_cam.output)
-                batch = Batch(recordable(labels), inputs[0], recordable(masks))
-                activations = self._single(seen.rows)
-                self._check_labels(batch, scores)
-                self._check_scores(scores, activations, active)
-                forward = WatchedForward(activations, seen.output, shape_of_input(inputs))
-                cams_of = self._cams_of(active, scores, forward, batch.labels, create_graph=False)
-                return self._weighted(active, cams_of, batch, zero=torch.zeros((), device=scores.device))[1]
-
+        inputs = images if isinstance(images, tuple) else (images,)
+        with torch.inference_mode(False), torch.enable_grad(), self._evaluating() as active:
+            inputs = tuple(map(recordable, inputs))
+            batch = Batch(recordable(labels), inputs[0], recordable(masks))
+            if isinstance(self.grad_cam, Split):
+                parts = nn.ModuleList([part for part in self.grad_cam if isinstance(part, nn.Module)])
+                facts = ModelFacts.of(parts if len(parts) == 2 else self.grad_cam.trunk)
+                with torch.no_grad(), left_as_it_was(facts, [inputs[0]]):
+                    return self._of_split(self.grad_cam, active, batch)[1]
             # A wrapper's forward would wait for the other ranks.
-            model = unwrapped(self.grad_cam.forward_func)
-            return run(use, model, self.grad_cam.layers, inputs, extra, several_gradients=True).result
+            model, layers = unwrapped(self.grad_cam.forward_func), self.grad_cam.layers
+            values: dict[str, Tensor] = {}
+            for attempt in attempts(model, layers):
+                with attempt:
+                    forward = attempt.run(inputs, additional_forward_args)
+                    rows = dict(zip(layers, forward.rows, strict=True))
+                    seen = CapturedForward(
+                        [_single(layer, row) for layer, row in rows.items()],
+                        None,
+                        input_shape(inputs),
+                        hooked=True,
+                    )
+                    scores = pick_output(forward.output, self.grad_cam.output)
+                    batch.check(scores)
+                    self._check_captured(scores, seen, active)
+                    cams = self._cams(scores, seen, batch.labels, active, create_graph=False)
+                    values = self._weighted_sum(active, cams, batch)[1]
+            return values
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return what ``print`` shows."""
+        if isinstance(self.grad_cam, Split):
+            return f"weights={self.weights}"
         layers = ", ".join(type(layer).__name__ for layer in self.grad_cam.layers)
         return f"layer={layers}, weights={self.weights}"
 
-    def _compute(
+    def _of_captured(
         self, scores: Tensor, batch: Batch, task_loss: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(scores, Tensor):
@@ -253,79 +378,138 @@ class CamRegularizer(CamObjective):
                 f"scores: expected a tensor (N, K), got {type(scores).__name__}; pass the part of the model's output that holds "
                 f"the scores, such as output['logits'], and make the BatchGradCam with output='logits'"
             )
-        active = self._active()
-        zero = torch.zeros((), device=scores.device)
+        active = self._active_losses()
         if not active:
-            return zero, {}
-        forward = self._watch.seen()
-        self._check_labels(batch, scores)
-        self._check_scores(scores, forward.activations, active)
-        own = own_scores(scores, forward)
-        norm = None
+            return torch.zeros((), device=scores.device), {}
+        assert self._mid_step is not None
+        forward = self._captured()
+        batch.check(scores)
+        self._check_captured(scores, forward, active)
+        own = own_scores(scores, forward.output, forward.activations)
+        norms = None
         if any(isinstance(self.weights[name], AutoWeight) for name in active):
-            norm = self._looked_after(gradient_norm(task_loss, scores, own, forward.activations))
-        cams_of = self._cams_of(active, own, forward, batch.labels, create_graph=True)
-        total, values = self._weighted(active, cams_of, batch, zero=zero, norm=norm)
-        self._recomputation.for_backward(total)
-        gathered_again(total, self.grad_cam.forward_func)
+            norms = GradientNorms(task_loss, scores, own, forward.activations, self._mid_step)
+        cams = self._cams(own, forward, batch.labels, active, create_graph=True)
+        total, values = self._weighted_sum(active, cams, batch, norms)
+        self._mid_step.prepare_backward(total)
         return total, values
 
-    def _looked_after(self, norm: GradientNorm) -> GradientNorm:
-        def looked_after(term: Tensor | None) -> Tensor:
-            with self._for_cams():
-                return norm(term)
+    def _of_split(
+        self, split: Split, active: dict[str, CamLoss], batch: Batch
+    ) -> tuple[StepOutput, dict[str, Tensor]]:
+        assert batch.images is not None
+        activations = split.trunk(batch.images)
+        if not active:
+            scores = split.head(activations)
+            return StepOutput(scores, torch.zeros((), device=scores.device)), {}
+        batch.check(activations)
+        cams = TermCams(active.values(), split.method)
+        found, update_buffers = several_head_gradients(
+            split.head, activations, batch.labels, list(cams.scores.values())
+        )
+        with self._failures_noted(active, found.scores.device):
+            self._check_scores(found.scores, active)
+            for score, gradient in zip(cams.scores, found.gradients, strict=True):
+                cams.add(score, [activations], [LayerGradient(gradient)], [split.reshape or _as_it_is])
+            total, values = self._weighted_sum(active, cams, batch)
+        update_buffers()  # last: a loss may raise
+        return StepOutput(found.scores, total), values
 
-        return looked_after
-
-    @contextmanager
-    def _for_cams(self) -> Iterator[None]:
-        """Around a gradient in the middle of the step."""
-        with self._recomputation.for_cams(), kept_unsharded(self.grad_cam.forward_func):
-            yield
-
-    def _cams_of(
+    def _cams(
         self,
-        active: dict[str, CamLoss],
         scores: Tensor,
-        forward: WatchedForward,
+        forward: CapturedForward,
         labels: Tensor,
+        active: dict[str, CamLoss],
         *,
         create_graph: bool,
-    ) -> CamsOf:
-        def take(selected: Tensor, ends: Sequence[Tensor | GradientEdge]) -> tuple[Tensor, ...]:
-            try:
-                with self._for_cams() if create_graph else nullcontext():
-                    # Kept: the task loss, or another term's score, still needs the graph.
-                    gradients = activation_gradients(
-                        selected, ends, create_graph=create_graph, retain_graph=True
-                    )
-                    if create_graph and not self._second_order_works:
-                        check_second_order(gradients, forward.activations)
-                        self._second_order_works = True
-            except RuntimeError as error:
-                because = checkpointing_error(error, selected, forward.activations)
-                if because is None:
-                    raise
-                raise because from error
-            return gradients
+    ) -> TermCams:
+        assert isinstance(self.grad_cam, BatchGradCam)
+        cams = TermCams(active.values(), self.grad_cam.method)
+        reshapes = [
+            self.grad_cam.reshape_of(activations, position, forward.input_shape)
+            for position, activations in enumerate(forward.activations)
+        ]
+        shortcuts_allowed = create_graph and not forward.hooked and self.grad_cam.reshape is None
+        for key, score in cams.scores.items():
+            selected = select_scores(scores, labels, score)
+            shortcuts = [
+                find_shortcut(selected, activations) if shortcuts_allowed and cams.needs_weights_only(key) else None
+                for activations in forward.activations
+            ]
+            ends = [
+                shortcut.end if shortcut else activations
+                for shortcut, activations in zip(shortcuts, forward.activations, strict=True)
+            ]
+            gradients = self._gradients(selected, ends, forward.activations, create_graph=create_graph)
+            cams.add(key, forward.activations, list(map(LayerGradient, gradients, shortcuts)), reshapes)
+        return cams
 
-        return ForwardCams(
-            self.grad_cam, forward, scores, labels, active.values(), take, shortcuts=create_graph
+    def _gradients(
+        self,
+        selected: Tensor,
+        ends: Sequence[Tensor | GradientEdge],
+        activations: Sequence[Tensor],
+        *,
+        create_graph: bool,
+    ) -> tuple[Tensor, ...]:
+        """Take ∂(Σ selected)/∂ends; the graph stays, as the task loss, or another term's score, still needs it."""
+        assert self._mid_step is not None
+        try:
+            with self._mid_step.taken() if create_graph else nullcontext():
+                gradients = activation_gradients(
+                    selected, ends, create_graph=create_graph, retain_graph=True
+                )
+                if create_graph and not self._second_order_works:  # once per regularizer
+                    check_second_order(gradients, activations)
+                    self._second_order_works = True
+        except RuntimeError as error:
+            because = checkpointing_error(error, selected, activations)
+            if because is None:
+                raise
+            raise because from error
+        return gradients
+
+    def _captured(self) -> CapturedForward:
+        observer = self._observer
+        if observer is None:
+            raise RuntimeError(
+                "CamRegularizer: expected a captured forward, got none; run the model inside `with regularizer:`, and call the "
+                "regularizer once for each such block"
+            )
+        observer.close()  # the step may be inside of the block, and a checkpointed layer runs once more for its gradients
+        activations = []
+        for layer, by_device in zip(observer.layers, observer.activations, strict=True):
+            if not by_device:
+                self._raise_not_run(layer)
+            if len(by_device) > 1:
+                raise RuntimeError(
+                    f"{type(layer).__name__}: expected a single tensor of activations on one device, got one on each of "
+                    f"{', '.join(map(str, by_device))}: DataParallel runs a copy of the layer on every device, while the loss "
+                    f"and its gradient are taken in one place; train with DistributedDataParallel instead of DataParallel"
+                )
+            activations.append(_single(layer, *by_device.values()))
+        hooked = observer.hooked or any(tensor._backward_hooks for tensor in activations)
+        return CapturedForward(activations, observer.output, observer.input_shape, hooked)
+
+    def _raise_not_run(self, layer: nn.Module) -> NoReturn:
+        assert isinstance(self.grad_cam, BatchGradCam)
+        model = self.grad_cam.forward_func
+        text = f"{type(layer).__name__}: expected one run of the layer inside `with regularizer:`, got none; "
+        if isinstance(model, nn.Module) and layer not in set(model.modules()):
+            raise RuntimeError(
+                f"{text}the layer is not part of {type(model).__name__}, which the regularizer was made with: take the layer of "
+                f"the model that is trained, not of a copy or of what it was before it was replaced"
+            )
+        raise RuntimeError(
+            f"{text}call the model that the layer belongs to inside the block (a compiled model runs no hooks; one with "
+            f"checkpointing may run the blocks of a Sequential one by one: choose its last block)"
         )
 
-    def _single(self, of_layers: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        for layer, tensors in zip(self.grad_cam.layers, of_layers, strict=True):
-            if len(tensors) > 1:
-                raise ValueError(
-                    f"{type(layer).__name__}: expected a single tensor of activations, got {len(tensors)}; choose a layer with "
-                    f"one output"
-                )
-        return [tensors[0] for tensors in of_layers]
-
-    def _check_scores(
-        self, scores: Tensor, activations: Sequence[Tensor], active: dict[str, CamLoss]
+    def _check_captured(
+        self, scores: Tensor, forward: CapturedForward, active: dict[str, CamLoss]
     ) -> None:
-        samples = activations[0].shape[0]
+        samples = forward.activations[0].shape[0]
         if not scores.dim() or scores.shape[0] != samples:
             raise ValueError(
                 f"scores: expected scores of the {samples} captured samples, got shape {tuple(scores.shape)}; pass what the "
@@ -336,17 +520,26 @@ class CamRegularizer(CamObjective):
                 "scores: expected scores with a graph, got scores without one; run the model outside torch.no_grad() and do not "
                 "detach; for validation call evaluate(images, labels)"
             )
-        self._check_values(scores, active)
+        self._check_scores(scores, active)
+
+    def _forget(self) -> None:
+        """Let go of the captured forward, and undo the marks on it."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was captured, which stays with the original."""
+        return {**self.__dict__, "_observer": None}
 
 
-def _no_grad_cam(given: object) -> TypeError:
-    return TypeError(
-        f"grad_cam: expected a BatchGradCam, got {type(given).__name__}; SplitRegularizer takes trunk and head"
-    )
+def _single(layer: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
+    if len(tensors) > 1:
+        raise ValueError(
+            f"{type(layer).__name__}: expected a single tensor of activations, got {len(tensors)}; choose a layer with one output"
+        )
+    return tensors[0]
 
 
-def _device_of(grad_cam: BatchGradCam) -> torch.device | None:
-    """Where the model's first parameter lies; None where that cannot be told."""
-    model = grad_cam.forward_func
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    return next((each.device for each in parameters), None)
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

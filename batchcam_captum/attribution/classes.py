@@ -1,4 +1,4 @@
-"""The maps of many classes from one forward: their gradients are taken together."""
+"""Maps of many classes from one forward: their gradients are taken together."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from torch.autograd.graph import GradientEdge
 
 from ..functional import (
     CONSTANT_GRADIENT_WEIGHTS,
+    CamMethod,
+    apply_method,
     class_gradients,
     exact_matmul_dtype,
     full_precision,
+    get_method,
     no_autocast,
 )
 from ..warn import warn_user
-from .engine import Forward, Tensors
-from .pooling import averaged_axes, sole_reader
-from .recipe import CamOf
+from .forward import Forward
+from .observer import Tensors
+from .shortcut import Readers, averaged_axes
 
 #: All classes; the same ones for every sample; or a row of them for each sample.
 Classes = None | Sequence[int] | Tensor | Callable[[Tensor], Tensor]
-#: (activations, position of their layer) -> what makes maps of them.
-CamMaker = Callable[..., CamOf]
 
 
 def class_rows(classes: Classes, rows: slice, samples: int) -> Classes:
-    """Those classes that belong to some rows of a batch.
+    """Return the classes of some rows of a batch.
 
     Raises:
-        ValueError: rows of classes, but not one for each sample.
+        ValueError: (N, M) classes with another N than the batch.
     """
     if not isinstance(classes, Tensor) or classes.dim() != 2:
         return classes
@@ -43,25 +44,24 @@ def class_rows(classes: Classes, rows: slice, samples: int) -> Classes:
 
 
 def select_classes(scores: Any, classes: Classes) -> Tensor:
-    """Check the classes, and bring them to one form.
+    """Check the classes, and return them as one tensor.
 
     Args:
         scores: what the model returned, (N, K).
-        classes: see :meth:`BatchGradCam.attribute_classes`.
+        classes: in one of the forms that :meth:`BatchGradCam.attribute_classes` takes.
 
     Returns:
-        (N, M) indices in 0 … K−1; expanded, not copied, where every sample has the same.
+        (N, M) indices in 0 … K−1; expanded, not copied, if every sample has the same.
 
     Raises:
         ValueError: scores that are not (N, K), or classes that do not fit them.
-        TypeError: scores that are no tensor, or classes that are no integers.
+        TypeError: scores that are no tensor, or classes that are not integers.
     """
     if not isinstance(scores, Tensor):
         raise TypeError(f"forward_func: expected a tensor of scores (N, K), got {type(scores).__name__}")
     if scores.dim() != 2:
         raise ValueError(
-            f"attribute_classes: expected scores (N, K), got {tuple(scores.shape)}; call attribute with a target for "
-            f"each class"
+            f"attribute_classes: expected scores (N, K), got {tuple(scores.shape)}; call attribute once per class"
         )
     samples, size = scores.shape
     if callable(classes) and not isinstance(classes, Tensor):
@@ -94,7 +94,7 @@ def _wrong_shape(samples: int, classes: Tensor) -> ValueError:
 
 
 def _as_tensor(classes: Any) -> Tensor:
-    """A tensor of a sequence of integers, or of an array."""
+    """Turn a sequence of integers, or an array, into a tensor."""
     if hasattr(classes, "__array__"):
         return torch.as_tensor(classes)
     if not isinstance(classes, Sequence) or isinstance(classes, str):
@@ -114,15 +114,21 @@ def _as_tensor(classes: Any) -> Tensor:
 
 @torch.no_grad()
 def class_cams(
-    forward: Forward, scores: Tensor, classes: Tensor, cam_of: CamMaker, classes_per_chunk: int | None
+    forward: Forward,
+    scores: Tensor,
+    classes: Tensor,
+    method: str | CamMethod,
+    reshapes: Sequence[tuple[Callable[[Tensor], Tensor], ...]],
+    classes_per_chunk: int | None,
 ) -> list[Tensors]:
-    """The maps of the classes.
+    """Return the maps of the classes.
 
     Args:
         forward: a forward with its graph.
         scores: (N, K), of that graph.
-        classes: (N, M), see :func:`select_classes`.
-        cam_of: makes maps of a layer's activations.
+        classes: (N, M), from :func:`select_classes`.
+        method: the weighting.
+        reshapes: for each tensor of each layer what brings it to (N, C, *spatial).
         classes_per_chunk: how many classes are differentiated together; None chooses.
 
     Returns:
@@ -131,18 +137,15 @@ def class_cams(
     Raises:
         RuntimeError: the scores do not depend on the activations.
     """
-    tensors = forward.tensors
-    makers = [
-        [cam_of(activation.detach(), position=position) for activation in row]
-        for position, row in enumerate(forward.gathered(tensors))
-    ]
-    if len(tensors) == 1 and not forward.hooked:
-        maker = makers[0][0]
-        weights_of = next((w for m, w in CONSTANT_GRADIENT_WEIGHTS.items() if m is maker.method), None)
-        pooled = None if weights_of is None else pooled_edge(scores, tensors[0])
-        if weights_of and pooled and _keeps_channels(pooled, tensors[0], maker):
-            return [(_pooled_cams(pooled, scores, classes, maker, weights_of, classes_per_chunk),)]
-    parts: list[list[list[Tensor]]] = [[[] for _ in row] for row in makers]
+    method, tensors = get_method(method), forward.tensors
+    weights_of = next((each for known, each in CONSTANT_GRADIENT_WEIGHTS.items() if known is method), None)
+    if weights_of is not None and len(tensors) == 1 and not forward.hooked:
+        pooled = pooled_edge(scores, tensors[0])
+        if pooled is not None and _keeps_channels(pooled, tensors[0], reshapes[0][0]):
+            activations = reshapes[0][0](tensors[0].detach())
+            return [(_pooled_cams(pooled, scores, classes, activations, weights_of, classes_per_chunk),)]
+    activations_of = forward.gathered([tensor.detach() for tensor in tensors])
+    parts: list[list[list[Tensor]]] = [[[] for _ in row] for row in reshapes]
     for chunk in class_gradients(
         scores,
         classes,
@@ -151,10 +154,10 @@ def class_cams(
         chunk_size=classes_per_chunk,
         warn=warn_user,
     ):
-        for gradients in zip(*chunk, strict=True):
-            for row, of_layer, of_maps in zip(forward.gathered(gradients), makers, parts, strict=True):
-                for gradient, maker, part in zip(row, of_layer, of_maps, strict=True):
-                    part.append(maker(gradient))
+        for gradients in zip(*chunk, strict=True):  # one class at a time
+            for layer in zip(reshapes, activations_of, forward.gathered(gradients), parts, strict=True):
+                for rearrange, activation, gradient, part in zip(*layer, strict=True):
+                    part.append(apply_method(method, rearrange(activation), rearrange(gradient)))
     return [tuple(torch.cat(part, dim=1) for part in row) for row in parts]
 
 
@@ -163,7 +166,7 @@ class PooledEdge(NamedTuple):
 
     edge: GradientEdge
     places: int  #: how many places it averages
-    kept: int  #: the one axis beside the samples' that it leaves
+    kept: int  #: the axis beside the samples' that it keeps
 
 
 def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
@@ -174,9 +177,9 @@ def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
         activations: (N, C, *spatial), or another layout with one axis of channels.
 
     Returns:
-        None where the activations go anywhere else, or through anything else first.
+        None if something else reads the activations.
     """
-    node = sole_reader(scores, activations)
+    node = Readers(scores, activations).sole()
     averaged = None if node is None else averaged_axes(node, activations.dim())
     if node is None or averaged is None:
         return None
@@ -187,12 +190,14 @@ def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
     return PooledEdge(GradientEdge(node, 0), places, *kept)
 
 
-def _keeps_channels(pooled: PooledEdge, activations: Tensor, maker: CamOf) -> bool:
-    """Whether the axis that the pooling leaves is the one that the reshape makes the channels of."""
+def _keeps_channels(
+    pooled: PooledEdge, activations: Tensor, rearrange: Callable[[Tensor], Tensor]
+) -> bool:
+    """Return True if the axis that the pooling keeps is the one that the reshape makes the channels."""
     shape = [1] * activations.dim()
     shape[pooled.kept] = channels = activations.shape[pooled.kept]
     numbers = torch.arange(channels, dtype=torch.float)
-    found = maker.reshape(numbers.reshape(shape).expand(activations.shape))
+    found = rearrange(numbers.reshape(shape).expand(activations.shape))
     if found.shape[1] != channels:
         return False
     return torch.equal(found, numbers.reshape(-1, *[1] * (found.dim() - 2)).expand(found.shape))
@@ -202,26 +207,26 @@ def _pooled_cams(
     pooled: PooledEdge,
     scores: Tensor,
     classes: Tensor,
-    maker: CamOf,
+    activations: Tensor,
     weights_of: Callable[[Tensor], Tensor],
     classes_per_chunk: int | None,
 ) -> Tensor:
-    """Σ_k w_k A_k as a matrix product for all classes; the gradient is the same at every place."""
-    shown = full_precision(maker.activations)
-    exact = exact_matmul_dtype(shown)
-    by_place = shown.to(exact).flatten(2)
+    """Compute Σ_k w_k A_k as a matrix product for all classes; the gradient is the same at every place."""
+    activations = full_precision(activations)
+    exact = exact_matmul_dtype(activations)
+    by_place = activations.to(exact).flatten(2)
     parts: list[Tensor] = []
     for (chunk,) in class_gradients(
         scores,
         classes,
         [pooled.edge],
-        numbers_per_class=shown.shape[0] * shown.shape[1],
+        numbers_per_class=activations.shape[0] * activations.shape[1],
         chunk_size=classes_per_chunk,
         warn=warn_user,
     ):
-        slopes = full_precision(chunk.reshape(len(chunk), *shown.shape[:2])) / pooled.places
+        slopes = full_precision(chunk.reshape(len(chunk), *activations.shape[:2])) / pooled.places
         with no_autocast(slopes):
             weights = weights_of(slopes.flatten(0, 1)).unflatten(0, slopes.shape[:2]).transpose(0, 1)
             maps = weights.to(exact) @ by_place
-        parts.append(maps.unflatten(2, shown.shape[2:]).to(shown.dtype))
+        parts.append(maps.unflatten(2, activations.shape[2:]).to(activations.dtype))
     return torch.cat(parts, dim=1)
