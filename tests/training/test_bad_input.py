@@ -18,7 +18,8 @@ from batchcam_captum import (
     ImageLoss,
     PrototypeLoss,
 )
-from batchcam_captum.training import AutoWeight, LinearWarmup, SplitRegularizer
+from batchcam_captum.attribution import Split
+from batchcam_captum.training import AutoWeight, LinearWarmup
 from batchcam_captum.training import objective as objective_module
 from tests.training.models import K, Net, hooks_of
 
@@ -58,13 +59,13 @@ class Loop:
                 return scores + F.pad(torch.full((1, 1), self.model.value), (0, K - 1, 0, len(maps) - 1))
 
             trunk = nn.Sequential(self.model.trunk, self.model.layer)
-            self.regularizer = SplitRegularizer((trunk, head), losses, **options)
+            self.regularizer = CamRegularizer(Split(trunk, head), losses, **options)
         else:
             self.regularizer = CamRegularizer(BatchGradCam(self.model, "layer"), losses, **options)
 
     def step(self, images=IMAGES, labels=LABELS, **options):
-        if isinstance(self.regularizer, SplitRegularizer):
-            scores, cam_loss = self.regularizer(images, labels, **options)
+        if isinstance(self.regularizer.grad_cam, Split):
+            scores, cam_loss = self.regularizer.run(images, labels, **options)
         else:
             with self.regularizer:
                 scores = self.model(images)
@@ -241,7 +242,7 @@ def test_the_layer_of_a_copy_is_no_layer_of_the_model():
     with regularizer:
         scores = model(IMAGES)
     with pytest.raises(
-        RuntimeError, match="the layer is no part of Net, which the regularizer was made with: take the"
+        RuntimeError, match="got none"
     ):
         regularizer(scores, LABELS)
 

@@ -235,14 +235,3 @@ def test_a_copy_learns_anew(stepped_before):
     objective(regularizer, model, images, labels).backward()
     assert model.first.backends[-2:] == [True] * 2
     assert nothing_is_left()
-
-
-def test_without_checkpointing_only_the_first_forward_is_watched():
-    model = Tokens(checkpointing=False).double()
-    images, labels = batch()
-    regularizer = tokens_regularizer(model)
-    hooks = []
-    model.stem.register_forward_hook(lambda *_: hooks.append(len(_global_forward_pre_hooks)))
-    for _ in range(3):
-        objective(regularizer, model, images, labels).backward()
-    assert hooks == [1, 0, 0]

@@ -14,8 +14,9 @@ from batchcam_captum import (
     ClassPrototypes,
     PrototypeLoss,
 )
+from batchcam_captum.attribution import Split
 from batchcam_captum.prototypes import RunningPrototypes
-from batchcam_captum.training import AutoWeight, Cosine, EveryKSteps, LinearWarmup, SplitRegularizer
+from batchcam_captum.training import AutoWeight, Cosine, EveryKSteps, LinearWarmup
 from tests.training.models import K, Net
 
 WEIGHTS = {
@@ -47,8 +48,8 @@ class Everything:
             "second": (BatchCamLoss(torch.rand(K, 1, 8, 8)), 0.5),
         }
         if kind == "split":
-            parts = nn.Sequential(self.model.trunk, self.model.layer), self.model.head
-            self.regularizer = SplitRegularizer(parts, losses)
+            parts = Split(nn.Sequential(self.model.trunk, self.model.layer), self.model.head)
+            self.regularizer = CamRegularizer(parts, losses)
         else:
             self.regularizer = CamRegularizer(BatchGradCam(self.model, layers), losses)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
@@ -80,7 +81,7 @@ class Everything:
             labels = torch.arange(number, number + 6) % K
             self.optimizer.zero_grad()
             if self.kind == "split":
-                scores, cam_loss = self.regularizer(images, labels)
+                scores, cam_loss = self.regularizer.run(images, labels)
                 loss = F.cross_entropy(scores, labels) + cam_loss
             else:
                 with self.regularizer:

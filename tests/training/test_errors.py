@@ -115,7 +115,7 @@ def out_of_range(regularizer, model):
         (forgotten_with, RuntimeError, "expected a captured forward, got none; run the model inside `with"),
         (consumed, RuntimeError, "call the regularizer once for each such block"),
         (not_reached, RuntimeError, "Tanh: expected one run of the layer inside `with regularizer:`, got none"),
-        (nested, RuntimeError, "a block of its own for each forward, got a nested `with` of the same"),
+        (nested, RuntimeError, "got a nested `with` of the same"),
         (second_forward, RuntimeError, "expected one run of the layer inside the with block, got a second one"),
         (other_forward, RuntimeError, r"computed from the captured activations \(8, 4, 6, 6\), got scores of another"),
         (freed, RuntimeError, r"earlier backward\(\) has freed; add all terms to one loss, then call backward\(\) once"),
@@ -191,7 +191,7 @@ def test_what_cannot_be_a_regularizer():
     model = Net()
     grad_cam = BatchGradCam(model, model.layer)
     loss = BatchCamLoss(prototypes())
-    with pytest.raises(TypeError, match="grad_cam: expected a BatchGradCam, got Net"):
+    with pytest.raises(TypeError, match="grad_cam: expected a BatchGradCam"):
         CamRegularizer(model, loss)
     with pytest.raises(ValueError, match="expected at least one loss, got none"):
         CamRegularizer(grad_cam, {})

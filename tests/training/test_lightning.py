@@ -16,7 +16,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss, split_model
-from batchcam_captum.training import LinearWarmup, SplitRegularizer
+from batchcam_captum.training import LinearWarmup
 from batchcam_captum.training.lightning import CamCallback, CamRegularizerMixin
 from tests.training.lightning_models import (
     PROTOTYPES,
@@ -222,7 +222,7 @@ def test_a_split_regularizer_is_the_same_line(tmp_path):
         def __init__(self):
             super().__init__()
             loss = PrototypeLoss(PROTOTYPES)
-            self.regularizer = SplitRegularizer(split_model(self.model, "2"), loss, LinearWarmup(1.0, 4))
+            self.regularizer = CamRegularizer(split_model(self.model, "2"), loss, LinearWarmup(1.0, 4))
 
     module, hooks = Split(), Classifier(PrototypeLoss(PROTOTYPES))
     hooks.regularizer.weights["prototype"] = LinearWarmup(1.0, 4)

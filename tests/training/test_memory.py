@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss
-from batchcam_captum.training import AutoWeight, LinearWarmup, SplitRegularizer
+from batchcam_captum.attribution import Split
+from batchcam_captum.training import AutoWeight, LinearWarmup
 from tests.attribution.test_memory_growth import PLATEAU, allocated, assert_plateau, growth_of
 
 STEPS = 1000
@@ -54,12 +55,12 @@ def hooks(**options) -> Callable[[], object]:
 def split() -> Callable[[], object]:
     model = Tiny()
     losses = [PrototypeLoss(MAPS), (BatchCamLoss(MAPS), LinearWarmup(1.0, steps=50))]
-    regularizer = SplitRegularizer((nn.Sequential(model.trunk, model.layer), model.head), losses)
+    regularizer = CamRegularizer(Split(nn.Sequential(model.trunk, model.layer), model.head), losses)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     def step() -> None:
         optimizer.zero_grad()
-        scores, cam_loss = regularizer(IMAGES, LABELS)
+        scores, cam_loss = regularizer.run(IMAGES, LABELS)
         (F.cross_entropy(scores, LABELS) + cam_loss).backward()
         optimizer.step()
         regularizer.step()
@@ -91,9 +92,9 @@ def raising(how: str) -> Callable[[], object]:
     model = Tiny()
     losses = PrototypeLoss(MAPS)
     if how == "split":
-        parts = nn.Sequential(model.trunk, model.layer), model.head
-        by_parts = SplitRegularizer(parts, losses)
-        return lambda: by_parts(IMAGES, LABELS + 1)
+        parts = Split(nn.Sequential(model.trunk, model.layer), model.head)
+        by_parts = CamRegularizer(parts, losses)
+        return lambda: by_parts.run(IMAGES, LABELS + 1)
     regularizer = CamRegularizer(BatchGradCam(model, "layer"), losses)
 
     def step() -> object:

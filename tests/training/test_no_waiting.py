@@ -37,7 +37,7 @@ def test_a_regularized_step_needs_no_value(distance, soft):
     loss.backward()
     assert model[3].weight.grad.shape == model[3].weight.shape
     assert all(value.is_meta and not value.requires_grad for value in regularizer.values.values())
-    with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
+    with pytest.raises(RuntimeError, match="meta tensor"):
         regularizer.check()  # here the values are read
 
 

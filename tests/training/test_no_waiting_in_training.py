@@ -17,7 +17,8 @@ from batchcam_captum import (
     PrototypeContrastiveLoss,
     PrototypeLoss,
 )
-from batchcam_captum.training import AutoWeight, Cosine, EveryKSteps, LinearWarmup, SplitRegularizer
+from batchcam_captum.attribution import Split
+from batchcam_captum.training import AutoWeight, Cosine, EveryKSteps, LinearWarmup
 
 K = 5
 
@@ -110,12 +111,12 @@ def test_steps_of_cam_regularizer(weight, layers, labels):
 def test_steps_of_split_regularizer(weight, labels):
     model = Net().to("meta")
     labels = LABELS[labels]
-    parts = model.trunk, nn.Sequential(model.second, model.head)
-    regularizer = SplitRegularizer(parts, losses(WEIGHTS[weight]())).to("meta")
+    parts = Split(model.trunk, nn.Sequential(model.second, model.head))
+    regularizer = CamRegularizer(parts, losses(WEIGHTS[weight]())).to("meta")
     for _ in range(3):
         images, given, options = batch(labels)
         model.zero_grad()
-        scores, cam_loss = regularizer(images, given, **options)
+        scores, cam_loss = regularizer.run(images, given, **options)
         (F.cross_entropy(scores, given) + cam_loss).backward()
         regularizer.step()
     check(regularizer, model)

@@ -12,8 +12,8 @@ from batchcam_captum import (
     ForegroundPrototypes,
     MedianPrototypes,
     PrototypeLoss,
-    SplitRegularizer,
 )
+from batchcam_captum.attribution import Split
 from batchcam_captum.demo.model import SimpleCNN
 from batchcam_captum.training import RECIPES, LinearWarmup, recipe_losses
 from batchcam_captum.training.recipes import DEFAULT_RECIPE, Ingredient
@@ -136,13 +136,13 @@ def test_the_other_regularizer_takes_the_same_losses(data, loader):
     def head(activations):
         return model.classifier(F.relu(model.hidden(F.max_pool2d(activations, 2).flatten(1))))
 
-    split = SplitRegularizer((model.features, head), losses(loader))
+    split = CamRegularizer(Split(model.features, head), losses(loader))
     regularizer = CamRegularizer(BatchGradCam(model, "features"), losses(loader))
     for each in (split, regularizer):
         each.step()  # halfway up
     with regularizer:
         scores = model(images)
-    torch.testing.assert_close(split(images, labels)[1], regularizer(scores, labels))
+    torch.testing.assert_close(split.run(images, labels)[1], regularizer(scores, labels))
 
 
 def test_ignored_labels_take_no_part(data, loader):

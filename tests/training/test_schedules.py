@@ -19,7 +19,8 @@ from batchcam_captum import (
     PrototypeContrastiveLoss,
     PrototypeLoss,
 )
-from batchcam_captum.training import AutoWeight, Cosine, EveryKSteps, LinearWarmup, SplitRegularizer
+from batchcam_captum.attribution import Split
+from batchcam_captum.training import AutoWeight, Cosine, EveryKSteps, LinearWarmup
 from tests.training.models import K, Net, batch, captured, objective, prototypes, regularizer_of
 
 # ---- functions of the steps ----
@@ -339,8 +340,8 @@ def test_auto_needs_the_task_loss_and_says_so():
         regularizer(captured(regularizer, images), labels, task_loss=torch.ones(8))
     with pytest.raises(ValueError, match="or 'auto' for 'batch_cam', got 'automatic'"):
         regularizer_of(model, weight="automatic")
-    with pytest.raises(TypeError, match=r"got 'auto'.*use CamRegularizer"):
-        SplitRegularizer((model.trunk, model.head), BatchCamLoss(prototypes()), "auto")
+    with pytest.raises(TypeError, match="'auto'"):
+        CamRegularizer(Split(model.trunk, model.head), BatchCamLoss(prototypes()), "auto")
 
 
 def test_a_weight_given_to_several_terms_is_one_for_each():
@@ -447,7 +448,7 @@ def test_evaluate_measures_what_a_schedule_leaves_out_in_this_step(split):
         "off": (BatchCamLoss(prototypes()), 0),
     }
     trunk = nn.Sequential(model.trunk, model.layer)
-    regularizer = SplitRegularizer((trunk, model.head), losses) if split else regularizer_of(model, losses)
+    regularizer = CamRegularizer(Split(trunk, model.head), losses) if split else regularizer_of(model, losses)
     at_zero = regularizer.evaluate(images, labels)
     assert set(at_zero) == {"warming", "constant", "dead_fraction"}
     for _ in range(5):
@@ -455,10 +456,10 @@ def test_evaluate_measures_what_a_schedule_leaves_out_in_this_step(split):
     later = regularizer.evaluate(images, labels)
     assert_close(at_zero, later)
     # A training call computes what has a weight now, before and after an evaluation.
-    fresh_one = SplitRegularizer((trunk, model.head), losses) if split else regularizer_of(model, losses)
+    fresh_one = CamRegularizer(Split(trunk, model.head), losses) if split else regularizer_of(model, losses)
     fresh_one.evaluate(images, labels)
     if split:
-        fresh_one(images, labels)
+        fresh_one.run(images, labels)
     else:
         fresh_one(captured(fresh_one, images), labels)
     assert set(fresh_one.values) == {"constant", "dead_fraction"}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from batchcam_captum import BatchGradCam, CamRegularizer, SplitRegularizer, split_model
+from batchcam_captum import BatchGradCam, CamRegularizer, split_model
 from batchcam_captum.losses import CamLoss
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -48,8 +48,8 @@ def test_they_are_told_apart_and_recognised():
     with regularizer:
         scores = model(images)
     regularizer(scores, LABELS)
-    split = SplitRegularizer(split_model(model, "1"), losses)
-    split(images, LABELS)
+    split = CamRegularizer(split_model(model, "1"), losses)
+    split.run(images, LABELS)
     for values in (regularizer.values, split.values, regularizer.evaluate(images, LABELS)):
         for name in losses:
             assert_close(values[name], expected)

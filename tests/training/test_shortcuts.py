@@ -10,9 +10,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss
-from batchcam_captum.attribution.pooling import keeps_sums, sole_reader
-from batchcam_captum.attribution.shortcut import find_shortcut
-from batchcam_captum.training import cams
+from batchcam_captum.attribution.shortcut import Readers, find_shortcut, keeps_sums
+from batchcam_captum.training import regularizer as module
 
 K = 3
 READERS = {
@@ -51,13 +50,13 @@ class Net(nn.Module):
 def ends_of(monkeypatch):
     """The shapes of the gradients that are taken."""
     shapes = []
-    original = cams._LayerGradients
+    original = module.LayerGradient
 
     def noting(tensor, shortcut):
         shapes.append((tuple(tensor.shape), shortcut is not None))
         return original(tensor, shortcut)
 
-    monkeypatch.setattr(cams, "_LayerGradients", noting)
+    monkeypatch.setattr(module, "LayerGradient", noting)
     return shapes
 
 
@@ -81,7 +80,7 @@ def test_training_is_that_of_gradients_at_the_layer(reader, monkeypatch):
     total, gradients = gradients_of(model, loss)
     ((shape, _),) = shapes
     assert shape == ENDS.get(reader, OF_LINEAR)
-    monkeypatch.setattr(cams, "find_shortcut", lambda *_: None)
+    monkeypatch.setattr(module, "find_shortcut", lambda *_: None)
     expected_total, expected = gradients_of(model, loss)
     assert shapes[-1] == (OF_LAYER, False)
     assert_close(total, expected_total, rtol=1e-12, atol=0)
@@ -125,11 +124,11 @@ def test_a_hook_on_the_activations_is_not_passed_by(where, monkeypatch):
 def test_pooling_over_samples_and_channels_is_none():
     activations = torch.rand(2, 4, 8, requires_grad=True)
     pooled = F.max_pool2d(activations, 2)  # (C, H, W) of a single image, to torch
-    node = sole_reader(pooled.sum(), activations)
+    node = Readers(pooled.sum(), activations).sole()
     assert node is None or not keeps_sums(node, 3)
     activations = torch.rand(2, 4, 8, 8, requires_grad=True)
-    assert not keeps_sums(sole_reader(activations.mean((1, 2, 3)), activations), 4)
-    assert keeps_sums(sole_reader(activations.mean((-1, -2)), activations), 4)
+    assert not keeps_sums(Readers(activations.mean((1, 2, 3)), activations).sole(), 4)
+    assert keeps_sums(Readers(activations.mean((-1, -2)), activations).sole(), 4)
 
 
 class Frozen(nn.Linear):
@@ -209,7 +208,7 @@ def test_behind_a_linear_layer_over_places_and_channels(head, dims, monkeypatch)
 
     value, gradients = step()
     assert shapes == [((4, 6), True) if shorter else ((4, 3, *side), False)]
-    monkeypatch.setattr(cams, "find_shortcut", lambda *_: None)
+    monkeypatch.setattr(module, "find_shortcut", lambda *_: None)
     expected_value, expected = step()
     assert_close(value, expected_value, rtol=1e-12, atol=0)
     assert_close(gradients, expected, rtol=1e-9, atol=1e-13)
@@ -265,7 +264,7 @@ def test_a_weight_that_is_kept_elsewhere_is_not_fetched_for_it(kept, monkeypatch
     shapes = ends_of(monkeypatch)
     with regularizer:
         scores = whole(images)
-    find_shortcut(scores[:, 0].sum(), regularizer._watch.seen().activations[0])
+    find_shortcut(scores[:, 0].sum(), regularizer._captured().activations[0])
     assert not fetched
     regularizer(scores, torch.arange(4) % K).backward()
     assert shapes == [((4, 3, 5, 5), False)]
@@ -288,7 +287,7 @@ def test_autocast_keeps_to_the_precise_gradient(monkeypatch):
         return model[2].weight.grad.clone()
 
     precise, short = weight_gradient(amp=False), weight_gradient(amp=True)
-    monkeypatch.setattr(cams, "find_shortcut", lambda *_: None)
+    monkeypatch.setattr(module, "find_shortcut", lambda *_: None)
     at_layer = weight_gradient(amp=True)
     assert [shape for shape, _ in shapes] == [(8, 6), (8, 6), (8, 3, 5, 5)]
     error, of_layer = (short - precise).norm(), (at_layer - precise).norm()

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, PrototypeLoss
-from batchcam_captum.training import Cosine, EveryKSteps, LinearWarmup, SplitRegularizer
+from batchcam_captum.attribution import Split
+from batchcam_captum.training import Cosine, EveryKSteps, LinearWarmup
 from tests.training.models import K, Net, prototypes
 
 STEPS = 5
@@ -47,15 +48,15 @@ def counted(monkeypatch):
 
 def make(model, kind, losses, weight):
     if kind == "split":
-        return SplitRegularizer((nn.Sequential(model.trunk, model.layer), model.head), losses, weight)
+        return CamRegularizer(Split(nn.Sequential(model.trunk, model.layer), model.head), losses, weight)
     return CamRegularizer(BatchGradCam(model, "layer"), losses, weight)
 
 
 def scores_and_cam_loss(regularizer, model, images, labels):
     if regularizer is None:
         return model(images), None
-    if isinstance(regularizer, SplitRegularizer):
-        return regularizer(images, labels)
+    if isinstance(regularizer.grad_cam, Split):
+        return regularizer.run(images, labels)
     with regularizer:
         scores = model(images)
     return scores, regularizer(scores, labels)

@@ -1,4 +1,4 @@
-"""SplitRegularizer: what CamRegularizer computes, through a head that is a function, and compiled whole."""
+"""CamRegularizer.run: what the hooks compute, through a head that is a function, and compiled whole."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from batchcam_captum import (
     PrototypeLoss,
     split_model,
 )
+from batchcam_captum.attribution import Split
 from batchcam_captum.functional import hires_cam
 from batchcam_captum.prototypes import RunningPrototypes
-from batchcam_captum.training import Cosine, EveryKSteps, LinearWarmup, SplitRegularizer
+from batchcam_captum.training import Cosine, EveryKSteps, LinearWarmup
 from tests.functional.test_head import batch, parts
 from tests.reference_training import Parts, exact_maps, gradients
 from tests.reference_training import objective as by_hand
@@ -107,14 +108,14 @@ LABELS = {
 
 
 def split_of(model, losses, weight=1.0, **options):
-    return SplitRegularizer((model.trunk, model.head), losses, weight, **options)
+    return CamRegularizer(Split(model.trunk, model.head), losses, weight, **options)
 
 
 def step_of(regularizer, task=F.cross_entropy):
     """(images, labels) -> the objective, by either regularizer."""
 
     def split(images, labels, **options):
-        scores, cam_loss = regularizer(images, labels, **options)
+        scores, cam_loss = regularizer.run(images, labels, **options)
         return task(scores, labels) + cam_loss
 
     def hooks(images, labels, **options):
@@ -122,7 +123,7 @@ def step_of(regularizer, task=F.cross_entropy):
             scores = regularizer.grad_cam.forward_func(images)
         return task(scores, labels) + regularizer(scores, labels, images=images, **options)
 
-    return split if isinstance(regularizer, SplitRegularizer) else hooks
+    return split if isinstance(regularizer.grad_cam, Split) else hooks
 
 
 def train(step, regularizer, batches, **options):
@@ -181,12 +182,12 @@ def test_equals_a_loop_over_samples():
     model = Parts().double()
     twin = copy.deepcopy(model)
     images, labels = torch.rand(6, 1, 8, 8, dtype=torch.double), torch.arange(6) % 3
-    regularizer = SplitRegularizer(
-        (nn.Sequential(model.trunk, model.layer), nn.Sequential(model.middle, model.head)),
+    regularizer = CamRegularizer(
+        Split(nn.Sequential(model.trunk, model.layer), nn.Sequential(model.middle, model.head)),
         BatchCamLoss(exact_maps()),
         0.75,
     )
-    scores, cam_loss = regularizer(images, labels)
+    scores, cam_loss = regularizer.run(images, labels)
     expected = gradients(by_hand(twin, images, labels, exact_maps().double(), 0.75), twin)
     ours = gradients(F.cross_entropy(scores, labels) + cam_loss, model)
     for name, gradient in expected.items():
@@ -197,10 +198,10 @@ def test_the_cam_loss_alone_reaches_the_head():
     model = Parts().double()
     images, labels = torch.rand(6, 1, 8, 8, dtype=torch.double), torch.arange(6) % 3
     head = nn.Sequential(model.middle, model.head)
-    regularizer = SplitRegularizer(
-        (nn.Sequential(model.trunk, model.layer), head), PrototypeLoss(exact_maps())
+    regularizer = CamRegularizer(
+        Split(nn.Sequential(model.trunk, model.layer), head), PrototypeLoss(exact_maps())
     )
-    regularizer(images, labels).loss.backward()
+    regularizer.run(images, labels).loss.backward()
     weight = model.head[1].weight
     step = torch.zeros_like(weight)
     step[1, 4] = 1e-6
@@ -208,7 +209,7 @@ def test_the_cam_loss_alone_reaches_the_head():
     for sign in (1, -1):
         with torch.no_grad():
             weight += sign * step
-        values.append(regularizer(images, labels).loss.detach())
+        values.append(regularizer.run(images, labels).loss.detach())
         with torch.no_grad():
             weight -= sign * step
     assert weight.grad[1, 4].abs() > 1e-5
@@ -360,7 +361,7 @@ def test_a_batch_of_dead_cams_warns_once(compile_it):
         step(*batch())
         regularizer.check()
 
-    with pytest.warns(UserWarning, match="SplitRegularizer: expected cams with positive values, got a batch"):
+    with pytest.warns(UserWarning, match="CamRegularizer: expected cams with positive values, got a batch"):
         checked()
     checked()
 
@@ -370,8 +371,8 @@ def test_a_batch_of_dead_cams_warns_once(compile_it):
 @pytest.mark.parametrize("function", [False, True], ids=["modules", "trunk is a function"])
 def test_evaluate_leaves_everything_as_it_was(function, training, context):
     model = parts().train(training)
-    regularizer = SplitRegularizer(
-        ((lambda x: model.trunk(x)) if function else model.trunk, model.head), several()
+    regularizer = CamRegularizer(
+        Split((lambda x: model.trunk(x)) if function else model.trunk, model.head), several()
     )
     images, labels = batch()
     step_of(regularizer)(images, labels).backward()
@@ -412,9 +413,9 @@ def test_split_models_and_bound_methods():
     with expected:
         scores = chain(images)
     value = expected(scores, labels)
-    bound = (nn.Sequential(chain[0], chain[1]).forward, nn.Sequential(chain[2], chain[3]).forward)
+    bound = Split(nn.Sequential(chain[0], chain[1]).forward, nn.Sequential(chain[2], chain[3]).forward)
     for split in (split_model(chain, "1"), bound):
-        output = SplitRegularizer(split, BatchCamLoss(exact_maps()))(images, labels)
+        output = CamRegularizer(split, BatchCamLoss(exact_maps())).run(images, labels)
         assert_close(output.scores, scores)
         assert_close(output.loss, value)
 
@@ -460,7 +461,7 @@ def test_a_copy_and_a_pickle_work_on(tmp_path):
         torch.load(tmp_path / "regularizer.pt", weights_only=False),
     ):
         torch.manual_seed(3)
-        loss = each(*batch()).loss
+        loss = each.run(*batch()).loss
         loss.backward()
         expected = loss if expected is None else expected
         assert torch.equal(loss, expected)
@@ -468,12 +469,14 @@ def test_a_copy_and_a_pickle_work_on(tmp_path):
 
 def test_what_cannot_be_split():
     model, loss = parts(), BatchCamLoss(MAPS)
-    for given in (model, [model.trunk, model.head], (model.trunk,), (model.trunk, None)):
-        with pytest.raises(
-            TypeError, match=r"split: expected a trunk and a head, as split_model\(model\) makes them, got"
-        ):
-            SplitRegularizer(given, loss)
-    with pytest.raises(TypeError, match=r"got 'auto', which takes gradients .*; use CamRegularizer for it"):
+    for given in (model, (model.trunk, model.head)):
+        with pytest.raises(TypeError, match="grad_cam"):
+            CamRegularizer(given, loss)
+    with pytest.raises(TypeError, match="'auto'"):
         split_of(model, loss, "auto")
-    with pytest.raises(ValueError, match="method: expected one of"):
-        split_of(model, loss, method="guesswork")
+    with pytest.raises(ValueError, match="method"):
+        CamRegularizer(Split(model.trunk, model.head, method="guesswork"), loss)
+    with pytest.raises(RuntimeError, match="run"), split_of(model, loss):
+        pass
+    with pytest.raises(RuntimeError, match="run"):
+        split_of(model, loss)(torch.rand(2, K), torch.arange(2))
