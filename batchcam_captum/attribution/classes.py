@@ -190,9 +190,7 @@ def pooled_edge(scores: Tensor, activations: Tensor) -> PooledEdge | None:
     return PooledEdge(GradientEdge(node, 0), places, *kept)
 
 
-def _keeps_channels(
-    pooled: PooledEdge, activations: Tensor, rearrange: Callable[[Tensor], Tensor]
-) -> bool:
+def _keeps_channels(pooled: PooledEdge, activations: Tensor, rearrange: Callable[[Tensor], Tensor]) -> bool:
     """Return True if the axis that the pooling keeps is the one that the reshape makes the channels."""
     shape = [1] * activations.dim()
     shape[pooled.kept] = channels = activations.shape[pooled.kept]

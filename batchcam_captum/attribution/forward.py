@@ -191,9 +191,7 @@ class Attempt:
     def run(self, inputs: tuple[Any, ...], additional_forward_args: tuple[Any, ...] = ()) -> Forward:
         """Run the model; call it inside the block. See :func:`run_forward`."""
         self._inputs, self._versions = inputs, _versions(inputs)
-        forward = run_forward(
-            self._model, self._layers, inputs, additional_forward_args, **self._options
-        )
+        forward = run_forward(self._model, self._layers, inputs, additional_forward_args, **self._options)
         return self._stack.enter_context(forward)
 
     def __enter__(self) -> Attempt:
@@ -205,7 +203,9 @@ class Attempt:
         self._stack.__exit__(kind, error, trace)
         if error is None or self.from_inputs:
             return False
-        if isinstance(error, TypeError | ValueError | torch.OutOfMemoryError) or not isinstance(error, Exception):
+        if isinstance(error, TypeError | ValueError | torch.OutOfMemoryError) or not isinstance(
+            error, Exception
+        ):
             return False
         # Where the forward changes its inputs in place another one would not see the same.
         self.failed = self._versions == _versions(self._inputs)

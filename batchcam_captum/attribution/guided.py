@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..functional import CamMethod
 from . import _captum
 from .batch_grad_cam import BatchGradCam
+from .forward import ModelFacts, left_as_it_was
 from .output import Picker, pick_output
 from .reshape import Reshape
 from .state import recordable
-from .forward import ModelFacts, left_as_it_was
 from .targets import Target, select_target
 
 

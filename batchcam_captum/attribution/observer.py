@@ -260,9 +260,7 @@ class ForwardObserver:
         # Recorded also where the layer is not, so that a head after a trunk under no_grad can be differentiated.
         with torch.enable_grad():
             clones = [tensor.clone() for tensor in kept]
-        self._clones.update(
-            (id(clone), (clone, tensor)) for clone, tensor in zip(clones, kept, strict=True)
-        )
+        self._clones.update((id(clone), (clone, tensor)) for clone, tensor in zip(clones, kept, strict=True))
         if self.own:
             torch.set_grad_enabled(True)
         if self._attention is not None:
@@ -321,8 +319,8 @@ class ForwardObserver:
         blocks = [".".join(parts[:depth]) for depth in range(1, len(parts))]
         block = next((block for block in blocks if not f"{head}.".startswith(f"{block}.")), last)
         return (
-            f"{first}: a BatchNorm with batch statistics after the explained layer mixes the samples of a batch, so each map also "
-            f"depends on the other images; {mixing_remedy(block)}"
+            f"{first}: a BatchNorm with batch statistics after the explained layer mixes the samples of a batch, so each map "
+            f"depends on the other images, too; {mixing_remedy(block)}"
         )
 
 

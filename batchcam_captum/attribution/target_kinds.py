@@ -279,7 +279,8 @@ def _as_tensor(name: str, values: Any) -> Tensor:
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     with torch.inference_mode(False):
-        return recordable(tensor).detach()
+        kept: Tensor = recordable(tensor).detach()
+        return kept
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -21,9 +21,7 @@ class LayerGradient(NamedTuple):
     tensor: Tensor  #: ∂score/∂A, or what the shortcut asks for
     shortcut: Shortcut | None = None  #: where it was taken; None: at the layer
 
-    def cam(
-        self, activations: Tensor, method: CamMethod, rearrange: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def cam(self, activations: Tensor, method: CamMethod, rearrange: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the map, (N, 1, *spatial).
 
         Args:

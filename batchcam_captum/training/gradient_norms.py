@@ -57,7 +57,9 @@ class GradientNorms:
         if self._task_norm is None:
             outputs, seeds = self._task_loss, None
             with self._mid_step.taken():
-                if self._own is not self._scores:  # not through the wrapper's own operator, which lies between
+                if (
+                    self._own is not self._scores
+                ):  # not through the wrapper's own operator, which lies between
                     (slopes,) = take_gradients(outputs, (outputs,), (self._scores,), retain_graph=True)
                     outputs, seeds = self._own, (slopes,)
                 gradients = take_gradients(

@@ -20,9 +20,7 @@ from .terms import GivenWeight, Term, finite_weight, named_terms
 #: More training calls without a step() than any accumulation of gradients takes.
 _CALLS_WITHOUT_STEP = 1000
 
-_NOT_FINITE = (
-    "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term"
-)
+_NOT_FINITE = "scores: expected finite scores, got NaN or infinity; lower the learning rate, or the weight of the cam term"
 
 
 class Batch(NamedTuple):
@@ -198,9 +196,7 @@ class CamObjective(nn.Module):
                 self.current_weights[name] = now
         # Names, since a compiled step would be compiled anew for each value that it looks at.
         self._active = tuple(
-            name
-            for name, weight in self.current_weights.items()
-            if isinstance(weight, Tensor) or weight != 0
+            name for name, weight in self.current_weights.items() if isinstance(weight, Tensor) or weight != 0
         )
         if self._on_device and not self.weights_now.is_meta:
             # A new tensor: a compiled step still needs its own for the backward.

@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 import torchvision
-from batchcam_captum.attribution.classes import pooled_edge
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam, LayerCapture
+from batchcam_captum.attribution.classes import pooled_edge
 from batchcam_captum.functional import grad_cam
 from tests.models import DenseNetOutput, ResidualNet, SmallCnn, TupleNet, VectorNet, strong_heads
 

@@ -70,7 +70,9 @@ def exact(model, images, labels, score=label_score):
 def regularizer_of(model, loss, kind, **options):
     if kind == "split":
         return CamRegularizer(
-            Split(torch.nn.Sequential(model.trunk, model.layer), torch.nn.Sequential(model.middle, model.head)),
+            Split(
+                torch.nn.Sequential(model.trunk, model.layer), torch.nn.Sequential(model.middle, model.head)
+            ),
             loss,
             **options,
         )

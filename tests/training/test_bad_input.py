@@ -241,9 +241,7 @@ def test_the_layer_of_a_copy_is_no_layer_of_the_model():
     regularizer = CamRegularizer(BatchGradCam(model, copy.deepcopy(model).layer), PrototypeLoss(MAPS))
     with regularizer:
         scores = model(IMAGES)
-    with pytest.raises(
-        RuntimeError, match="got none"
-    ):
+    with pytest.raises(RuntimeError, match="got none"):
         regularizer(scores, LABELS)
 
 
