@@ -13,7 +13,7 @@ from ..functional import CamMethod, activation_gradients, apply_method, get_meth
 from . import _captum
 from .chunks import check_size, joined, row_chunks, rows_of
 from .classes import Classes, class_cams, class_rows, select_classes
-from .forward import Attempt, Forward, ModelFacts, attempts
+from .forward import Attempt, ModelFacts, attempts
 from .layers import find_layers, module_names
 from .observer import Tensors, input_shape
 from .output import Picker, check_picker, pick_output
@@ -302,7 +302,11 @@ class BatchGradCam(_captum.LayerGradCam):  # type: ignore[misc]
         parts = []
         with self._gradients_enabled(inputs, internal_batch_size):
             for piece, attempt in self._attempts(
-                inputs, additional_forward_args, internal_batch_size, at_input=at_input, second_order=create_graph
+                inputs,
+                additional_forward_args,
+                internal_batch_size,
+                at_input=at_input,
+                second_order=create_graph,
             ):
                 with attempt:
                     forward = attempt.run(piece.inputs, piece.additional_forward_args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
@@ -27,7 +27,7 @@ from ..attribution import (
 from ..functional import activation_gradients, get_method, select_scores
 from ..functional.head import several_head_gradients
 from ..losses import CamLoss
-from .cams import LayerGradient, TermCams, identity
+from .cams import LayerGradient, TermCams
 from .gradient_norms import GradientNorms
 from .objective import Batch, CamObjective
 from .parallel import MidStepGradients, checkpointing_error, own_scores, unwrapped
@@ -434,7 +434,9 @@ class CamRegularizer(CamObjective):
         for key, score in cams.scores.items():
             selected = select_scores(scores, labels, score)
             shortcuts = [
-                find_shortcut(selected, activations) if shortcuts_allowed and cams.needs_weights_only(key) else None
+                find_shortcut(selected, activations)
+                if shortcuts_allowed and cams.needs_weights_only(key)
+                else None
                 for activations in forward.activations
             ]
             ends = [
@@ -457,9 +459,7 @@ class CamRegularizer(CamObjective):
         assert self._mid_step is not None
         try:
             with self._mid_step.taken() if create_graph else nullcontext():
-                gradients = activation_gradients(
-                    selected, ends, create_graph=create_graph, retain_graph=True
-                )
+                gradients = activation_gradients(selected, ends, create_graph=create_graph, retain_graph=True)
                 if create_graph and not self._second_order_works:  # once per regularizer
                     check_second_order(gradients, activations)
                     self._second_order_works = True
@@ -506,9 +506,7 @@ class CamRegularizer(CamObjective):
             f"checkpointing may run the blocks of a Sequential one by one: choose its last block)"
         )
 
-    def _check_captured(
-        self, scores: Tensor, forward: CapturedForward, active: dict[str, CamLoss]
-    ) -> None:
+    def _check_captured(self, scores: Tensor, forward: CapturedForward, active: dict[str, CamLoss]) -> None:
         samples = forward.activations[0].shape[0]
         if not scores.dim() or scores.shape[0] != samples:
             raise ValueError(

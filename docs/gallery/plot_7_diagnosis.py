@@ -77,9 +77,7 @@ for index in range(min(2, len(mistakes))):
     of_map = ink[mistakes.differences[index].nan_to_num(0).flatten()[ink].topk(6).indices]
     left = torch.stack([probabilities(picture, place)[wrong] for place in ink])
     tested = ink[left.argsort()[:6]]
-    print(
-        f"A {label}, predicted as {wrong} with {mistakes.confidences[index]:.0%}. Without six pixels"
-    )
+    print(f"A {label}, predicted as {wrong} with {mistakes.confidences[index]:.0%}. Without six pixels")
     for name, places in {"of the cams": of_map, "of the test": tested}.items():
         found = probabilities(picture, places)
         verdict = "not the reason" if int(found.argmax()) == wrong else "a reason"
