@@ -81,7 +81,7 @@ def figure_of_maps(
         The figure.
     """
     chosen = torch.stack([(data.test.labels == c).nonzero()[0, 0] for c in range(len(data.class_names))])
-    device = prototypes.means.device
+    device = prototypes.values.device
     images, labels = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
     before, steps = _heatmaps(plain, images, labels)
     after, _ = _heatmaps(regularized, images, labels)
@@ -122,7 +122,7 @@ def figure_of_misclassified(
     if not len(wrong):
         return message_figure(f"All {len(data.test)} test images are classified correctly.")
     chosen = wrong[:limit]
-    device = prototypes.means.device
+    device = prototypes.values.device
     images, true = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
     predicted = predictions[chosen].to(device)
     of_prediction, steps = _heatmaps(regularized, images, predicted)

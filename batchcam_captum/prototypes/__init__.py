@@ -1,24 +1,23 @@
-"""What cams are compared with: a map, or several, of each class."""
+"""What cams are compared with: one map, or several, of each class."""
 
 from .base import Prototypes, References
 from .boxes import boxes_to_masks
-from .class_prototypes import ClassPrototypes
-from .clusters import ClusterPrototypes
+from .class_prototypes import ClassPrototypes, ImagePrototypes
 from .foreground import ForegroundPrototypes
 from .masks import MaskPrototypes
-from .median_prototypes import MedianPrototypes
 from .running import RunningPrototypes
-from .stored import StoredPrototypes
+from .sampled import ClusterPrototypes, MedianPrototypes, SampledPrototypes
 
 __all__ = [
     "ClassPrototypes",
     "ClusterPrototypes",
     "ForegroundPrototypes",
+    "ImagePrototypes",
     "MaskPrototypes",
     "MedianPrototypes",
     "Prototypes",
     "References",
     "RunningPrototypes",
-    "StoredPrototypes",
+    "SampledPrototypes",
     "boxes_to_masks",
 ]

@@ -1,4 +1,4 @@
-"""Class prototypes: the mean training image of each class."""
+"""Prototypes of images: how images are read, and the mean image of each class."""
 
 from __future__ import annotations
 
@@ -6,41 +6,244 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..distributed import gathered, group_of, sending_device, total_over_ranks
-from ..functional import class_sums
+from ..batches import batches
+from ..distributed import Ranks, gathered, sending_device, total_over_ranks
+from ..functional import ValueChecks, class_weights, resize, to_one_channel
 from ..functional.images import PerChannel, ToChannel, per_channel
-from .stored import StoredPrototypes
-from .streaming import Reading, take_together
+from ..warn import warn_user
+from .base import MAX_DIMENSIONS, Prototypes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-#: Images of more spatial dimensions than anybody has.
-_MOST_DIMENSIONS = 6
 
+class ImagePrototypes(Prototypes):
+    """Prototypes that are computed from the training images of each class.
 
-class ClassPrototypes(StoredPrototypes):
-    """The mean training image of each class, and how many images it was taken over.
+    Each image is reduced to one channel: its standardization is undone (``mean``, ``std``), then its channels are averaged, or
+    reduced by ``to_channel``.
 
-    Each image is reduced to one channel: its standardisation is undone (``mean``, ``std``), then its channels are averaged, or
-    whatever ``to_channel`` does. Sums are float64 while streaming; the means are stored in float32 as buffers, travel with
-    ``state_dict()`` and ``.to(device)``, and are never cast to a half type. Updating may go on after loading.
-
-    **Several processes.** Each rank updates with its own share of the images, and at the end all of them call :meth:`reduce`, as
-    :meth:`from_loader` does by itself.
+    A subclass implements :meth:`_add` and :meth:`_finish`; see also :class:`SampledPrototypes`.
 
     Args:
         num_classes: the number of classes, K.
-        mean: the ``mean`` of ``torchvision.transforms.Normalize`` that the images went through; None if they did not.
-        std: its ``std``.
-        to_channel: (N, C, *spatial) -> (N, 1, *spatial), in the place of the channels' average.
-        size: images are resized to this spatial size; needed where they come in several.
-        ignore_index: images with this label are left out.
+        per_class: the number of prototypes of each class, P.
+        mean: the ``mean`` of ``torchvision.transforms.Normalize`` that was applied to the images; None if it was not.
+        std: the ``std`` of ``torchvision.transforms.Normalize``.
+        to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
+        size: the spatial size that images are resized to; needed if their sizes differ.
+        ignore_index: images with this label are ignored.
 
     Raises:
-        ValueError: ``num_classes`` is not positive, or ``mean`` or ``std`` are no numbers.
+        ValueError: an option is out of its range.
+        TypeError: ``to_channel`` is not callable.
+    """
+
+    settings: ClassVar[tuple[str, ...]] = ("mean", "std", "size", "ignore_index")
+    #: How to change prototypes that are the same everywhere; None: :meth:`from_loader` does not warn of them.
+    remedy_for_flat: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        per_class: int = 1,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+        to_channel: ToChannel | None = None,
+        size: Sequence[int] | None = None,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__(num_classes, per_class=per_class)
+        if to_channel is not None and not callable(to_channel):
+            raise TypeError(f"to_channel: expected a function of images, got {type(to_channel).__name__}")
+        if size is not None and not all(isinstance(each, int) and each > 0 for each in size):
+            raise ValueError(f"size: expected positive integers, got {tuple(size)}")
+        if not isinstance(ignore_index, int):
+            raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}")
+        self.mean = per_channel("mean", mean)
+        self.std = per_channel("std", std)
+        self.to_channel = to_channel
+        self.size = None if size is None else tuple(size)
+        self.ignore_index = ignore_index
+
+    @classmethod
+    def from_loader(
+        cls,
+        loader: Iterable[Any],
+        num_classes: int,
+        *,
+        device: torch.device | str | None = None,
+        progress: bool = True,
+        sync: bool | ProcessGroup = True,
+        **options: Any,
+    ) -> Self:
+        """Compute the prototypes of a data set.
+
+        Use a loader without random augmentation: prototypes show where things are. In a process group each rank passes a loader
+        over its share of the images, which may be empty; a ``DistributedSampler`` that pads the last batch counts some images
+        twice.
+
+        Args:
+            loader: batches that begin with images (N, C, *spatial) and labels (N,).
+            num_classes: the number of classes, K.
+            device: where to compute, and where the result is stored. Default: the CPU.
+            progress: show a progress bar; in a process group the first rank does.
+            sync: combine the images of all ranks of the process group, if there is one, or of the given group; every rank then
+                has to call this. Pass False if one rank computes the prototypes alone.
+            **options: the options of the constructor, such as ``mean`` and ``std``.
+
+        Returns:
+            The prototypes, the same on all ranks.
+
+        Raises:
+            ValueError: images or labels do not fit, or there are none (on any rank).
+            TypeError: batches, ``sync`` or an option of another kind.
+
+        Warns:
+            UserWarning: prototypes of some classes are the same everywhere, which teaches nothing.
+        """
+        prototypes = cls(num_classes, **options)
+        fill([prototypes], loader, device, progress=progress, sync=sync)
+        return prototypes
+
+    def read(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Check a batch and reduce its images to one channel. Synchronizes with the device.
+
+        Args:
+            images: (N, C, *spatial), any number of channels, floating or integer.
+            labels: (N,) class indices.
+
+        Returns:
+            (M, 1, *spatial) floating and (M,) int64, without the samples that are ignored.
+
+        Raises:
+            ValueError: images are not finite or have another size than earlier ones, or labels do not fit.
+            TypeError: labels are not integers.
+        """
+        if labels.is_floating_point():
+            raise TypeError(f"labels: expected integer class indices, got {labels.dtype}")
+        belongs = class_weights(
+            labels, self.num_classes, num_samples=images.shape[0], ignore_index=self.ignore_index
+        )
+        single = to_one_channel(images, mean=self.mean, std=self.std, to_channel=self.to_channel)
+        ValueChecks(synchronize=True).require(
+            torch.isfinite(single), "images: expected finite values, got NaN or infinity; check the data set"
+        )
+        if self.size is not None:
+            single = resize(single, self.size)
+        known = tuple(self.values.shape[2:])
+        if self.values.numel() and tuple(single.shape[2:]) != known:
+            raise ValueError(
+                f"images: expected the spatial size {known} of earlier images, got {tuple(single.shape[2:])}; pass size= to "
+                f"resize all images"
+            )
+        assert belongs.indices is not None
+        return single[belongs.counted], belongs.indices[belongs.counted]
+
+    def _add(self, images: Tensor, labels: Tensor) -> None:
+        """Add a batch of a loader."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement _add()")
+
+    def _finish(self, group: ProcessGroup | None) -> None:
+        """Compute the prototypes when all batches of a loader have been added, on this rank and on those of the group."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement _finish()")
+
+    def _make_room(self, size: Sequence[int]) -> None:
+        """Allocate the values when the size of the images becomes known."""
+        if not self.values.numel():
+            self.values = self.values.new_zeros(*self.values.shape[:2], *size)
+
+    def _agree_on_size(self, group: ProcessGroup) -> None:
+        """Tell ranks without images the size of the others'. Raise on all ranks if they differ."""
+        size = tuple(self.values.shape[2:]) if self.values.numel() else ()
+        rows = gathered([self.num_classes, len(size), *size, *[0] * (MAX_DIMENSIONS - len(size))], group)
+        if len({row[0] for row in rows}) > 1:
+            raise ValueError(
+                f"num_classes: expected the same number on all ranks, got {sorted(row[0] for row in rows)}; pass the model's "
+                f"number of classes"
+            )
+        sizes = {tuple(row[2 : 2 + row[1]]) for row in rows if row[1]}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"images: expected one spatial size on all ranks, got {sorted(sizes)}; pass size= to resize all images"
+            )
+        for each in sizes:
+            self._make_room(each)
+
+    def _warn_of_flat(self) -> None:
+        """Warn of classes whose maps are the same everywhere. Synchronizes with the device."""
+        if self.remedy_for_flat is None:
+            return
+        flat = self.maps().flatten(1)
+        classes = torch.nonzero(self.seen & (flat.amax(1) == flat.amin(1))).flatten().tolist()
+        if classes:
+            now = ", ".join(f"{name}={getattr(self, name)}" for name in self.settings)
+            warn_user(
+                f"{type(self).__name__}: expected prototypes that differ from place to place, got the same value everywhere in "
+                f"classes {classes[:10]}; {self.remedy_for_flat} (now {now})"
+            )
+
+
+def fill(
+    several: Sequence[ImagePrototypes],
+    loader: Iterable[Any],
+    device: torch.device | str | None = None,
+    *,
+    progress: bool,
+    sync: bool | ProcessGroup,
+) -> None:
+    """Fill new prototypes of several kinds in one pass over a loader.
+
+    Args:
+        several: the prototypes.
+        loader: as for :meth:`ImagePrototypes.from_loader`.
+        device: as for :meth:`ImagePrototypes.from_loader`.
+        progress: as for :meth:`ImagePrototypes.from_loader`.
+        sync: as for :meth:`ImagePrototypes.from_loader`.
+
+    Raises:
+        ValueError: images or labels do not fit, or there are none (on any rank).
+        TypeError: batches or ``sync`` of another kind.
+    """
+    group = Ranks(sync).group
+    for each in several:
+        each.to(device)
+    shown = progress and (group is None or group.rank() == 0)
+    for images, labels in batches(loader, device, description="prototypes", progress=shown):
+        for each in several:
+            each._add(images, labels)
+    for each in several:
+        if group is not None:
+            each._agree_on_size(group)
+        if each.values.numel():
+            each._finish(group)
+        if not bool(each.counts.any()):
+            raise ValueError(
+                "loader: expected at least one image whose label is not ignored, got none; check the data set and drop_last"
+            )
+        each._warn_of_flat()
+
+
+class ClassPrototypes(ImagePrototypes):
+    """The mean training image of each class.
+
+    Each image is reduced to one channel: its standardization is undone (``mean``, ``std``), then its channels are averaged, or
+    reduced by ``to_channel``. Images are summed in float64, and the means stored in float32. Updates may continue after loading.
+
+    Args:
+        num_classes: the number of classes, K.
+        mean: the ``mean`` of ``torchvision.transforms.Normalize`` that was applied to the images; None if it was not.
+        std: the ``std`` of ``torchvision.transforms.Normalize``.
+        to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
+        size: the spatial size that images are resized to; needed if their sizes differ.
+        ignore_index: images with this label are ignored.
+
+    Raises:
+        ValueError: ``num_classes`` is not positive, or an option is out of its range.
+        TypeError: ``to_channel`` is not callable.
 
     Example:
         >>> import torch
@@ -53,10 +256,7 @@ class ClassPrototypes(StoredPrototypes):
         [2]
     """
 
-    means: Tensor  #: (K, 1, *spatial) float32, in the images' own units; zero for an unseen class
-    counts: Tensor  #: (K,) int64, how many images each mean was taken over; 0 = no prototype yet
-
-    _settings: ClassVar[tuple[str, ...]] = ("mean", "std", "size", "ignore_index")
+    remedy: ClassVar[str] = "call update() or use from_loader()"
 
     def __init__(
         self,
@@ -68,252 +268,97 @@ class ClassPrototypes(StoredPrototypes):
         size: Sequence[int] | None = None,
         ignore_index: int = -100,
     ) -> None:
-        super().__init__(num_classes, size=size)
-        self.mean = per_channel("mean", mean)
-        self.std = per_channel("std", std)
-        self.to_channel = to_channel
-        self.ignore_index = ignore_index
-        self._common: Tensor | None = None
-        self._own: tuple[Tensor, Tensor] | None = None
-        self._counts_are_own = False  #: without sums: whether the images counted are this rank's own
-
-    @classmethod
-    def from_loader(
-        cls,
-        loader: Iterable[Any],
-        num_classes: int,
-        *,
-        mean: PerChannel = None,
-        std: PerChannel = None,
-        to_channel: ToChannel | None = None,
-        size: Sequence[int] | None = None,
-        ignore_index: int = -100,
-        device: torch.device | str | None = None,
-        progress: bool = True,
-        sync: bool | ProcessGroup = True,
-    ) -> Self:
-        """Take the prototypes of a whole loader.
-
-        Leave random augmentation out of the loader: the prototype is the mean of what the model is shown. In a process group each
-        rank passes a loader over its share, which may be empty; a ``DistributedSampler`` that pads the last batch counts some
-        images twice.
-
-        Args:
-            loader: of batches that begin with images (N, C, *spatial) and labels (N,).
-            num_classes: the number of classes, K.
-            mean: see the class.
-            std: see the class.
-            to_channel: see the class.
-            size: see the class.
-            ignore_index: see the class.
-            device: where to add up, and where the result lies. Default: the CPU.
-            progress: show a progress bar; in a process group its first rank does.
-            sync: whether the ranks of the process group, if there is one, add up what they have seen, each of which then has to
-                call this; or of which group. Pass False where one rank alone takes the prototypes.
-
-        Returns:
-            The prototypes, the same on all ranks.
-
-        Raises:
-            ValueError: images or labels that do not fit, or an empty loader (on all ranks).
-            TypeError: batches, or ``sync``, of another kind.
-        """
-        prototypes = cls(
+        super().__init__(
             num_classes, mean=mean, std=std, to_channel=to_channel, size=size, ignore_index=ignore_index
         )
-        take_together([prototypes], loader, device, progress=progress, sync=sync)
-        return prototypes
-
-    def _take_batch(self, images: Tensor, labels: Tensor) -> None:
-        """Add a batch of a loader. What can wait for the last one, a subclass leaves to :meth:`_taken`."""
-        self.update(images, labels)
-
-    def _taken(self, *, in_common: bool) -> None:
-        """All batches of a loader are in, and those of the other ranks."""
-        self._drop_sums(in_common=in_common)
-
-    @classmethod
-    def from_maps(cls, maps: Tensor) -> Self:
-        """Take ready maps as prototypes.
-
-        Args:
-            maps: (K, 1, *spatial).
-
-        Returns:
-            Prototypes that count as seen once each.
-
-        Raises:
-            ValueError: another shape.
-        """
-        if maps.dim() < 3 or maps.shape[1] != 1:
-            raise ValueError(f"prototypes: expected maps (K, 1, *spatial), got {tuple(maps.shape)}")
-        with torch.inference_mode(False):
-            prototypes = cls(maps.shape[0], size=maps.shape[2:])
-            prototypes.to(maps.device)
-            prototypes.means.copy_(maps.detach())
-            prototypes.counts.fill_(1)
-        return prototypes
+        self._sums: Tensor | None = None  #: (K, 1, *spatial) float64, while streaming
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def update(self, images: Tensor, labels: Tensor) -> None:
-        """Add a batch to the means. Nothing changes if it raises.
+        """Add a batch. Nothing changes if it raises.
 
         Args:
-            images: (N, C, *spatial), any channel count, floating or integer.
+            images: (N, C, *spatial), any number of channels, floating or integer.
             labels: (N,) class indices.
 
         Raises:
-            ValueError: images of another size than before, not finite, or labels that do not fit.
-            TypeError: labels that are no integers.
+            ValueError: images are not finite or have another size than earlier ones, or labels do not fit.
+            TypeError: labels are not integers.
+            RuntimeError: the prototypes cannot be updated, such as ready maps of several prototypes per class.
         """
-        single, indices = self._read(images, labels)
-        if not len(indices):  # an empty batch, or one that is ignored
-            return
-        self._fit(tuple(single.shape[2:]))
-        common, (own, own_counts) = self._sums()
-        device = own.device
-        present, position = torch.unique(indices.to(device), return_inverse=True)
-        rows = single.to(device, torch.float64)
-        # Only the classes of this batch are touched, so that a thousand classes cost no more than the images do.
-        counts = torch.bincount(position, minlength=len(present))
-        own[present] += class_sums(rows, nn.functional.one_hot(position, len(present)))
-        for each in (own_counts, self.counts):
-            each[present.to(each.device)] += counts.to(each.device)
-        sums = own[present] if common is None else common[present] + own[present]
-        totals = self.counts[present.to(self.counts.device)].to(device).reshape(-1, *[1] * (rows.dim() - 1))
-        self.means[present.to(self.means.device)] = (sums / totals).to(self.means.device, torch.float32)
+        classes = self._sum(images, labels)
+        self._set_means(classes)
 
-    def _fit(self, size: tuple[int, ...]) -> None:
-        """Have room for images of this spatial size, which is that of the images before if there were any."""
-        spatial = tuple(self.means.shape[2:])
-        if not self.means.numel():
-            self.means = self.means.new_zeros(self.num_classes, 1, *size)
-        elif size != spatial:
-            raise ValueError(
-                f"images: expected the spatial size {spatial} of the images before, got {size}; pass size= to have all of them "
-                f"resized"
+    def _sum(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Add a batch to the sums and counts, and return the classes that were in it."""
+        if self._sums is None and self.values.numel():
+            self._sums = self._resumed_sums()
+        single, indices = self.read(images, labels)
+        if not len(indices):
+            return indices.to(self.counts.device)
+        self._make_room(single.shape[2:])
+        if self._sums is None:
+            self._sums = torch.zeros(self.values.shape, dtype=torch.float64, device=self._sums_device)
+        self._sums.index_add_(0, indices.to(self._sums.device), single.to(self._sums.device, torch.float64))
+        indices = indices.to(self.counts.device)
+        self.counts += torch.bincount(indices, minlength=self.num_classes)
+        classes: Tensor = indices.unique()
+        return classes
+
+    def _resumed_sums(self) -> Tensor:
+        """Return the sums that continue from the means, as after loading."""
+        if self.values.shape[1] != 1:
+            raise RuntimeError(
+                "prototypes: expected one prototype per class to update, got several; make new prototypes"
             )
+        counts = self.counts.reshape(-1, *[1] * (self.values.dim() - 1))
+        return self.values.to(self._sums_device, torch.float64) * counts.to(self._sums_device)
 
-    def _read(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the means are taken of: (M, 1, *spatial), and the labels (M,), without those that are ignored."""
-        reading = Reading(
-            self.num_classes, self.mean, self.std, self.to_channel, self.size, self.ignore_index
-        )
-        return reading.read(images, labels)
+    def _set_means(self, classes: Tensor) -> None:
+        """Compute the values of some classes from the sums."""
+        if not len(classes):
+            return
+        assert self._sums is not None
+        sums = self._sums[classes.to(self._sums.device)]
+        counts = self.counts[classes].to(sums.device).clamp(min=1)
+        means = sums / counts.reshape(-1, *[1] * (sums.dim() - 1))
+        self.values[classes] = self._values_of(means.to(self.values.device, torch.float32))
+
+    def _values_of(self, means: Tensor) -> Tensor:
+        """Return what is stored for the mean images (M, 1, *spatial) of M classes."""
+        return means
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def reduce(self, group: ProcessGroup | None = None) -> None:
-        """Add up what the ranks of a process group have seen, so that each holds the prototypes of all images.
+    def _add(self, images: Tensor, labels: Tensor) -> None:
+        self._sum(images, labels)
 
-        Each image counts once, however often this is called: what is added up are the images of the updates since the last call.
-        Updates may go on afterwards, and are this rank's own until the next call. What was loaded, moved in by
-        :meth:`from_maps`, or added up before, all ranks have in common; it is not added up again.
-
-        Every rank of the group has to call this, also one that has seen nothing, which need not know the images' size. Without a
-        process group, or in one of a single rank, nothing happens.
-
-        Args:
-            group: of the ranks. Default: all of them.
-
-        Raises:
-            ValueError: on all ranks: they differ in the number of classes, in the size of their images, or in what they should
-                have in common.
-        """
-        group = group_of(True if group is None else group)
-        if group is not None and self._agree_on_size(group):
-            self._add_up(group)
-
-    def _add_up(self, group: ProcessGroup) -> None:
-        """What :meth:`reduce` does, once the ranks agree."""
-        common, (own, own_counts) = self._sums()
-        total, total_counts = total_of_ranks(own, group), total_of_ranks(own_counts, group)
-        self.counts += (total_counts - own_counts).to(self.counts.device)
-        self._common = total if common is None else common + total
-        self._own = None
-        counts = self.counts.to(total.device).clamp(min=1).reshape(-1, *[1] * (total.dim() - 1))
-        self.means.copy_(self._common / counts)
-
-    def _agree_on_size(self, group: ProcessGroup) -> bool:
-        """Whether any rank knows the images' size; all of them then do. Raises on all ranks, or on none."""
-        spatial = tuple(self.means.shape[2:]) if self.means.numel() else ()
-        rules = self._alike_on_all_ranks()
-        padding = [0] * (_MOST_DIMENSIONS - len(spatial))
-        every = gathered([*(own for _, own, _ in rules), len(spatial), *spatial, *padding], group)
-        for (what, _, remedy), found in zip(rules, map(set, zip(*every, strict=True)), strict=False):
-            if len(found) > 1:
-                raise ValueError(f"reduce: expected {what} on all ranks, got {sorted(found)}; {remedy}")
-        sizes = {tuple(each[len(rules) + 1 :][: each[len(rules)]]) for each in every if each[len(rules)]}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"reduce: expected one spatial size of the images on all ranks, got {sorted(sizes)}; pass size= to have all of "
-                f"them resized"
-            )
-        if sizes and not spatial:
-            self.means = self.means.new_zeros(self.num_classes, 1, *sizes.pop())
-            return True
-        return bool(sizes)
-
-    def _alike_on_all_ranks(self) -> list[tuple[str, int, str]]:
-        """What the ranks have to agree on beside the size: what it is, this rank's own, and the remedy where they do not."""
-        return [
-            ("one number of classes", self.num_classes, "pass the model's number of classes"),
-            (
-                "as many images that all have in common",
-                self._number_in_common(),
-                "load them on all ranks or on none",
-            ),
-        ]
-
-    def _number_in_common(self) -> int:
-        """Of how many images the ranks should all know already."""
-        own = self.counts if self._counts_are_own else None if self._own is None else self._own[1]
-        return int(self.counts.sum()) - (0 if own is None else int(own.sum()))
-
-    def _sums(self) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
-        """Sums in float64, of what all ranks have in common (None: nothing) and of this rank's own images, and their counts."""
-        if self._own is None:
-            so_far = None
-            if self._common is None and bool(self.counts.any()):
-                by_class = self.counts.reshape(-1, *[1] * (self.means.dim() - 1))
-                so_far = self.means.to(self._sums_device, torch.float64) * by_class.to(self._sums_device)
-            if so_far is not None and self._counts_are_own:
-                self._own = so_far, self.counts.clone()
-            else:
-                self._common = self._common if so_far is None else so_far
-                own = torch.zeros(self.means.shape, dtype=torch.float64, device=self._sums_device)
-                self._own = own, torch.zeros_like(self.counts)
-            self._counts_are_own = False
-        return self._common, self._own
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _finish(self, group: ProcessGroup | None) -> None:
+        if self._sums is None:  # this rank has no images
+            self._sums = torch.zeros(self.values.shape, dtype=torch.float64, device=self._sums_device)
+        if group is not None:
+            self._sums, self.counts = (_total(each, group) for each in (self._sums, self.counts))
+        self._set_means(torch.nonzero(self.counts).flatten())
+        self._sums = None
 
     @property
     def _sums_device(self) -> torch.device:
-        device = self.means.device
+        device = self.values.device
         return torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        # Moved, and never cast. They cannot be told from the means: those of other ranks are in them after reduce().
-        if self._common is not None:
-            self._common = self._common.to(self._sums_device)
-        if self._own is not None:
-            self._own = self._own[0].to(self._sums_device), self._own[1].to(self.counts.device)
+        if self._sums is not None:
+            self._sums = self._sums.to(self._sums_device)
         return self
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
-        self._drop_sums(in_common=True)
-
-    def _drop_sums(self, *, in_common: bool) -> None:
-        """Drop the float64 sums, which are twice as large as the means: :meth:`_sums` makes them again from the means."""
-        self._common, self._own = None, None
-        self._counts_are_own = not in_common
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._sums = None
 
 
-def total_of_ranks(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Σ_r x_r over the ranks, wherever the tensor lies, see :func:`~batchcam_captum.distributed.total_over_ranks`."""
-    sent = tensor.to(sending_device(tensor.device, group))
-    return total_over_ranks(sent, group).to(tensor.device)
+def _total(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    return total_over_ranks(tensor.to(sending_device(tensor.device, group)), group).to(tensor.device)

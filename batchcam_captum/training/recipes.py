@@ -11,8 +11,8 @@ import torch
 from ..functional import Registry
 from ..functional.images import PerChannel, ToChannel
 from ..losses import CamLoss, ForegroundLoss, PrototypeLoss
-from ..prototypes import ClassPrototypes, ForegroundPrototypes
-from ..prototypes.streaming import take_together
+from ..prototypes import ClassPrototypes, ForegroundPrototypes, ImagePrototypes
+from ..prototypes.class_prototypes import fill
 from .schedules import AutoWeight, LinearWarmup
 from .terms import GivenWeight
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Ingredient:
     """One term of a recipe."""
 
-    prototypes: type[ClassPrototypes]  #: what the cams are compared with, taken from the training images
-    loss: Callable[[ClassPrototypes], CamLoss]
+    prototypes: type[ImagePrototypes]  #: what the cams are compared with, taken from the training images
+    loss: Callable[[ImagePrototypes], CamLoss]
     weight: GivenWeight  #: λ
     warm_up: float = 0.0  #: over so many epochs λ grows from 0 to it
 
@@ -36,11 +36,11 @@ Recipe = Mapping[str, Ingredient]
 RECIPES: Registry[Recipe] = Registry("recipe")
 
 
-def _foreground(prototypes: ClassPrototypes) -> CamLoss:
+def _foreground(prototypes: ImagePrototypes) -> CamLoss:
     return ForegroundLoss(prototypes)
 
 
-def _shape(prototypes: ClassPrototypes) -> CamLoss:
+def _shape(prototypes: ImagePrototypes) -> CamLoss:
     return PrototypeLoss(prototypes, distance="ssim")
 
 
@@ -129,7 +129,7 @@ def recipe_losses(
         )
         for name, each in ingredients.items()
     }
-    take_together(list(prototypes.values()), loader, device, progress=progress, sync=sync)
+    fill(list(prototypes.values()), loader, device, progress=progress, sync=sync)
     losses = {name: each.loss(prototypes[name]) for name, each in ingredients.items()}
     for loss in losses.values():
         loss.ignore_index = ignore_index

@@ -156,10 +156,13 @@ def _mean(data: StudyData) -> ClassPrototypes:
 
 
 def _median(data: StudyData) -> MedianPrototypes:
-    prototypes = MedianPrototypes(data.num_classes, to_channel=brightest)
-    prototypes.update(data.train.images, data.train.labels)
-    prototypes.drop_histogram()
-    return prototypes
+    return MedianPrototypes.from_loader(
+        [(data.train.images, data.train.labels)],
+        data.num_classes,
+        images_per_class=len(data.train.images),
+        to_channel=brightest,
+        progress=False,
+    )
 
 
 def _foreground(data: StudyData) -> ForegroundPrototypes:

@@ -8,10 +8,9 @@ import pytest
 
 from tests.distributed.group import checks_of, run_checks
 
-#: All files of checks in this folder, and two of other folders.
+#: All files of checks in this folder, and one of another.
 MODULES = [
     *(f"tests.distributed.{path.stem}" for path in sorted(Path(__file__).parent.glob("checks_*.py"))),
-    "tests.prototypes.checks_ranks",
     "tests.training.checks_lightning",
 ]
 KEYS = [key for key, *_ in checks_of(MODULES)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from batchcam_captum import BatchCamLoss, ClassPrototypes
+from batchcam_captum import BatchCamLoss
 from batchcam_captum.distributed import Ranks, group_of, is_distributed
 from batchcam_captum.training import AutoWeight
 from tests.training.models import Net, batch, captured, regularizer_of
@@ -26,16 +26,6 @@ def test_the_loss_is_that_of_its_batch():
     assert torch.equal(
         BatchCamLoss(prototypes)(cams, labels), BatchCamLoss(prototypes, sync=False)(cams, labels)
     )
-
-
-def test_reduce_changes_nothing():
-    images, labels = torch.rand(6, 1, 5, 5), torch.arange(6) % 3
-    prototypes = ClassPrototypes(3)
-    prototypes.reduce()
-    prototypes.update(images, labels)
-    before = copy.deepcopy(dict(prototypes.state_dict()))
-    prototypes.reduce()
-    assert_close(dict(prototypes.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("make", [lambda sync: BatchCamLoss(torch.rand(3, 1, 8, 8), sync=sync), Ranks])

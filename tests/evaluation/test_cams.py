@@ -27,7 +27,7 @@ def test_equals_a_loop_over_samples_whatever_the_batches(case):
         cam = grad_cam.attribute(image[None], target=int(label))[0, 0]
         dead = cam.max() <= 1e-3 * cam.abs().max()
         m = torch.zeros_like(cam) if dead else cam.clamp(min=0) / cam.max()
-        mean = prototypes.means[label, 0]
+        mean = prototypes.values[label, 0]
         p = (mean - mean.min()) / (mean.max() - mean.min())
         expected["accuracy"] += float(model(image[None]).argmax() == label) / 10
         expected["l1"] += float((m - p).abs().mean()) / 10

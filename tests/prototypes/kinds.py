@@ -1,4 +1,4 @@
-"""One object of each kind of prototypes, ready for cams of K classes."""
+"""One object of each kind of prototypes, for cams of K classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from batchcam_captum import (
     ClassPrototypes,
     ClusterPrototypes,
     ForegroundPrototypes,
-    MaskPrototypes,
     MedianPrototypes,
     RunningPrototypes,
 )
@@ -16,8 +15,9 @@ from batchcam_captum import (
 K = 4
 
 
-def _loader():
-    return [(torch.rand(20, 3, 10, 12), torch.arange(20) % K)]
+def _from_loader(kind, **options):
+    loader = [(torch.rand(20, 3, 10, 12), torch.arange(20) % K)]
+    return kind.from_loader(loader, K, progress=False, **options)
 
 
 def _running():
@@ -27,22 +27,9 @@ def _running():
 
 
 MAKERS = {
-    "class": lambda: ClassPrototypes.from_loader(_loader(), K, progress=False),
-    "cluster": lambda: ClusterPrototypes.from_loader(_loader(), K, per_class=3, progress=False),
-    "foreground": lambda: ForegroundPrototypes.from_loader(
-        _loader(), K, lit=0.6, share=0.2, dilate=0, progress=False
-    ),
-    "median": lambda: MedianPrototypes.from_loader(_loader(), K, bins=32, quantile=0.6, progress=False),
+    "class": lambda: _from_loader(ClassPrototypes),
+    "cluster": lambda: _from_loader(ClusterPrototypes, per_class=3),
+    "foreground": lambda: _from_loader(ForegroundPrototypes, lit=0.6, share=0.2, dilate=0),
+    "median": lambda: _from_loader(MedianPrototypes, quantile=0.6),
     "running": _running,
-    "mask": lambda: MaskPrototypes(K),
-}
-#: Those that keep maps, and so have a state.
-STORED = [name for name in MAKERS if name != "mask"]
-#: An object without maps, of another shape than those of MAKERS where it has one.
-FRESH = {
-    "class": lambda: ClassPrototypes(K),
-    "cluster": lambda: ClusterPrototypes(K, 2, size=(3, 3)),
-    "foreground": lambda: ForegroundPrototypes(K, lit=0.6, share=0.2, dilate=0),
-    "median": lambda: MedianPrototypes(K),
-    "running": lambda: RunningPrototypes(K),
 }

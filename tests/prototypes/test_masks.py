@@ -130,13 +130,6 @@ def test_there_are_no_maps_without_a_batch():
             ask(MaskPrototypes(K))
 
 
-def test_they_keep_no_state():
-    prototypes = copy.deepcopy(MaskPrototypes(K))
-    PrototypeLoss(prototypes)(torch.randn(6, 1, 5, 6), LABELS, masks=masks_of())
-    assert not prototypes.state_dict()
-    assert "num_classes=4" in repr(prototypes)
-
-
 def test_masks_and_images_that_are_no_tensors():
     cams, labels = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
     with pytest.raises(

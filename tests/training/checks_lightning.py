@@ -43,7 +43,7 @@ class OnTwoRanks(Classifier):
         # After DistributedDataParallel has made the ranks alike: rank 1 came by other prototypes.
         if self.global_rank == 1:
             for loss in self.regularizer.terms.values():
-                loss.prototypes.means.zero_()
+                loss.prototypes.values.zero_()
 
     def on_train_end(self):
         assert self.trainer.world_size == WORLD

@@ -54,7 +54,7 @@ def test_the_module_owns_the_network_once(own):
     ]
     assert len(list(module.modules())) == len(set(module.modules()))
     names = set(module.state_dict())
-    assert {"regularizer.terms.ramp.prototypes.means", "regularizer.auto_weights.auto.weight"} <= names
+    assert {"regularizer.terms.ramp.prototypes.values", "regularizer.auto_weights.auto.weight"} <= names
     assert not any("grad_cam" in name for name in names)
     assert repr(module).count("CamRegularizer") == 1
     module.to("meta")
@@ -282,7 +282,7 @@ def test_a_fit_resumed_from_a_checkpoint_continues_bit_for_bit(accumulate, tmp_p
     run.save_checkpoint(tmp_path / "first.ckpt")
     saved = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]
     assert saved["regularizer._extra_state"] == {"steps": 8 // accumulate}
-    assert torch.equal(saved["regularizer.terms.ramp.prototypes.means"], PROTOTYPES)
+    assert torch.equal(saved["regularizer.terms.ramp.prototypes.values"], PROTOTYPES)
 
     resumed = Classifier({
         "ramp": (PrototypeLoss(torch.zeros(K, 1, 8, 8)), whole.regularizer.weights["ramp"]),

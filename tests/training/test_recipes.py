@@ -177,7 +177,7 @@ def test_the_losses_lie_where_the_model_does(loader):
     made = CamRegularizer.from_loader(
         BatchGradCam(model, "features"), loader, CLASSES, device="cpu", progress=False
     )
-    assert made.terms["shape"].prototypes.means.device.type == "cpu"
+    assert made.terms["shape"].prototypes.values.device.type == "cpu"
 
 
 @pytest.mark.parametrize(

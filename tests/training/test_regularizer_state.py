@@ -30,13 +30,13 @@ def test_state_dict_holds_prototypes_and_steps_and_nothing_of_the_model():
     state = regularizer.state_dict()
     assert set(state) == {
         "_extra_state",
-        "terms.batch_cam.prototypes.means",
+        "terms.batch_cam.prototypes.values",
         "terms.batch_cam.prototypes.counts",
     }
     other = regularizer_of(Net(), BatchCamLoss(ClassPrototypes(K)))
     other.load_state_dict(state)
     assert other.steps == 1
-    assert torch.equal(other.terms["batch_cam"].prototypes.means, state["terms.batch_cam.prototypes.means"])
+    assert torch.equal(other.terms["batch_cam"].prototypes.values, state["terms.batch_cam.prototypes.values"])
 
 
 def test_regularizer_is_no_part_of_the_model():

@@ -426,7 +426,7 @@ def test_it_is_no_part_of_the_model_and_keeps_its_weights_in_float32():
     assert not list(regularizer.parameters())
     assert set(regularizer.state_dict()) == {
         "_extra_state",
-        "terms.batch_cam.prototypes.means",
+        "terms.batch_cam.prototypes.values",
         "terms.batch_cam.prototypes.counts",
     }
     regularizer.half().eval()
