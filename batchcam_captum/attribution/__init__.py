@@ -13,8 +13,7 @@ from .shortcut import Shortcut, find_shortcut
 from .split import Split, split_model
 from .state import BufferCopies, recordable
 from .suggestions import LayerSuggestion, LayerSuggestions, suggest_layers
-from .target_kinds import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget
-from .targets import Target, select_target
+from .targets import BinaryTarget, MaskTarget, MultiLabelTarget, RowTarget, Target, select_target
 
 __all__ = [
     "BatchGradCam",
