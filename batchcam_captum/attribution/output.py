@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,14 +11,12 @@ from torch import Tensor
 #: None, the output is the scores; a key or a field's name; a position; or a function of the output.
 Picker = None | str | int | Callable[[Any], Tensor]
 
-_LISTED = 12  # parts that an error names
-
 
 def check_picker(picker: Picker) -> None:
-    """Check the kind of a picker, before there is an output.
+    """Check the type of a picker, before there is an output.
 
     Raises:
-        TypeError: it is none of the kinds.
+        TypeError: the type is none of those of :data:`Picker`.
     """
     if isinstance(picker, bool) or not (picker is None or isinstance(picker, str | int) or callable(picker)):
         raise TypeError(
@@ -30,19 +28,19 @@ def pick_output(output: Any, picker: Picker = None) -> Tensor:
     """Find the scores in what the model returned.
 
     Works for dictionaries (torchvision's segmentation models return ``{"out": …}``), tuples and named tuples (Inception in train
-    mode), dataclasses, and objects that are read by key, field and position alike, as Hugging Face's models return them. A name
-    leaves a tensor as it is: Inception in eval mode returns the scores themselves.
+    mode), dataclasses, and the outputs of Hugging Face's models. A name leaves a tensor as it is: Inception in eval mode returns
+    the scores themselves.
 
     Args:
         output: what the model returned.
-        picker: None, where that is the scores; a key or a field's name, such as ``"logits"``; a position; or a function of the
+        picker: None, if that is the scores; a key or a field's name, such as ``"logits"``; a position; or a function of the
             output that returns the scores.
 
     Returns:
         The scores, with their graph.
 
     Raises:
-        TypeError: what is found is no tensor, or a picker of a wrong kind.
+        TypeError: what is found is no tensor, or a picker of a wrong type.
         ValueError: there is no such part.
 
     Example:
@@ -52,20 +50,21 @@ def pick_output(output: Any, picker: Picker = None) -> Tensor:
         torch.Size([2, 21, 4, 4])
     """
     check_picker(picker)
-    if picker is None:
-        if not isinstance(output, Tensor):
-            raise TypeError(_no_scores(output))
-        return output
     if isinstance(picker, str):
         found = _by_name(output, picker)
     elif isinstance(picker, int):
         found = _by_position(output, picker)
     else:
-        found = picker(output)
-    if not isinstance(found, Tensor):
-        which = f"output={picker!r}" if isinstance(picker, str | int) else "output"
-        raise TypeError(f"{which}: expected a tensor of scores, got {_kind(found)}; {_there_is(output)}")
-    return found
+        found = output if picker is None else picker(output)
+    if isinstance(found, Tensor):
+        return found
+    if picker is None:
+        raise TypeError(
+            f"forward_func: expected a tensor of scores, got {_kind(output)}; wrap the model in a function that returns the "
+            f"scores alone{_suggestion(output)}"
+        )
+    which = f"output={picker!r}" if isinstance(picker, str | int) else "output"
+    raise TypeError(f"{which}: expected a tensor of scores, got {_kind(found)}; {_described(output)}")
 
 
 def _by_name(output: Any, name: str) -> Any:
@@ -75,7 +74,7 @@ def _by_name(output: Any, name: str) -> Any:
         return output[name]
     # A mapping's methods, such as keys(), are none of its parts.
     if not hasattr(output, name) or (isinstance(output, Mapping) and callable(getattr(output, name))):
-        raise ValueError(f"output: expected the name of a part, got {name!r}; {_there_is(output)}")
+        raise ValueError(f"output: expected the name of a part, got {name!r}; {_described(output)}")
     return getattr(output, name)
 
 
@@ -88,47 +87,38 @@ def _by_position(output: Any, position: int) -> Any:
     try:
         return output[position]
     except (IndexError, KeyError, TypeError):
-        raise ValueError(f"output: expected a position, got {position}; {_there_is(output)}") from None
+        raise ValueError(f"output: expected a position, got {position}; {_described(output)}") from None
 
 
-def _no_scores(output: Any) -> str:
-    """What to say of an output that is no tensor where nothing picks from it."""
-    text = (
-        f"forward_func: expected a tensor of scores, got {_kind(output)}; wrap the model in a function that returns the "
-        f"scores alone"
-    )
+def _suggestion(output: Any) -> str:
     tensors = [key for key, value in _parts(output) if isinstance(value, Tensor)]
     if not tensors:
-        return text
-    # Names in use for the scores first; otherwise what comes first.
+        return ""
     best = next((name for name in ("logits", "scores", "out") if name in tensors), tensors[0])
-    return f"{text}, or say where they are, as in output={best!r}: {_there_is(output)}"
+    return f", or say where they are, as in output={best!r}: {_described(output)}"
 
 
-def _there_is(output: Any) -> str:
-    """Name the parts of an output, with the shapes of those that are tensors."""
+def _described(output: Any) -> str:
+    """Return the parts of an output in words, with the shapes of tensors."""
     parts = _parts(output)
     if not parts:
         return f"the model returned {_kind(output)}"
-    named = [f"{key!r} {_kind(value)}" for key, value in parts[:_LISTED]]
-    more = f" and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
+    named = [f"{key!r} {_kind(value)}" for key, value in parts[:12]]
+    more = f" and {len(parts) - 12} more" if len(parts) > 12 else ""
     return f"the model returned {type(output).__name__} with {', '.join(named)}{more}"
 
 
 def _parts(output: Any) -> list[tuple[Any, Any]]:
-    """What an output is made of, by key, field or position."""
+    """Return the parts of an output by key, field or position."""
     if isinstance(output, Tensor):
         return []
     if isinstance(output, Mapping):
         return list(output.items())
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return list(zip(output._fields, output, strict=True))
     if isinstance(output, list | tuple):
-        return list(enumerate(output))
-    names: Iterable[str] = vars(output) if hasattr(output, "__dict__") else ()
+        return list(zip(getattr(output, "_fields", range(len(output))), output, strict=True))
     if is_dataclass(output):
-        names = [field.name for field in fields(output)]
-    return [(name, getattr(output, name)) for name in names]
+        return [(field.name, getattr(output, field.name)) for field in fields(output)]
+    return list(vars(output).items()) if hasattr(output, "__dict__") else []
 
 
 def _kind(value: Any) -> str:

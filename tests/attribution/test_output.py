@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -131,50 +130,51 @@ def test_a_name_works_whether_a_model_trains_or_not(training: bool) -> None:
 
 
 T = torch.zeros(2, 5)
+#: Output, picker, and what the error names.
 ERRORS: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "none_dict": (
         {"aux": T, "logits": T},
         None,
         TypeError,
-        "forward_func: expected a tensor of scores, got dict; wrap the model in a function that returns the scores alone, or say "
-        "where they are, as in output='logits': the model returned dict with 'aux' a tensor (2, 5), 'logits' a tensor (2, 5)",
+        "forward_func: .* dict.* output='logits'.* 'aux' a tensor",
     ),
-    "none_other_names": ({"loss": None, "y": T}, None, TypeError, "output='y': the model returned dict with 'loss' None, 'y'"),
-    "none_out": ({"aux": T, "out": T}, None, TypeError, "as in output='out'"),
-    "none_tuple": ((None, T), None, TypeError, "as in output=1: the model returned tuple with 0 None, 1 a tensor (2, 5)"),
-    "none_named_tuple": (Outputs(T, T), None, TypeError, "output='logits': the model returned Outputs with 'logits' a"),
-    "none_model_output": (ModelOutput(logits=T), None, TypeError, "got ModelOutput; wrap the model in a function that returns "
-                          "the scores alone, or say where they are, as in output='logits'"),
-    "none_dataclass": (Fields(T), None, TypeError, "the model returned Fields with 'logits' a tensor (2, 5), 'features' None"),
-    "none_nothing": (None, None, TypeError, "expected a tensor of scores, got None; wrap the model in a function"),
-    "none_list_of_dicts": ([{"boxes": T}], None, TypeError, "expected a tensor of scores, got list; wrap the model"),
-    "many": ({f"p{i}": T for i in range(14)}, None, TypeError, "'p11' a tensor (2, 5) and 2 more"),
-    "wrong_key": ({"out": T}, "logits", ValueError, "output: expected the name of a part, got 'logits'; the model returned dict "
-                  "with 'out' a tensor (2, 5)"),
-    "wrong_field": (Outputs(T, T), "out", ValueError, "got 'out'; the model returned Outputs with 'logits' a tensor"),
-    "method_of_a_dict": ({"out": T}, "values", ValueError, "expected the name of a part, got 'values'"),
-    "wrong_position": ((T,), 1, ValueError, "output: expected a position, got 1; the model returned tuple with 0 a"),
-    "position_in_a_dict": ({"out": T}, 0, ValueError, "output: expected a position, got 0; the model returned dict with 'out'"),
-    "position_in_an_object": (Fields(T), 0, ValueError, "output: expected a position, got 0; the model returned Fields"),
-    "position_in_a_tensor": (T, 0, ValueError, "returns several things, got position 0 and a tensor (2, 5); leave it out"),
-    "no_scores": (WithLoss(None, T), "loss", TypeError, "output='loss': expected a tensor of scores, got None; the model"),
-    "absent_field": (ModelOutput(logits=T), "loss", TypeError, "output='loss': expected a tensor of scores, got None"),
-    "no_scores_at": ((T, 3), 1, TypeError, "output=1: expected a tensor of scores, got int"),
-    "function": ((T,), lambda output: output, TypeError, "output: expected a tensor of scores, got tuple"),
-    "kind": (T, 1.0, TypeError, "output: expected None, a name, a position or a function, got float"),
-    "bool": ((T, T), True, TypeError, "output: expected None, a name, a position or a function, got bool"),
-}  # fmt: skip
+    "none_other_names": (
+        {"loss": None, "y": T},
+        None,
+        TypeError,
+        "forward_func: .* output='y'.* 'loss' None",
+    ),
+    "none_out": ({"aux": T, "out": T}, None, TypeError, "forward_func: .* output='out'"),
+    "none_tuple": ((None, T), None, TypeError, "forward_func: .* output=1.* 0 None, 1 a tensor"),
+    "none_named_tuple": (Outputs(T, T), None, TypeError, "forward_func: .* output='logits'.* Outputs"),
+    "none_model_output": (ModelOutput(logits=T), None, TypeError, "forward_func: .* output='logits'"),
+    "none_dataclass": (Fields(T), None, TypeError, "forward_func: .* 'logits' a tensor .* 'features' None"),
+    "none_nothing": (None, None, TypeError, "forward_func: .* got None"),
+    "none_list_of_dicts": ([{"boxes": T}], None, TypeError, "forward_func: .* got list"),
+    "many": ({f"p{i}": T for i in range(14)}, None, TypeError, "'p11' a tensor .* and 2 more"),
+    "wrong_key": ({"out": T}, "logits", ValueError, "output: .* got 'logits'.* 'out'"),
+    "wrong_field": (Outputs(T, T), "out", ValueError, "output: .* got 'out'.* 'logits'"),
+    "method_of_a_dict": ({"out": T}, "values", ValueError, "output: .* got 'values'"),
+    "wrong_position": ((T,), 1, ValueError, "output: .* got 1"),
+    "position_in_a_dict": ({"out": T}, 0, ValueError, "output: .* got 0.* 'out'"),
+    "position_in_an_object": (Fields(T), 0, ValueError, "output: .* got 0.* Fields"),
+    "position_in_a_tensor": (T, 0, ValueError, "output: .* position 0 and a tensor"),
+    "no_scores": (WithLoss(None, T), "loss", TypeError, "output='loss': .* got None"),
+    "absent_field": (ModelOutput(logits=T), "loss", TypeError, "output='loss': .* got None"),
+    "no_scores_at": ((T, 3), 1, TypeError, "output=1: .* got int"),
+    "function": ((T,), lambda output: output, TypeError, "output: .* got tuple"),
+    "kind": (T, 1.0, TypeError, "output: .* got float"),
+    "bool": ((T, T), True, TypeError, "output: .* got bool"),
+}
 
 
 @pytest.mark.parametrize(("output", "picker", "error", "text"), ERRORS.values(), ids=ERRORS.keys())
 def test_errors_name_what_is_there(output: Any, picker: Any, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=re.escape(text)):
+    with pytest.raises(error, match=text):
         pick_output(output, picker)
 
 
-def test_a_picker_of_a_wrong_kind_is_noticed_at_once() -> None:
+def test_a_picker_of_a_wrong_type_is_noticed_at_once() -> None:
     model = SmallCnn()
-    with pytest.raises(
-        TypeError, match=r"^output: expected None, a name, a position or a function, got float"
-    ):
+    with pytest.raises(TypeError, match=r"^output: .* got float"):
         BatchGradCam(model, model.layer, output=0.0)
