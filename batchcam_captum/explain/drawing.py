@@ -93,8 +93,12 @@ class Drawing:
         self.bar, how = _scale_words(scale, signed, top)
         sizes = {tuple(maps[0].values.shape) for maps in self.maps}
         size = " x ".join(map(str, sizes.pop())) if len(sizes) == 1 else "several sizes"
-        resizing = f"Maps of {size}, resized to the images bilinearly, or by area where those are smaller."
-        self.notes = [how, resizing, image_note]
+        resized = any(
+            maps[0].values.shape != image.shape[:2]
+            for maps, image in zip(self.maps, self.images, strict=True)
+        )
+        resizing = ", resized to the images bilinearly, or by area where those are smaller" if resized else ""
+        self.notes = [how, f"Maps of {size}{resizing}.", image_note]
 
     def sample_panels(
         self, per_sample: int, columns: int | None, said: str, levels: Sequence[float] = ()

@@ -171,7 +171,9 @@ def side_by_side_figure(
         drawing.draw_image(axes[0], sample)
         drawing.draw_map(axes[1], sample)
         drawing.draw_overlay(axes[2], sample, opacity=opacity)
-        for axis, text in zip(axes, (drawing.titles[sample], "map", "map over image"), strict=True):
+        for axis, text in zip(
+            axes, (drawing.titles[sample] or "image", "map", "map over image"), strict=True
+        ):
             drawing.head(axis, text)
     return drawing.figure
 
