@@ -13,12 +13,15 @@ A benchmark is a script of this shape::
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,19 +29,10 @@ from typing import Any
 import torch
 
 from batchcam_captum.environment import environment, first_line_of, version_of
-from batchcam_captum.interop.comparison import measure
-from batchcam_captum.interop.comparison.measure import (
-    GIVES_BACK,
-    Call,
-    Case,
-    Spread,
-    Times,
-    Within,
-    peak_memory,
-    synchronize,
-)
+from batchcam_captum.interop import timing
+from batchcam_captum.interop.timing import Call, Case, Spread, Times, Within, synchronize
 
-#: What the scripts import from here; how to time and to count memory stands in the package, as ``batchcam compare`` does it too.
+#: What the scripts import from here. The package has the timing, as ``batchcam compare`` uses it too.
 __all__ = [
     "PEERS",
     "PINNED",
@@ -142,7 +136,7 @@ def interleaved(
     warm_up: int = 1,
     failed: Callable[[str, Exception], None] | None = None,
 ) -> Times:
-    """Time several cases side by side, see :func:`batchcam_captum.interop.comparison.measure.interleaved`.
+    """Time several cases side by side, see :func:`batchcam_captum.interop.timing.interleaved`.
 
     Args:
         cases: name -> case.
@@ -151,8 +145,44 @@ def interleaved(
         failed: is told of a case that raises, which is then left out; by default the error is raised.
     """
     seconds = None if options.quick else options.seconds
-    return measure.interleaved(
+    return timing.interleaved(
         cases, options.device, rounds=options.rounds, seconds=seconds, warm_up=warm_up, failed=failed
+    )
+
+
+#: Settings of glibc's allocator for a process that measures memory: freed blocks return to the kernel at once.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
+
+
+def peak_memory(case: Case, device: str | torch.device, *, repeats: int = 3) -> int:
+    """Measure the bytes that a call needs beyond what is there before it; the median of some calls.
+
+    On CUDA this is PyTorch's own count. On the CPU it is the maximum of the resident memory, which counts every library's
+    memory: right to 0.2 MB in a process with :data:`GIVES_BACK`, after a smaller call.
+
+    Raises:
+        OSError: a CPU without ``/proc``.
+    """
+    if torch.device(device).type == "cuda":
+        return timing.peak_memory(case, device, repeats=repeats)
+    with case.enter() if isinstance(case, Within) else nullcontext(case) as call:
+        return int(statistics.median(_peak_on_cpu(call) for _ in range(repeats)))
+
+
+def _peak_on_cpu(call: Call) -> int:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the maximum
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(
+        f"/proc/self/status: expected a line {name}, got none; CPU memory is measured on Linux only"
     )
 
 

@@ -27,8 +27,8 @@ from comparison_methods import set_tf32
 from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam
-from batchcam_captum.interop import PEERS, Peer, PeerError
-from batchcam_captum.interop.comparison import agreement
+from batchcam_captum.interop.compare import agreement, summary
+from batchcam_captum.interop.peers import PEERS, Peer
 
 METHODS = ("grad_cam", "grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam")
 
@@ -116,8 +116,8 @@ def _study(report: Report, name: str, options: argparse.Namespace) -> None:
             maps = found.setdefault(peer.name, {})
             try:
                 theirs = _theirs(peer, model, name, method, batch, targets)
-            except PeerError as error:
-                maps[method] = {"failed": str(error).partition("\n")[0]}
+            except Exception as error:
+                maps[method] = {"failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
                 continue
             ours = _ours(peer, model, name, method, batch, targets)
             maps[method] = numbers(ours, theirs, peer.scale)
@@ -194,17 +194,17 @@ def numbers(ours: Tensor, theirs: Tensor, scale: Literal["unit", "raw"]) -> dict
     Args:
         ours: (N, 1, *spatial).
         theirs: the same.
-        scale: see :func:`batchcam_captum.interop.comparison.agreement`.
+        scale: see :func:`batchcam_captum.interop.compare.agreement`.
     """
     pairs = agreement(ours, theirs, scale=scale)
-    summary = pairs.summary()
-    strange = any(not pair.finite and not pair.identical for pair in pairs.maps)
+    total = summary(pairs)
+    strange = any(not pair["finite"] and not pair["identical"] for pair in pairs)
     kept = {
         "max": "max_difference", "mean": "mean_difference", "ssim": "ssim_min", "pearson": "pearson_min",
         "spearman": "spearman_min", "top20": "top_overlap_min",
     }  # fmt: skip
     found: dict[str, Any] = {
-        short: None if (value := summary[long]) is None else float(f"{value:.6g}")
+        short: None if (value := total[long]) is None else float(f"{value:.6g}")
         for short, long in kept.items()
     }
     # A likeness of 1 goes without saying, and makes half of the file.
@@ -212,7 +212,7 @@ def numbers(ours: Tensor, theirs: Tensor, scale: Literal["unit", "raw"]) -> dict
     if strange or found["max"] is None:
         found["max"] = float("inf")
     counts = ("maps", "identical", "zero_in_both", "zero_in_one", "not_finite")
-    return found | {count: value for count in counts if (value := summary[count])}
+    return found | {count: value for count in counts if (value := total[count])}
 
 
 def _across_devices(
@@ -241,10 +241,10 @@ def _across_devices(
 
 def _pairs() -> Iterator[tuple[Peer, str]]:
     for peer in PEERS.values():
-        if peer.version() is None:
+        if peer.version is None:
             print(f"{peer.name} is not installed, and left out", file=sys.stderr)
             continue
-        yield from ((peer, method) for method in METHODS if method in peer.methods)
+        yield from ((peer, method) for method in METHODS if method in peer.classes)
 
 
 def _targets(model: nn.Module, name: str, images: Tensor) -> list[int]:
@@ -264,7 +264,7 @@ def _theirs(
     entry = ARCHITECTURES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with peer.opened(model, entry.layer, method, reshape=entry.reshape) as call:
+        with peer.opened(model, entry.layer, method, entry.reshape) as call:
             return call(images, targets).cpu()
 
 

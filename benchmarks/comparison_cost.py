@@ -44,8 +44,8 @@ from comparison_methods import (
     suffix,
 )
 
-from batchcam_captum.interop.comparison.cases import reason_of
-from batchcam_captum.interop.comparison.measure import free
+from batchcam_captum.interop.compare import reason_of
+from batchcam_captum.interop.timing import free
 
 #: On two cores more would take longer than anybody waits.
 ON_CPU = {"resnet18": (1, 8, 64, 256), "convnextv2_tiny": (8,), "vit_small_patch16_224": (8,)}

@@ -17,8 +17,8 @@ from torch import Tensor
 from batchcam_captum import BatchGradCam
 from batchcam_captum.attribution.split import split_model
 from batchcam_captum.functional import head_cams
-from batchcam_captum.interop import PEERS as LIBRARIES
 from batchcam_captum.interop import to_pytorch_grad_cam
+from batchcam_captum.interop.peers import PEERS as LIBRARIES
 
 BARE, AGAIN = "bare forward", "bare forward, again"
 OURS, OURS_AT_SIZE = "BatchGradCam", "BatchGradCam, pytorch-grad-cam's maps"
@@ -61,7 +61,8 @@ class Compared(Network):
         """Another library, on the whole batch or ``rows`` images at a time; what it leaves on the model goes with it."""
         targets = self.labels.tolist()
         step = rows or len(targets)
-        with LIBRARIES[peer].opened(self.model, self.layer, "grad_cam", reshape=self.reshape) as call:
+        layer = next(name for name, module in self.model.named_modules() if module is self.layer)
+        with LIBRARIES[peer].opened(self.model, layer, "grad_cam", self.reshape) as call:
 
             def whole() -> None:
                 for first in range(0, len(targets), step):

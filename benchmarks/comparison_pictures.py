@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.functional import normalize, rectify
-from batchcam_captum.interop import OURS, PEERS
+from batchcam_captum.interop.peers import OURS, PEERS
 
 PICTURES = ("chelsea", "coffee", "rocket", "stereo_motorcycle", "astronaut")
 PEER = "pytorch-grad-cam"  # its maps have the pictures' size, and so have ours beside them
@@ -88,13 +88,13 @@ def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[
         how = VARIANTS[variant]
         converted, batch = copy.deepcopy(model).to(how.dtype), images.to(how.dtype)
         for peer in PEERS.values():
-            if peer.version() is None:
+            if peer.version is None:
                 continue
             found: dict[str, Any] = {}
             for method in METHODS:
-                if method not in peer.methods:
+                if method not in peer.classes:
                     continue
-                with peer.opened(converted, LAYER, method) as call:
+                with peer.opened(converted, LAYER, method, None) as call:
                     theirs = call(batch, targets).cpu()
                 raw = BatchGradCam(converted, LAYER, method=peer.cam_method(method)).attribute(
                     batch, target=targets

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from batchcam_captum.interop.comparison.measure import free
+from batchcam_captum.interop.timing import free
 
 #: The name of what is counted, among the profiler's events.
 RANGE = "one call"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from batchcam_captum import BatchGradCam, interop
-from batchcam_captum.interop import PEERS
-from batchcam_captum.interop.comparison import compare
+from batchcam_captum.interop.compare import compare
+from batchcam_captum.interop.peers import PEERS
 from tests.models import SmallCnn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -41,11 +41,11 @@ def test_the_adapter_gives_the_maps_of_the_cpu(name: str, smooth: dict[str, bool
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
 def test_the_peers_agree_there(peer: Any, pair: Any) -> None:
-    if peer.version() is None:
+    if peer.version is None:
         pytest.skip(f"{peer.name} is not installed")
     _, model, images = pair
     images = images.cuda()
-    with peer.opened(model, "layer", "grad_cam") as call:
+    with peer.opened(model, "layer", "grad_cam", None) as call:
         theirs = call(images, [0, 2, 1])
     cams = BatchGradCam(model, "layer", method=peer.cam_method("grad_cam")).attribute(
         images, target=[0, 2, 1]
@@ -60,6 +60,7 @@ def test_compare_measures_there(pair: Any) -> None:
     _, model, images = pair
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = compare(model, "layer", images.cuda(), batch_sizes=(1, 2), repeats=2)
-    assert "cuda" in str(found.settings["device"])
+    assert found.environment["device"].startswith("cuda")
+    assert all(cost.peak_bytes for cost in found.costs)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

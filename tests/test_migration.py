@@ -91,7 +91,7 @@ def test_a_weighting_of_ones_own(names):
     assert_same(names["own_maps"], names["MaxCAM"](model, [model.layer4])(images, targets))
     from batchcam_captum import interop
 
-    with pytest.raises(TypeError, match=r"MaxCAM: expected no get_cam_weights.*method=function"):
+    with pytest.raises(TypeError, match=r"MaxCAM: .*get_cam_weights.*method=function"):
         exec(theirs.replace("pytorch_grad_cam.", ""), {"GradCAM": interop.GradCAM})
 
 
@@ -101,7 +101,7 @@ def test_finer_cam_needs_their_own_class(names):
 
     layers = [names["model"].layer4]
     assert peer.FinerCAM(names["model"], layers, base_method=peer.GradCAM)(names["images"]).max() > 0.5
-    with pytest.raises(AttributeError, match="compute_input_gradient"):
+    with pytest.raises(AttributeError):
         peer.FinerCAM(names["model"], layers, base_method=GradCAM)
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import MODEL, add_images, add_model, several
-from .compare_checks import METHODS, libraries_named, refuse_values
+from .arguments import MODEL, add_images, add_model, remark_random_weights, several
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..interop.comparison import Comparison
+    from ..interop.compare import Comparison
     from ..loading import LoadedImages
+
+#: The methods, listed here because the help needs them before torch is imported.
+METHODS = ("grad_cam", "grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam", "grad_cam_elementwise")
 
 
 def add(commands: Any) -> None:
@@ -28,49 +26,40 @@ def add(commands: Any) -> None:
     """
     compare = commands.add_parser(
         "compare",
-        help="the maps of this library next to those of pytorch-grad-cam, Captum and TorchCAM, and what they cost",
-        description="Compare the maps of this library with those of the others that are installed: differences, structural "
-        "similarity, correlations, overlap, and with --batch-sizes time and peak memory. Prints the tables, and writes "
-        "comparison.json, comparison.md and pictures. Options that take several values take them with commas between: "
+        help="compare the maps with those of pytorch-grad-cam, Captum and TorchCAM, and what they cost",
+        description="Compare this package's maps with those of the other libraries that are installed: differences, similarity, "
+        "correlations, overlap; with --batch-sizes also time, and on CUDA peak memory. Prints the tables and writes "
+        "comparison.json, comparison.md and comparison.png. Options with several values take them separated by commas: "
         "--size 24,30.",
     )
     compare.set_defaults(run=run, extra="compare")
-    compare.add_argument(
-        "model",
-        metavar="MODEL",
-        help=MODEL,
-    )
+    compare.add_argument("model", metavar="MODEL", help=MODEL)
     compare.add_argument(
         "image",
         nargs="*",
         metavar="IMAGE",
-        help="files, folders, patterns; default: the photographs that come with scikit-image or scikit-learn",
+        help="files, folders or patterns; default: photographs that come with scikit-image or scikit-learn",
     )
-    compare.add_argument(
-        "--images", nargs="+", default=[], metavar="IMAGE", help="further ones, with spaces between"
-    )
-
     model = compare.add_argument_group("model")
     add_model(model)
     model.add_argument(
         "--pretrained",
         action="store_true",
-        help="the library's own weights, which it downloads where it has not yet; without either of the two they are random",
+        help="the library's own weights, downloaded if needed; without this option and --checkpoint they are random",
     )
     model.add_argument("--num-classes", type=int, metavar="K", help="default: as the library makes the model")
     model.add_argument(
         "--reshape",
         choices=["auto", "tokens", "channels_last"],
-        help="for layers of transformers; default: auto where it is needed and can be told",
+        help="for layers of transformers; default: auto if needed",
     )
     model.add_argument(
         "--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; default: the model's"
     )
-    model.add_argument("--channels-last", action="store_true", help="that memory format for model and images")
+    model.add_argument("--channels-last", action="store_true", help="use this memory format")
     model.add_argument("--seed", type=int, default=0, help="of random weights; default: 0")
-
     images = compare.add_argument_group(
-        "images", "Default: what the model was trained with, where its library says so."
+        "images", "Default: as in the model's training, if its library knows."
     )
     add_images(images, "height and width, or one for both")
     images.add_argument(
@@ -78,9 +67,8 @@ def add(commands: Any) -> None:
         type=several(int),
         action="extend",
         metavar="CLASS",
-        help="one for all images, or one for each; from the end as --target=-1,-2; default: the predicted ones",
+        help="one for all images, or one for each; default: the predicted ones",
     )
-
     what = compare.add_argument_group("comparison")
     what.add_argument(
         "--method",
@@ -97,11 +85,7 @@ def add(commands: Any) -> None:
         help="some of pytorch-grad-cam, captum, torchcam; default: all that are installed",
     )
     what.add_argument(
-        "--batch-sizes",
-        type=several(int),
-        action="extend",
-        metavar="N",
-        help="measure time and peak memory with these",
+        "--batch-sizes", type=several(int), action="extend", metavar="N", help="measure these batch sizes"
     )
     what.add_argument("--repeats", type=int, default=20, help="rounds of the timing at most; default: 20")
     what.add_argument(
@@ -117,43 +101,37 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Load, compare, print and write."""
     from ..files import output_folder
-    from ..interop.comparison.arguments import checked_names, checked_sizes
+    from ..interop.compare import FILES, check_names
+    from ..interop.peers import PEERS
     from ..loading import check_device, check_dtype
-
-    # What takes no time comes first: the rest may have to load for minutes.
-    check_device(options.device)
-    dtype = None if options.dtype is None else check_dtype(options.dtype)
-    libraries = libraries_named(options.libraries)
-    checked_names("methods", options.method or ["grad_cam"], METHODS)
-    checked_sizes(options.batch_sizes or [])
-    if options.repeats < 1:
-        raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
-    refuse_values([*options.image, *options.images])
-    if not -(2**63) <= options.seed < 2**63:
-        raise ValueError(f"--seed: expected an integer of 64 bits, got {options.seed}; pass a smaller one")
-    with output_folder(options.output, ("comparison.json", "comparison.md", "comparison.png")):
-        comparison, failed = _compared(options, dtype, libraries)
-        print(comparison.text())
-        names = comparison.write(options.output)
-    if not options.quiet:
-        for remark in comparison.remarks:
-            print(f"batchcam: {remark}", file=sys.stderr)
-    print("\n".join(["", f"Written to {options.output}:", *(f"  {name}" for name in sorted(names))]))
-    if failed:
-        lines = [f"  {path}: {reason}" for path, reason in failed.items()]
-        print("\n".join(["batchcam: images that could not be read:", *lines]), file=sys.stderr)
-
-
-def _compared(
-    options: argparse.Namespace, dtype: Any, libraries: list[str] | None
-) -> tuple[Comparison, dict[str, str]]:
-    import torch
-
-    from ..interop.comparison import compare
-    from ..loading import find_layer, load_model, source_of
     from ..optional import load
 
-    load("matplotlib", purpose="batchcam compare")  # for the pictures, at the end
+    # Fast checks first: loading may take minutes.
+    check_device(options.device)
+    dtype = None if options.dtype is None else check_dtype(options.dtype)
+    check_names("--method", options.method or ["grad_cam"], METHODS)
+    by_letters = {_letters(name): name for name in PEERS}
+    libraries = [by_letters.get(_letters(name), name) for name in options.libraries or PEERS]
+    check_names("--libraries", libraries, PEERS)
+    absent = [name for name in libraries if PEERS[name].version is None]
+    if absent and options.libraries:
+        raise ValueError(f"--libraries: expected installed libraries, got {', '.join(absent)}; install them")
+    load("matplotlib", purpose="batchcam compare")
+    with output_folder(options.output, FILES):
+        comparison = _compared(options, dtype, libraries)
+        print(comparison.text())
+        names = comparison.write(options.output)
+    for remark in [] if options.quiet else comparison.remarks:
+        print(f"batchcam: {remark}", file=sys.stderr)
+    print("\n".join([f"Written to {options.output}:", *(f"  {name}" for name in names)]))
+
+
+def _compared(options: argparse.Namespace, dtype: Any, libraries: list[str]) -> Comparison:
+    import torch
+
+    from ..interop.compare import compare
+    from ..loading import find_layer, load_model, source_of
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = load_model(
@@ -162,124 +140,73 @@ def _compared(
             num_classes=options.num_classes,
             pretrained=options.pretrained,
         )
-    images, taken = _images(options, model)
+    images, preprocessing = _images(options, model)
+    remark_random_weights(options)
     try:
-        tensor = images.tensor.to(options.device, dtype)
-        model = model.to(device=options.device, dtype=dtype)
+        model, tensor = model.to(options.device, dtype), images.tensor.to(options.device, dtype)
         if options.channels_last:
             model = model.to(memory_format=torch.channels_last)
             tensor = tensor.to(memory_format=torch.channels_last)
-        targets = _targets(options.target, images, _classes(model, tensor[:2], options.model))
         layer = find_layer(model, options.layer, tensor[:2])
-        weights = _weights(options)
-        if weights == "random" and not options.quiet:
-            print(
-                f"batchcam: {options.model} has random weights; for maps that mean something pass --checkpoint or --pretrained",
-                file=sys.stderr,
-            )
         comparison = compare(
             model,
             layer.name,
             tensor,
             methods=options.method or ["grad_cam"],
-            targets=targets,
+            targets=_targets(options.target, images),
             libraries=libraries,
             batch_sizes=options.batch_sizes or [],
             reshape=options.reshape or layer.reshape,
             repeats=options.repeats,
-            progress=not options.quiet,
-            name=options.model,
             paths=images.paths,
-            failed=images.failed,
             pictures=images.pictures,
+            progress=not options.quiet,
         )
-    except (RuntimeError, TypeError) as error:  # of memory, above all; mps has no float64
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"compare: expected {options.model} to run on {options.device}, got {type(error).__name__}: {error}"
+            f"model: expected {options.model} to take images of shape {tuple(images.tensor.shape)} on {options.device}, got "
+            f"{type(error).__name__}: {error}; change --size, --mean (one number per channel), --dtype or --device"
         ) from error
     if not comparison.pairs and comparison.skipped:
         first = comparison.skipped[0]
         raise ValueError(
-            f"compare: no map of layer {layer.name!r} could be compared: {first.library}, {first.method}: {first.reason}"
+            f"--layer: expected one that can be compared, got {layer.name!r}: {first.library}, {first.method}: {first.reason}"
         )
+    comparison.unreadable = images.failed
     source, version = source_of(options.model)
-    comparison.settings.update(
-        source=source,
-        source_version=version,
-        preprocessing=taken,
-        weights=weights,
-        seed=options.seed,
-        channels_last=options.channels_last,
-        layer_suggested=options.layer is None,
-    )
-    return comparison, images.failed
+    comparison.settings |= {
+        "model": options.model,
+        "source": source,
+        "source_version": version,
+        "preprocessing": preprocessing,
+        "checkpoint": None if options.checkpoint is None else str(options.checkpoint),
+        "pretrained": options.pretrained,
+        "seed": options.seed,
+        "channels_last": options.channels_last,
+    }
+    return comparison
 
 
-def _weights(options: argparse.Namespace) -> str:
-    if options.checkpoint is not None:
-        return str(options.checkpoint)
-    if ":" in options.model:
-        return "of the function"
-    return "of the library" if options.pretrained else "random"
+def _images(options: argparse.Namespace, model: Any) -> tuple[LoadedImages, dict[str, Any]]:
+    """Return the images as the model takes them, and what was done to them."""
+    from ..loading import load_images, load_packaged_images
+    from .inputs import preprocessing_of
+
+    taken = preprocessing_of(options, model)
+    loaded = load_images(options.image, taken) if options.image else load_packaged_images(taken)
+    return loaded, asdict(taken)
 
 
-def _images(options: argparse.Namespace, model: nn.Module) -> tuple[LoadedImages, dict[str, Any]]:
-    """The images as the model takes them, and what was done to them."""
-    from tqdm.auto import tqdm
-
-    from ..loading import load_images, load_packaged_images, preprocessing
-
-    expected = preprocessing(model, options.model)
-    sides: list[int] = options.size or list(expected.size)
-    if len(sides) > 2:
-        raise ValueError(f"--size: expected one or two numbers, got {sides}")
-    taken = replace(
-        expected,
-        size=(sides[0], sides[-1]),
-        mean=tuple(options.mean or expected.mean),
-        std=tuple(options.std or expected.std),
-    )
-    paths = [*options.image, *options.images]
-    if not paths:
-        return load_packaged_images(taken), asdict(taken)
-    shown = not options.quiet and sys.stderr.isatty()
-    progress: Callable[..., Any] = partial(tqdm, desc="images", unit="image", leave=False, disable=not shown)
-    return load_images(paths, taken, progress=progress), asdict(taken)
-
-
-def _classes(model: nn.Module, images: Tensor, name: str) -> int:
-    """K, by a first forward; a model that does not take the images is found out here, and not by each library."""
-    import torch
-    from torch import Tensor
-
-    try:
-        with torch.no_grad():
-            scores = model(images)
-    except Exception as error:  # whatever a model raises
-        raise ValueError(
-            f"model: expected {name} to take images of shape {tuple(images.shape)} and {images.dtype} on {images.device}, got "
-            f"{type(error).__name__}: {error}; --size, --mean (one number a channel) and --dtype change them"
-        ) from error
-    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(images):
-        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"model: expected scores of shape ({len(images)}, K) from {name}, got {got}; pass a function module:function that "
-            f"wraps it"
-        )
-    return scores.shape[1]
-
-
-def _targets(given: list[int] | None, images: LoadedImages, classes: int) -> list[int] | None:
-    """One class an image, counted from 0; None: the predicted ones."""
+def _targets(given: list[int] | None, images: LoadedImages) -> list[int] | None:
+    """Return one class per image that could be read; None: the predicted ones."""
     if given is None:
         return None
     found = len(images) + len(images.failed)
     if len(given) not in (1, found):
         raise ValueError(f"--target: expected one class, or one for each of {found} images, got {len(given)}")
-    outside = [target for target in given if not -classes <= target < classes]
-    if outside:
-        raise ValueError(
-            f"--target: expected classes from 0 to {classes - 1}, or from the end -{classes} to -1, got {outside[0]}"
-        )
-    whole = given * found if len(given) == 1 else given
-    return [whole[position] % classes for position in images.positions]
+    every = given * found if len(given) == 1 else given
+    return [every[position] for position in images.positions]
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,4 +1,7 @@
-"""To and from pytorch-grad-cam, Captum and TorchCAM. None of them but Captum is needed to import this."""
+"""Swap in for pytorch-grad-cam, Captum and TorchCAM: their calls, their weightings and their maps.
+
+Only Captum has to be installed to import this.
+"""
 
 from .adapter import (
     CamAdapter,
@@ -11,14 +14,16 @@ from .adapter import (
     LayerCAM,
     XGradCAM,
 )
-from .peer_methods import pytorch_grad_cam_method, torchcam_method
-from .peers import OURS, PEERS, Peer, PeerError
-from .presets import fuse_as_torchcam, to_captum, to_pytorch_grad_cam, to_torchcam
-from .untouched import untouched
+from .presets import (
+    fuse_as_torchcam,
+    pytorch_grad_cam_method,
+    to_captum,
+    to_pytorch_grad_cam,
+    to_torchcam,
+    torchcam_method,
+)
 
 __all__ = [
-    "OURS",
-    "PEERS",
     "CamAdapter",
     "EigenCAM",
     "EigenGradCAM",
@@ -27,8 +32,6 @@ __all__ = [
     "GradCAMPlusPlus",
     "HiResCAM",
     "LayerCAM",
-    "Peer",
-    "PeerError",
     "XGradCAM",
     "fuse_as_torchcam",
     "pytorch_grad_cam_method",
@@ -36,5 +39,4 @@ __all__ = [
     "to_pytorch_grad_cam",
     "to_torchcam",
     "torchcam_method",
-    "untouched",
 ]

@@ -1,21 +1,31 @@
-"""From raw cams to what pytorch-grad-cam, TorchCAM and Captum return: their scaling, their resizing, their epsilons.
+"""The weightings and the postprocessing of pytorch-grad-cam, TorchCAM and Captum, in torch.
 
-The weightings have to be the peer's, too: see :mod:`~batchcam_captum.interop.peer_methods`.
+A peer's maps are ``BatchGradCam(model, layer, method=<its weighting>).attribute(...)``, passed to the peer's preset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import full_precision, rectify, resize
+from ..functional import (
+    CamMethod,
+    full_precision,
+    grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    rectify,
+    resize,
+    xgrad_cam,
+)
+from ..functional.cam import channel_weights, over_places, summed_shares
 from ..optional import load
-from .peer_methods import torchcam_method
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,26 +34,113 @@ _PYTORCH_GRAD_CAM_EPS = 1e-7
 _TORCHCAM_EPS = 1e-8
 
 
-@torch.no_grad()
-def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: int | Sequence[int]) -> np.ndarray:
-    """What pytorch-grad-cam 1.5.7 returns: ReLU, min-max, resized to the images' size, min-max again.
+def pytorch_grad_cam_method(name: str) -> CamMethod:
+    """Return a weighting of pytorch-grad-cam 1.5.7, for ``BatchGradCam(..., method=...)``.
 
-    The first scaling is in the cams' own precision; from the resizing on it is float32, as with OpenCV there. Pictures are
-    resized bilinearly, without smoothing where they shrink. Volumes are resized by cubic splines between the outermost voxels'
-    centres (``scipy.ndimage.zoom``), whose overshoots below zero are cut off.
+    Grad-CAM++ adds 1e-6 to its denominator and XGrad-CAM 1e-7; the others are this package's own. Both epsilons are absolute, so
+    they change the maps of networks with small gradients or activations.
 
     Args:
-        cams: (N, 1, h, w) or (N, 1, d, h, w), raw and signed; or a list of them, one entry a layer, of whatever sizes: each
-            layer is scaled by itself, then they are averaged.
+        name: ``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"``, ``"hires_cam"``, ``"layer_cam"`` or
+            ``"grad_cam_elementwise"``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _by_name("pytorch-grad-cam", _PYTORCH_GRAD_CAM, name)
+
+
+def torchcam_method(name: str) -> CamMethod:
+    """Return a weighting of TorchCAM 0.5, for ``BatchGradCam(..., method=...)``.
+
+    - Grad-CAM++ is not divided: TorchCAM's in-place division goes to a copy, so the weights are w_k = Σ_i g_ki² relu(g_ki).
+    - XGrad-CAM adds 1e-8 to the sum of the activations.
+    - A channel's contribution that is NaN counts as zero.
+
+    Args:
+        name: ``"grad_cam"``, ``"grad_cam_plus_plus"``, ``"xgrad_cam"`` or ``"layer_cam"``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return _by_name("TorchCAM", _TORCHCAM, name)
+
+
+def grad_cam_elementwise(activations: Tensor, gradients: Tensor, *, channel_sum: bool = True) -> Tensor:
+    """Compute ``GradCAMElementWise`` of pytorch-grad-cam: Σ_k relu(∂s/∂A_k ⊙ A_k), never negative.
+
+    Args:
+        activations: (N, C, *spatial).
+        gradients: of the same shape.
+        channel_sum: sum over the channels; False returns each channel's contribution, (N, C, *spatial).
+
+    Returns:
+        (N, 1, *spatial), float32 or float64.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return summed_shares(
+        "grad_cam_elementwise", lambda a, g: (g * a).relu(), activations, gradients, channel_sum
+    )
+
+
+def _torchcam_cam(
+    activations: Tensor, gradients: Tensor, *, channel_sum: bool = True, name: str = "grad_cam"
+) -> Tensor:
+    def contributions(a: Tensor, g: Tensor) -> Tensor:
+        weighted = _TORCHCAM_WEIGHTS[name](a, g) * a
+        return torch.where(weighted.isnan(), 0, weighted)
+
+    return summed_shares(name, contributions, activations, gradients, channel_sum)
+
+
+def _with_eps(method: Callable[..., Tensor], eps: float) -> CamMethod:
+    return partial(method, eps=eps)
+
+
+_PYTORCH_GRAD_CAM: dict[str, CamMethod] = {
+    "grad_cam": grad_cam,
+    "grad_cam_plus_plus": _with_eps(grad_cam_plus_plus, 1e-6),
+    "xgrad_cam": _with_eps(xgrad_cam, 1e-7),
+    "hires_cam": hires_cam,
+    "layer_cam": layer_cam,
+    "grad_cam_elementwise": grad_cam_elementwise,
+}
+_TORCHCAM_WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad_cam": lambda a, g: channel_weights(g),
+    "grad_cam_plus_plus": lambda a, g: over_places(g.square() * g.relu()),
+    "xgrad_cam": lambda a, g: over_places(g * a) / (over_places(a) + 1e-8),
+    "layer_cam": lambda a, g: g.relu(),
+}
+# By name, so that an attribution object with such a weighting can be pickled.
+_TORCHCAM: dict[str, CamMethod] = {name: partial(_torchcam_cam, name=name) for name in _TORCHCAM_WEIGHTS}
+
+
+def _by_name(peer: str, methods: dict[str, CamMethod], name: str) -> CamMethod:
+    if name not in methods:
+        raise ValueError(
+            f"method: expected a method of {peer} ({', '.join(map(repr, methods))}), got {name!r}"
+        )
+    return methods[name]
+
+
+@torch.no_grad()
+def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: int | Sequence[int]) -> np.ndarray:
+    """Turn raw cams into the maps of pytorch-grad-cam 1.5.7: ReLU, min-max, resize to the image, mean over layers, min-max.
+
+    Images are resized bilinearly; volumes by cubic splines (``scipy.ndimage.zoom``), whose values below zero are cut off.
+
+    Args:
+        cams: (N, 1, h, w) or (N, 1, d, h, w), raw and signed; or a list with one such tensor per layer, of any sizes.
         size: of the images, (H, W) or (D, H, W); one integer for all sides.
 
     Returns:
         (N, H, W) or (N, D, H, W), float32 in [0, 1]. A map without positive values, or a constant one, is zero.
 
     Raises:
-        TypeError: a size that is no integer, nor several.
         ValueError: cams of another shape, or a size that does not fit them.
-        ModuleNotFoundError: volumes, where SciPy is not installed.
+        ModuleNotFoundError: volumes without SciPy installed.
 
     Example:
         >>> import torch
@@ -52,30 +149,29 @@ def to_pytorch_grad_cam(cams: Tensor | Sequence[Tensor], size: int | Sequence[in
           [0.5  1.  ]]]
     """
     layers = _checked("to_pytorch_grad_cam", cams)
-    dims = {layer.dim() - 2 for layer in layers}
-    size = _sides("to_pytorch_grad_cam", size, layers[0].dim() - 2)
-    if dims not in ({2}, {3}) or {len(size)} != dims or min(size) < 1:
+    spatial = {layer.dim() - 2 for layer in layers}
+    size = (size,) * max(spatial) if isinstance(size, int) else tuple(size)
+    if spatial not in ({2}, {3}) or {len(size)} != spatial or min(size) < 1:
         raise ValueError(
-            f"to_pytorch_grad_cam: expected cams (N, 1, h, w) with a size (H, W), or (N, 1, d, h, w) with (D, H, W), got "
-            f"{_shapes(layers)} and size {size}; pytorch-grad-cam has no other maps"
+            f"to_pytorch_grad_cam: expected cams (N, 1, h, w) and a size (H, W), or (N, 1, d, h, w) and (D, H, W), got "
+            f"{_shapes(layers)} and size {size}; pass images.shape[2:]"
         )
-    resized = _bilinear if len(size) == 2 else _spline
-    scaled = [resized(_min_max(rectify(layer), _PYTORCH_GRAD_CAM_EPS).float(), size) for layer in layers]
-    together = torch.stack([layer.clamp(min=0) for layer in scaled]).mean(0)
-    pictures = _min_max(together, _PYTORCH_GRAD_CAM_EPS).squeeze(1).cpu()
-    return load("numpy", purpose="to_pytorch_grad_cam").asarray(pictures)  # type: ignore[no-any-return]
+    scaled = [_min_max(rectify(layer), _PYTORCH_GRAD_CAM_EPS).float() for layer in layers]
+    resized = [_bilinear(maps, size) if len(size) == 2 else _spline(maps, size) for maps in scaled]
+    maps = _min_max(torch.stack([entry.clamp(min=0) for entry in resized]).mean(0), _PYTORCH_GRAD_CAM_EPS)
+    return load("numpy", purpose="to_pytorch_grad_cam").asarray(maps.squeeze(1).cpu())  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def to_torchcam(cams: Tensor | Sequence[Tensor], normalized: bool = True) -> list[Tensor]:
-    """What an extractor of TorchCAM 0.5 returns: ReLU, then min-max, at the layer's own size.
+    """Turn raw cams into what an extractor of TorchCAM 0.5 returns: ReLU, then min-max, at the layer's size.
 
     Args:
-        cams: (N, 1, *spatial), raw and signed; or a list of them, one entry a layer.
-        normalized: as the extractor's argument of this name; without it the maps are rectified only.
+        cams: (N, 1, *spatial), raw and signed; or a list with one such tensor per layer.
+        normalized: as the extractor's argument of this name; False leaves out the min-max.
 
     Returns:
-        One tensor a layer, (N, *spatial), float32 (float64 stays), detached, in [0, 1] if normalised. A map without positive
+        One tensor per layer, (N, *spatial), float32 or float64, detached. Normalized maps are in [0, 1]; a map without positive
         values, or a constant one, is zero.
 
     Raises:
@@ -95,43 +191,43 @@ def to_torchcam(cams: Tensor | Sequence[Tensor], normalized: bool = True) -> lis
 def fuse_as_torchcam(
     maps: Sequence[Tensor], size: int | Sequence[int] | None = None, *, method: str = "grad_cam"
 ) -> Tensor:
-    """What ``fuse_cams`` of TorchCAM 0.5's extractors makes of the maps of several layers: the largest value at each place.
+    """Fuse the maps of several layers as ``fuse_cams`` of TorchCAM 0.5: the largest value at each position.
 
     Args:
-        maps: of :func:`to_torchcam`, one entry a layer, (N, h, w) or (N, d, h, w). A single one comes back as it is, whatever the
-            size.
-        size: to which all are resized, bilinearly or trilinearly; by default the largest of each dimension.
-        method: the weighting they were made with, a name of :func:`~batchcam_captum.interop.torchcam_method`. For
-            ``"layer_cam"`` tanh(2 · map) goes into the maximum (Jiang et al. 2021, eq. 9).
+        maps: from :func:`to_torchcam`, one tensor per layer, (N, h, w) or (N, d, h, w). A single one is returned as it is.
+        size: resize to this size, bilinearly or trilinearly; by default to the largest size of each dimension.
+        method: the weighting of the maps, a name of :func:`torchcam_method`. For ``"layer_cam"`` the maps are scaled by
+            tanh(2 · map) first (Jiang et al. 2021, eq. 9).
 
     Returns:
         (N, *size).
 
     Raises:
-        TypeError: a tensor instead of a list, or a size that is no integer, nor several.
-        ValueError: maps that have another number of dimensions, or none, a size that does not fit them, or another method.
+        TypeError: a tensor instead of a list.
+        ValueError: maps that are not (N, h, w) or (N, d, h, w), a size that does not fit them, or an unknown method.
     """
     torchcam_method(method)
-    given: Any = maps
+    given: object = maps
     if isinstance(given, Tensor):
         raise TypeError(
-            f"fuse_as_torchcam: expected a list of maps, one entry a layer, got a tensor {tuple(given.shape)}; pass what "
-            f"to_torchcam returns, or list(maps) of maps stacked by layer"
+            f"maps: expected a list with one tensor per layer, got a tensor {tuple(given.shape)}; pass what to_torchcam returns"
         )
-    dims = {layer.dim() - 1 for layer in maps}
     if len(maps) == 1:
         return maps[0]
-    if dims not in ({2}, {3}):
+    spatial = {layer.dim() - 1 for layer in maps}
+    if spatial not in ({2}, {3}):
         raise ValueError(
-            f"fuse_as_torchcam: expected maps (N, h, w) or (N, d, h, w), got {_shapes(maps)}; TorchCAM fuses no others"
+            f"maps: expected (N, h, w) or (N, d, h, w), got {_shapes(maps)}; TorchCAM fuses nothing else"
         )
     if size is None:
         size = tuple(map(max, zip(*(layer.shape[1:] for layer in maps), strict=True)))
-    to = _sides("fuse_as_torchcam", size, *dims)
-    if {len(to)} != dims:
-        raise ValueError(f"fuse_as_torchcam: expected one size for each side of {_shapes(maps)}, got {to}")
+    size = (size,) * max(spatial) if isinstance(size, int) else tuple(size)
+    if {len(size)} != spatial:
+        raise ValueError(
+            f"size: expected one number for each side of {_shapes(maps)}, got {size}; pass images.shape[2:]"
+        )
     scaled = [(2 * layer).tanh() if method == "layer_cam" else layer for layer in maps]
-    resized = [resize(layer.unsqueeze(1), to, "linear").squeeze(1) for layer in scaled]
+    resized = [resize(layer.unsqueeze(1), size, "linear").squeeze(1) for layer in scaled]
     return torch.stack(resized).amax(0)
 
 
@@ -139,19 +235,17 @@ def fuse_as_torchcam(
 def to_captum(
     cams: Tensor, size: int | Sequence[int] | None = None, interpolate_mode: str = "nearest"
 ) -> Tensor:
-    """What Captum's ``LayerGradCam`` returns, the raw map itself, or what its ``interpolate`` makes of it.
+    """Turn raw cams into what Captum's ``LayerGradCam`` and ``LayerAttribution.interpolate`` return.
 
     Args:
         cams: (N, 1, *spatial), raw and signed.
-        size: what ``LayerAttribution.interpolate`` is given; None leaves the maps at the layer's size.
-        interpolate_mode: the same: ``"nearest"``, ``"area"``, ``"linear"``, ``"bilinear"``, ``"bicubic"``, ``"trilinear"``, …,
-            as it fits the number of dimensions.
+        size: the size that ``interpolate`` is given; None returns the raw maps.
+        interpolate_mode: the mode of ``torch.nn.functional.interpolate``, such as ``"nearest"`` or ``"bilinear"``.
 
     Returns:
-        (N, 1, *spatial) or (N, 1, *size), detached, of the cams' type.
+        (N, 1, *spatial) or (N, 1, *size), detached.
 
     Raises:
-        TypeError: a size that is no integer, nor several.
         ValueError: cams of another shape, or a size that does not fit them.
 
     Example:
@@ -160,40 +254,18 @@ def to_captum(
         tensor([[[[-1., -1.,  2.,  2.]]]])
     """
     _checked("to_captum", cams)
-    cams = cams.detach()
     if size is None:
-        return cams
-    spatial = cams.dim() - 2
-    sizes = _sides("to_captum", size, spatial)
-    if len(sizes) != spatial:
-        raise ValueError(
-            f"to_captum: expected one size for each of the {spatial} spatial dimensions of cams {tuple(cams.shape)}, got "
-            f"{sizes}"
-        )
-    if not len(cams):  # interpolate rejects an empty batch
-        return cams.new_zeros(0, 1, *sizes)
-    return F.interpolate(cams, sizes, mode=interpolate_mode)
-
-
-def _sides(name: str, size: Any, spatial: int) -> tuple[int, ...]:
-    """One integer for each side, however many were given; a single one for all of them."""
-    sides = [size] * spatial if isinstance(size, Integral) else size
-    sides = list(sides) if isinstance(sides, Iterable) else [None]
-    if not all(isinstance(side, Integral) for side in sides):
-        raise TypeError(
-            f"{name}: expected a size of integers, one for each of {spatial} spatial dimensions or one for all, got {size!r}; "
-            f"pass images.shape[2:], or int() of each"
-        )
-    return tuple(map(int, sides))
+        return cams.detach()
+    return F.interpolate(cams, size if isinstance(size, int) else tuple(size), mode=interpolate_mode)
 
 
 def _checked(name: str, cams: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """One entry a layer, at least float32."""
+    """Return one tensor per layer, float32 or float64."""
     layers = [cams] if isinstance(cams, Tensor) else list(cams)
     fits = all(isinstance(layer, Tensor) and layer.dim() > 2 and layer.shape[1] == 1 for layer in layers)
-    if not layers or not fits or len({len(layer) for layer in layers}) != 1:
+    if not fits or len({len(layer) for layer in layers}) != 1:
         raise ValueError(
-            f"{name}: expected cams (N, 1, *spatial), as attribute() returns them, or a list of such with one N, got "
+            f"{name}: expected cams (N, 1, *spatial), as attribute() returns them, or a list of them with one N, got "
             f"{_shapes(layers)}"
         )
     return [full_precision(layer.detach()) for layer in layers]
@@ -205,36 +277,23 @@ def _shapes(layers: Sequence[object]) -> str:
 
 
 def _min_max(maps: Tensor, eps: float) -> Tensor:
-    """Each map from 0 to nearly 1; the epsilon is absolute, so that what peaks far below it stays faint."""
-    pixels = tuple(range(1, maps.dim()))
-    maps = maps - maps.amin(dim=pixels, keepdim=True)
-    return maps / (maps.amax(dim=pixels, keepdim=True) + eps)
+    """Scale each map to [0, 1]. The epsilon is absolute, as in the peers, so maps with a peak far below it stay faint."""
+    spatial = tuple(range(1, maps.dim()))
+    maps = maps - maps.amin(dim=spatial, keepdim=True)
+    return maps / (maps.amax(dim=spatial, keepdim=True) + eps)
 
 
 def _bilinear(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, 1, h, w) float32 -> (N, 1, *size), as OpenCV 4.14 and 5.0 do it: along the rows, then along the columns.
-
-    Not torch's own, which rounds the places between the pixels to float32: where the ratio of the sizes is no power of two, that
-    moves the values of large maps by more than 1e-6.
-    """
-    for dim in (3, 2):
-        old, new = maps.shape[dim], size[dim - 2]
-        if old == new:
-            continue
-        places = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
-        below = places.floor()
-        share = (places - below).float().to(maps.device).reshape(-1, *[1] * (3 - dim))
-        first = below.long().to(maps.device)
-        second = (first + 1).clamp(max=old - 1)
-        maps = maps.index_select(dim, first) * (1 - share) + maps.index_select(dim, second) * share
-    return maps
+    """Resize (N, 1, h, w) as OpenCV does. Float64, since torch's float32 positions are off by 1e-6 on large maps."""
+    if not len(maps):  # interpolate rejects an empty batch
+        return maps.new_zeros(0, 1, *size)
+    precise = maps if maps.device.type == "mps" else maps.double()
+    return F.interpolate(precise, tuple(size), mode="bilinear", align_corners=False).float()
 
 
 def _spline(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, 1, d, h, w) float32 -> (N, 1, *size), one after the other on the CPU."""
+    """Resize (N, 1, d, h, w) with SciPy, one volume at a time on the CPU."""
     zoom = load("scipy.ndimage", purpose="to_pytorch_grad_cam of volumes").zoom
     factors = [new / old for new, old in zip(size, maps.shape[2:], strict=True)]
-    larger = [torch.from_numpy(zoom(one.numpy(), factors)) for one in maps.squeeze(1).cpu()]
-    if not larger:
-        return maps.new_zeros(0, 1, *size)
-    return torch.stack(larger).unsqueeze(1).to(maps.device)
+    resized = [torch.from_numpy(zoom(volume.numpy(), factors)) for volume in maps.squeeze(1).cpu()]
+    return torch.stack(resized).unsqueeze(1) if resized else maps.new_zeros(0, 1, *size)

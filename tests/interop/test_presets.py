@@ -1,7 +1,8 @@
-"""Each preset does to a raw map what the peer's own code does to it, whatever the map and the size."""
+"""Each weighting and each preset gives what the peer's own code gives for the same tensors."""
 
 from __future__ import annotations
 
+import pickle
 import sys
 from typing import Any
 
@@ -11,7 +12,18 @@ import torch
 from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
-from batchcam_captum.interop import fuse_as_torchcam, to_captum, to_pytorch_grad_cam, to_torchcam
+from batchcam_captum import BatchGradCam
+from batchcam_captum.functional import CAM_METHODS, grad_cam_plus_plus
+from batchcam_captum.interop import (
+    fuse_as_torchcam,
+    pytorch_grad_cam_method,
+    to_captum,
+    to_pytorch_grad_cam,
+    to_torchcam,
+    torchcam_method,
+)
+from batchcam_captum.interop.peers import PEERS
+from tests.models import SmallCnn
 
 MAPS = {
     "signed": lambda size: torch.randn(3, 1, *size),
@@ -88,7 +100,7 @@ def test_pytorch_grad_cam(kind: str, sizes: Any, dtype: torch.dtype) -> None:
         assert actual.max() > 0.3
 
 
-def test_pytorch_grad_cam_hands_on_what_is_not_a_number_and_spoils_no_other_map() -> None:
+def test_nan_stays_in_its_own_map() -> None:
     cams = MAPS["not_a_number"]((6, 5))
     expected, actual = by_pytorch_grad_cam([cams], (12, 11)), to_pytorch_grad_cam(cams, (12, 11))
     assert np.isnan(expected[1]).all()
@@ -126,7 +138,7 @@ def test_pytorch_grad_cam_of_volumes(sizes: Any, dtype: torch.dtype) -> None:
         assert np.abs(to_pytorch_grad_cam(given, new) - expected).max() <= TOLERANCE
 
 
-def test_splines_overshoot_below_zero_and_are_cut_off() -> None:
+def test_splines_below_zero_are_cut_off() -> None:
     """What the second rectification is for: without it the last min-max would lift the ground."""
     from scipy.ndimage import zoom
 
@@ -173,16 +185,6 @@ def test_torchcam_fuses_several_layers(sizes: Any, name: str, size: Any) -> None
     torch.testing.assert_close(fuse_as_torchcam(maps, size, method=method), expected, rtol=0, atol=1e-6)
 
 
-def test_torchcam_fuses_no_signals() -> None:
-    peer = pytest.importorskip("torchcam.methods").GradCAM
-    signals = to_torchcam([torch.randn(2, 1, 9), torch.randn(2, 1, 5)])
-    with pytest.raises(ValueError, match="align_corners"):
-        peer.fuse_cams(signals)
-    for maps in (signals, []):
-        with pytest.raises(ValueError, match="fuse_as_torchcam: expected maps"):
-            fuse_as_torchcam(maps)
-
-
 MODES = [
     ((9,), 20, "nearest"),
     ((9,), (20,), "linear"),
@@ -204,16 +206,11 @@ def test_captum(old: Any, size: Any, mode: str, dtype: torch.dtype) -> None:
     cams = torch.randn(2, 1, *old, dtype=dtype)
     expected = LayerAttribution.interpolate(cams, size, mode)
     torch.testing.assert_close(to_captum(cams, size, mode), expected, rtol=0, atol=0)
-    assert to_captum(cams[:0], size, mode).shape == (0, *expected.shape[1:])
 
 
-def test_captum_without_a_size_is_the_raw_map() -> None:
+def test_captum_without_arguments() -> None:
     cams = torch.randn(2, 1, 4, 3)
     assert torch.equal(to_captum(cams), cams)
-
-
-def test_interpolating_by_captum_defaults_to_the_nearest_place() -> None:
-    cams = torch.randn(2, 1, 4, 3)
     assert torch.equal(to_captum(cams, (8, 9)), LayerAttribution.interpolate(cams, (8, 9)))
 
 
@@ -226,7 +223,7 @@ def test_no_images() -> None:
         assert to_torchcam(none)[0].shape == (0, *spatial)
 
 
-def test_maps_with_a_graph_are_taken_and_left_as_they_were() -> None:
+def test_cams_with_a_graph_are_taken_and_not_changed() -> None:
     cams = torch.randn(2, 1, 4, 3, requires_grad=True)
     before = cams.detach().clone()
     assert isinstance(to_pytorch_grad_cam(cams, (8, 6)), np.ndarray)
@@ -234,6 +231,14 @@ def test_maps_with_a_graph_are_taken_and_left_as_they_were() -> None:
     assert not to_torchcam(cams, normalized=False)[0].requires_grad
     assert not to_captum(cams, (8, 6)).requires_grad
     assert torch.equal(cams, before)
+
+
+def test_one_size_for_all_sides() -> None:
+    for spatial in ((4, 3), (2, 4, 3)):
+        cams, size = torch.randn(2, 1, *spatial), (6,) * len(spatial)
+        np.testing.assert_array_equal(to_pytorch_grad_cam(cams, 6), to_pytorch_grad_cam(cams, size))
+        layers = to_torchcam([cams, cams.flip(2)])
+        assert torch.equal(fuse_as_torchcam(layers, 6), fuse_as_torchcam(layers, size))
 
 
 @pytest.mark.parametrize(
@@ -252,53 +257,140 @@ def test_maps_with_a_graph_are_taken_and_left_as_they_were() -> None:
     ids=["signal", "size", "no_size", "no_channel", "channels", "counts", "dimensions", "nothing", "array"],
 )
 def test_cams_that_do_not_fit(cams: Any, size: Any) -> None:
-    with pytest.raises(ValueError, match=r"to_pytorch_grad_cam: expected cams \(N, 1, "):
+    with pytest.raises(ValueError, match=r"cams \(N, 1, "):
         to_pytorch_grad_cam(cams, size)
 
 
-def test_what_torchcam_and_captum_cannot_be_given() -> None:
-    with pytest.raises(ValueError, match=r"to_torchcam: expected cams .* got \(2, 3, 5, 5\)"):
-        to_torchcam(torch.rand(2, 3, 5, 5))
-    with pytest.raises(ValueError, match=r"to_captum: expected cams .* got \(2, 5\)"):
-        to_captum(torch.rand(2, 5))
-    with pytest.raises(ValueError, match=r"to_captum: expected one size .* got \(4,\)"):
-        to_captum(torch.rand(2, 1, 5, 5), (4,))
-
-
-def test_one_size_for_all_sides() -> None:
-    for spatial in ((4, 3), (2, 4, 3)):
-        cams, size = torch.randn(2, 1, *spatial), (6,) * len(spatial)
-        np.testing.assert_array_equal(to_pytorch_grad_cam(cams, 6), to_pytorch_grad_cam(cams, size))
-        np.testing.assert_array_equal(to_pytorch_grad_cam(cams, np.int64(6)), to_pytorch_grad_cam(cams, size))
-        layers = to_torchcam([cams, cams.flip(2)])
-        assert torch.equal(fuse_as_torchcam(layers, 6), fuse_as_torchcam(layers, size))
-
-
-@pytest.mark.parametrize("size", [(6.0, 6.0), 6.0, "66", None, (6, None)], ids=str)
-def test_sizes_that_are_no_integers(size: Any) -> None:
-    cams = torch.rand(2, 1, 5, 5)
-    calls = [lambda: to_pytorch_grad_cam(cams, size), lambda: to_captum(cams, size)]
-    calls.append(lambda: fuse_as_torchcam(to_torchcam([cams, cams]), size))
-    for call in calls[: 1 if size is None else 3]:
-        with pytest.raises(
-            TypeError, match=r"expected a size of integers, one for each of 2 spatial .*; pass"
-        ):
-            call()
-
-
-def test_what_cannot_be_fused() -> None:
+def test_bad_input() -> None:
     maps = to_torchcam([torch.rand(2, 1, 5, 5), torch.rand(2, 1, 7, 5)])
-    with pytest.raises(ValueError, match=r"expected one that TorchCAM has \('grad_cam'.*, got 'LayerCAM'"):
-        fuse_as_torchcam(maps, method="LayerCAM")
-    with pytest.raises(
-        TypeError, match=r"a list of maps, one entry a layer, got a tensor \(2, 2, 5, 5\); pass"
+    for error, match, call in (
+        (ValueError, r"\(2, 3, 5, 5\)", lambda: to_torchcam(torch.rand(2, 3, 5, 5))),
+        (ValueError, r"\(2, 5\)", lambda: to_captum(torch.rand(2, 5))),
+        (ValueError, "size", lambda: to_captum(torch.rand(2, 1, 5, 5), (4,))),
+        (ValueError, "method", lambda: fuse_as_torchcam(maps, method="LayerCAM")),
+        (ValueError, "size", lambda: fuse_as_torchcam(maps, (4,))),
+        (ValueError, "maps", lambda: fuse_as_torchcam([])),
+        (ValueError, "maps", lambda: fuse_as_torchcam(to_torchcam([torch.randn(2, 1, 9)] * 2))),
+        (TypeError, "maps", lambda: fuse_as_torchcam(torch.rand(2, 2, 5, 5))),  # type: ignore[arg-type]
+        (ValueError, "method", lambda: pytorch_grad_cam_method("score_cam")),
+        (ValueError, "method", lambda: torchcam_method("hires_cam")),
     ):
-        fuse_as_torchcam(torch.rand(2, 2, 5, 5))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"expected one size for each side .* got \(4,\)"):
-        fuse_as_torchcam(maps, (4,))
+        with pytest.raises(error, match=match):
+            call()
 
 
 def test_volumes_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
-    with pytest.raises(ModuleNotFoundError, match=r"volumes needs scipy.*install batchcam-captum\[compare\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"scipy.*batchcam-captum\[compare\]"):
         to_pytorch_grad_cam(torch.rand(1, 1, 2, 2, 2), (4, 4, 4))
+
+
+# Weightings
+
+PYTORCH_GRAD_CAM = PEERS["pytorch-grad-cam"].classes
+TORCHCAM = PEERS["TorchCAM"].classes
+# Sums of float32 depend on their order.
+METHOD_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+KINDS = ["plain", "behind_relu", "faint"]
+
+
+def pair(kind: str, size: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Activations and gradients."""
+    activations, gradients = torch.rand(3, 6, *size, dtype=dtype), torch.randn(3, 6, *size, dtype=dtype)
+    if kind == "behind_relu":
+        activations, gradients = (activations - 0.7).relu(), gradients * (activations > 0.7)
+        activations[:, 2] = 0
+    elif kind == "faint":  # what the epsilons decide
+        activations, gradients = 1e-6 * activations, 1e-3 * gradients
+    return activations, gradients
+
+
+def pytorch_grad_cam_weighting(name: str, activations: Tensor, gradients: Tensor) -> Tensor:
+    peer = pytest.importorskip("pytorch_grad_cam")
+    model = nn.Conv2d(1, 1, 1)
+    cam = getattr(peer, PYTORCH_GRAD_CAM[name])(model, [model])
+    raw = cam.get_cam_image(None, model, [], activations.numpy(), gradients.numpy(), False)
+    return torch.from_numpy(raw).unsqueeze(1)
+
+
+def torchcam_weighting(name: str, activations: Tensor, gradients: Tensor) -> Tensor:
+    """Rectified, as it always does."""
+    peer = pytest.importorskip("torchcam.methods")
+    with getattr(peer, TORCHCAM[name])(nn.Sequential(nn.Identity()), "0") as extractor:
+        extractor._backprop = lambda *_, **__: None
+        extractor.hook_a, extractor.hook_g = [activations.clone()], [gradients.clone()]
+        return extractor.compute_cams(0, torch.zeros(3, 1), normalized=False)[0].unsqueeze(1)
+
+
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    peak = expected.abs().max()
+    assert peak > 0
+    assert (actual - expected).abs().max() <= METHOD_TOLERANCE[actual.dtype] * peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PYTORCH_GRAD_CAM)
+def test_weightings_of_pytorch_grad_cam(name: str, kind: str, dtype: torch.dtype) -> None:
+    for size in ((5, 4), (3, 2, 4)):
+        given = pair(kind, size, dtype)
+        assert_near(pytorch_grad_cam_method(name)(*given), pytorch_grad_cam_weighting(name, *given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TORCHCAM)
+def test_weightings_of_torchcam(name: str, kind: str, dtype: torch.dtype) -> None:
+    for size in ((7,), (5, 4), (3, 2, 4)):
+        given = pair(kind, size, dtype)
+        assert_near(torchcam_method(name)(*given).relu(), torchcam_weighting(name, *given))
+    activations, gradients = pair("plain", (5, 4), dtype)
+    gradients[:, 1, 2] = torch.nan
+    expected = torchcam_weighting(name, activations, gradients)
+    assert not expected.isnan().any()
+    assert_near(torchcam_method(name)(activations, gradients).relu(), expected)
+
+
+def test_torchcam_does_not_divide_in_grad_cam_plus_plus() -> None:
+    given = pair("plain", (5, 4), torch.float64)
+    theirs = torchcam_weighting("grad_cam_plus_plus", *given)
+    divided = grad_cam_plus_plus(*given, eps=1e-8).relu()
+    assert (divided / divided.max() - theirs / theirs.max()).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["grad_cam_plus_plus", "xgrad_cam"])
+def test_the_epsilons_of_pytorch_grad_cam_matter(name: str) -> None:
+    given = pair("faint", (5, 4), torch.float64)
+    with_eps, without = pytorch_grad_cam_method(name)(*given), CAM_METHODS[name](*given)
+    assert (with_eps - without).abs().max() > 0.01 * without.abs().max()
+
+
+@pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
+def test_weightings_serve_an_attribution_that_is_pickled(peer: Any) -> None:
+    activations, gradients = pair("plain", (5, 4), torch.float32)
+    images = torch.rand(2, 3, 12, 12)
+    for name in peer.classes:
+        method = peer.cam_method(name)
+        contributions = method(activations, gradients, channel_sum=False)
+        assert contributions.shape == activations.shape
+        torch.testing.assert_close(contributions.sum(1, keepdim=True), method(activations, gradients))
+        assert method(activations.half(), gradients.half()).dtype == torch.float32
+        with pytest.raises(ValueError, match="shape"):
+            method(activations, gradients[:, :2])
+        grad_cam = BatchGradCam(SmallCnn(), "layer", method=method)
+        cams = grad_cam.attribute(images, target=[1, 2])
+        twin = pickle.loads(pickle.dumps(grad_cam))
+        assert torch.equal(twin.attribute(images, target=[1, 2]), cams)
+
+
+def test_a_differentiable_map_of_a_peers_weighting_trains_the_head() -> None:
+    model = SmallCnn()
+    for method in (pytorch_grad_cam_method("grad_cam_plus_plus"), torchcam_method("xgrad_cam")):
+        model.zero_grad()
+        grad_cam = BatchGradCam(model, "layer", method=method)
+        grad_cam.attribute(
+            torch.rand(2, 3, 12, 12), target=[1, 2], differentiable=True
+        ).square().sum().backward()
+        assert model.head.weight.grad.abs().max() > 0
