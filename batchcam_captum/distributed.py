@@ -1,7 +1,7 @@
-"""Sums over the ranks of a process group, as data-parallel training needs them.
+"""Sums over the ranks of a process group, for data-parallel training.
 
-Without a process group, or in one of a single rank, nothing is sent and nothing changes. Nothing here depends on where the ranks
-run, on one machine or on several, nor on the backend: tensors stay on their device, and the host waits for none of them.
+Without a process group, or in a group of one rank, nothing is sent. Tensors stay on their device, and sums do not synchronize
+with the host.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Ranks:
-    """Which ranks something is summed over. A copy means the same ranks.
+    """The ranks that something is summed over. Copies share the group.
 
     Args:
-        sync: True for all ranks, False for none but this one, or the group of those that the gradients are averaged over.
+        sync: True for all ranks, False for this rank alone, or the group over which gradients are averaged.
 
     Raises:
-        TypeError: something else.
+        TypeError: ``sync`` is of another kind.
     """
 
     def __init__(self, sync: bool | ProcessGroup) -> None:
@@ -35,29 +35,28 @@ class Ranks:
 
     @property
     def group(self) -> ProcessGroup | None:
-        """The group, if there are others in it than this rank."""
+        """The group; None if this rank is alone in it."""
         return group_of(self.sync)
 
-    # A process group itself can be neither copied nor saved: it stands for connections.
+    # A process group holds connections, so it can be neither copied nor pickled.
     def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not isinstance(self.sync, bool):
             raise TypeError(
-                "sync: expected True or False in what is pickled, got a ProcessGroup, which belongs to this process; save the "
-                "state_dict()"
+                "sync: expected True or False for pickling, got a ProcessGroup of this process; save the state_dict()"
             )
         return Ranks, (self.sync,)
 
 
 def is_distributed() -> bool:
-    """Whether this process has joined a process group."""
+    """Return True if this process has joined a process group."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def group_of(sync: bool | ProcessGroup) -> ProcessGroup | None:
-    """The group to sum over; None where this rank is alone: without a process group, out of this one, or with ``sync=False``."""
+    """Return the group to sum over; None without a process group, outside of the given one, or with ``sync=False``."""
     if sync is False or not is_distributed():
         return None
     group: ProcessGroup | None = distributed.group.WORLD if sync is True else sync
@@ -65,36 +64,35 @@ def group_of(sync: bool | ProcessGroup) -> ProcessGroup | None:
 
 
 def sum_over_ranks(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    r"""Σ_r x_r over the ranks, with a gradient for an objective that every rank computes alike.
+    r"""Return Σ_r x_r over the ranks, with a gradient for an objective that all ranks compute alike.
 
-    Let L be a function of the sum S = Σ_r x_r. Every rank holds the same S, so every rank computes the same L. Its gradient is
-    :math:`\sum_r J_r^\top L'(S)`, with :math:`J_r` the derivative of :math:`x_r`. DistributedDataParallel and FSDP *average* what
-    the W ranks' backwards leave, so that rank r's has to leave :math:`W J_r^\top L'(S)`. :math:`L'(S)` is what arrives at each
-    rank anyway: **the backward multiplies by W and sends nothing**. It can therefore not hang, nor get between the sends of a
-    gradient's buckets, and a gradient that is taken on one rank alone waits for nobody. Gradients that are summed, and not
-    averaged, come out W times too large.
+    Let L be a function of the sum S = Σ_r x_r. All ranks hold the same S and compute the same L. Its gradient is
+    :math:`\sum_r J_r^\top L'(S)`, with :math:`J_r` the derivative of :math:`x_r`. DistributedDataParallel and FSDP *average* the
+    gradients of the W ranks, so rank r has to contribute :math:`W J_r^\top L'(S)`. Every rank computes :math:`L'(S)` by itself,
+    so **the backward multiplies by W and sends nothing**: it cannot hang or interfere with the communication of gradient
+    buckets, and one rank may take a gradient alone. If gradients are summed instead of averaged, they are W times too large.
 
     Args:
-        tensor: of the same shape and type on every rank, all of which have to call this.
-        group: from :func:`group_of`.
+        tensor: a tensor of the same shape and type on all ranks, all of which have to call this.
+        group: the group, from :func:`group_of`.
 
     Returns:
-        The sum, the same to the last bit on every rank.
+        The sum, bitwise equal on all ranks.
     """
     scaled = tensor * distributed.get_world_size(group)
-    # The difference is zero. Unlike an autograd.Function this compiles, and has second derivatives.
+    # The difference is zero. Unlike an autograd.Function it compiles, and has second derivatives.
     return total_over_ranks(tensor, group) + (scaled - scaled.detach())
 
 
 def total_over_ranks(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Σ_r x_r over the ranks, without a gradient, in a tensor of its own."""
+    """Return Σ_r x_r over the ranks as a new tensor without a gradient."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(total, group=group)
     return total
 
 
 def gathered(numbers: list[int], group: ProcessGroup) -> list[list[int]]:
-    """Every rank's integers, as many on each. Waits for all of them: not for a training step."""
+    """Return the integers of all ranks, the same number on each. Synchronizes the ranks, so not for a training step."""
     own = torch.tensor(numbers, device=sending_device(torch.device("cpu"), group))
     every = [torch.empty_like(own) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(every, own, group=group)
@@ -102,7 +100,7 @@ def gathered(numbers: list[int], group: ProcessGroup) -> list[list[int]]:
 
 
 def sending_device(device: torch.device, group: ProcessGroup) -> torch.device:
-    """Where a tensor has to lie to be sent: where it is, unless the group's backend only knows accelerators, as NCCL does."""
+    """Return the device that a tensor has to be on for sending: its own, unless the backend requires an accelerator (NCCL)."""
     backend = distributed.get_backend(group)
     if device.type != "cpu" or backend not in ("nccl", "xccl", "hccl", "rccl"):
         return device

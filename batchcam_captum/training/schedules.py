@@ -1,7 +1,7 @@
-"""λ over the steps: constant, warm-up, cosine, every k steps, or set by the gradients.
+"""Schedules of λ: warm-up, cosine, every k steps, or set from gradients.
 
-A schedule is a function of how often :meth:`CamRegularizer.step` was called; any function will do. These can be pickled, copied
-and compared, and have nothing to save: the regularizer saves the steps. Only :class:`AutoWeight` has a state.
+A schedule is a function of the number of calls of :meth:`CamRegularizer.step`; any function will do. The classes here can be
+pickled, copied and compared, and have no state, because the regularizer saves the step. Only :class:`AutoWeight` has a state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..distributed import Ranks, total_over_ranks
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-#: λ of a term: a number, a function of the steps, or an :class:`AutoWeight`.
+#: λ of a term: a number, or a function of the step.
 Weight = float | Callable[[int], float]
 
 
@@ -39,8 +39,7 @@ def _check_inner(weight: object) -> None:
     if isinstance(weight, nn.Module) or weight == "auto":
         kind = "'auto'" if isinstance(weight, str) else type(weight).__name__
         raise TypeError(
-            f"weight: expected a number or a function of the steps inside a schedule, got {kind}; give it to the regularizer "
-            f"itself"
+            f"weight: expected a number or a function of the step inside a schedule, got {kind}; pass it to the regularizer"
         )
     if not callable(weight):
         _check_number("weight", weight)
@@ -52,16 +51,16 @@ def _value(weight: Weight, step: int) -> float:
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """From ``start`` to ``weight`` in equal steps, then constant.
+    """Increase λ linearly from ``start`` to ``weight``, then keep it constant.
 
     Args:
         weight: λ from step ``steps`` on; or another schedule, which is multiplied by the ramp from 0 to 1.
-        steps: how long the ramp is, ≥ 1.
-        start: λ at step 0, where ``weight`` is a number.
+        steps: the length of the ramp, ≥ 1.
+        start: λ at step 0, if ``weight`` is a number.
 
     Raises:
         ValueError: ``steps`` is not positive, a number is not finite, or ``start`` is given with another schedule.
-        TypeError: a weight of another kind, among them an :class:`AutoWeight`, which stands alone.
+        TypeError: ``weight`` is neither a number nor a function; an :class:`AutoWeight` cannot be inside a schedule.
 
     Example:
         >>> warmup = LinearWarmup(2.0, steps=4)
@@ -84,23 +83,25 @@ class LinearWarmup:
             raise ValueError(f"start: expected 0 with a schedule as weight, got {self.start}")
 
     def __call__(self, step: int) -> float:
-        """λ at a step, counted from 0."""
+        """Return λ at a step, counted from 0."""
         share = min(step / self.steps, 1.0)
         return self.start * (1 - share) + share * _value(self.weight, step)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """From ``weight`` to ``final`` along half a cosine, then constant (Loshchilov and Hutter 2017, eq. 5, without restarts).
+    """Move λ from ``weight`` to ``final`` along half a cosine, then keep it constant.
+
+    Loshchilov and Hutter 2017, eq. 5, without restarts.
 
     Args:
         weight: λ at step 0.
-        steps: how long it takes, ≥ 1.
+        steps: the length of the half cosine, ≥ 1.
         final: λ from step ``steps`` on.
 
     Raises:
         ValueError: ``steps`` is not positive, or a number is not finite.
-        TypeError: no number, such as another schedule: a warm-up goes around it, ``LinearWarmup(Cosine(…), steps)``.
+        TypeError: ``weight`` is not a number. To combine schedules, wrap this one: ``LinearWarmup(Cosine(…), steps)``.
 
     Example:
         >>> cosine = Cosine(1.0, steps=4)
@@ -114,28 +115,28 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _check_steps("steps", self.steps)
-        remedy = "; another schedule goes around it: LinearWarmup(Cosine(…), steps)"
+        remedy = "; wrap it in the other schedule: LinearWarmup(Cosine(…), steps)"
         _check_number("weight", self.weight, remedy if callable(self.weight) else "")
         _check_number("final", self.final)
 
     def __call__(self, step: int) -> float:
-        """λ at a step, counted from 0."""
+        """Return λ at a step, counted from 0."""
         share = (1 + math.cos(math.pi * min(step / self.steps, 1.0))) / 2
         return self.final + (self.weight - self.final) * share
 
 
 @dataclass(frozen=True)
 class EveryKSteps:
-    """λ in one step of ``k``, and 0 in the others, which then cost nothing.
+    """Apply λ in one of ``k`` steps, and 0 in the others, which then cost nothing.
 
     Args:
         weight: λ, or another schedule.
-        k: how many steps from one to the next, ≥ 1.
-        rescale: multiply by k, so that the term weighs as much over k steps as it would in every one.
+        k: the number of steps from one application to the next, ≥ 1.
+        rescale: multiply λ by k, so that the mean of λ over k steps stays the same.
 
     Raises:
         ValueError: ``k`` is not positive, or λ is not finite.
-        TypeError: a weight of another kind, among them an :class:`AutoWeight`, which stands alone.
+        TypeError: ``weight`` is neither a number nor a function; an :class:`AutoWeight` cannot be inside a schedule.
 
     Example:
         >>> schedule = EveryKSteps(1.0, k=3)
@@ -152,38 +153,38 @@ class EveryKSteps:
         _check_steps("k", self.k)
 
     def __call__(self, step: int) -> float:
-        """λ at a step, counted from 0."""
+        """Return λ at a step, counted from 0."""
         if step % self.k:
             return 0.0
         return _value(self.weight, step) * (self.k if self.rescale else 1)
 
 
 class AutoWeight(nn.Module):
-    r"""λ set so that the term's gradient at the layer has a chosen ratio to the task's.
+    r"""Set λ so that the gradient of the term at the layer has a chosen ratio to that of the task.
 
     .. math:: \lambda = \text{ratio} \cdot \|\partial L_\text{task} / \partial A\| \,/\, \|\partial L_\text{term} / \partial A\|
 
-    The norms are taken anew every so many calls, which costs a backward from the scores to the layer for the task and one for
-    each term; in between λ stays. It is smoothed over the updates. Call the regularizer with ``task_loss=``. Each term has a λ of
-    its own, also where one object is given for several: the first keeps it, the others get copies.
+    λ is updated once in ``every`` calls, which costs a backward pass from the scores to the layer for the task and one per term,
+    and is smoothed over the updates. Call the regularizer with ``task_loss=``. Each term has its own λ: if one object is passed
+    for several terms, the first keeps it and the others get copies.
 
     Args:
-        ratio: of the norms, > 0.
-        every: calls of the regularizer from one update to the next, ≥ 1.
-        momentum: how much of the earlier λ an update keeps, 0 ≤ momentum < 1.
-        maximum: λ goes no higher, however small the term's gradient becomes.
-        sync: whether the norms are those over the batches of all ranks of the process group, if there is one, so that λ is the
-            same on each; or over which group.
+        ratio: the ratio of the norms, > 0.
+        every: the number of calls of the regularizer from one update to the next, ≥ 1.
+        momentum: the share of the earlier λ that an update keeps, in [0, 1).
+        maximum: the upper bound of λ, for terms whose gradient vanishes.
+        sync: take the norms over the batches of all ranks of the process group, if there is one, or of the given group, so that λ
+            is the same on all ranks.
 
     Raises:
-        ValueError: an argument out of its range.
-        TypeError: an argument that is no number, or ``sync`` of another kind.
+        ValueError: an argument is out of its range.
+        TypeError: an argument is not a number, or ``sync`` is of another kind.
 
     Example:
         >>> import torch
         >>> auto = AutoWeight(ratio=0.1, momentum=0.5)
         >>> auto.update(task=torch.tensor(3.0), term=torch.tensor(0.5))
-        >>> round(auto.weight.item(), 6)  # the first update counts whole
+        >>> round(auto.weight.item(), 6)  # the first update is not smoothed
         0.6
         >>> auto.update(task=torch.tensor(3.0), term=torch.tensor(1.0))
         >>> round(auto.weight.item(), 6)  # half way from 0.6 to 0.3
@@ -213,17 +214,17 @@ class AutoWeight(nn.Module):
         self.ratio, self.every, self.momentum, self.maximum = ratio, every, momentum, maximum
         self._ranks = Ranks(sync)
         self.register_buffer("weight", torch.zeros(()))
-        #: How often λ was asked for in training.
+        #: The number of calls of the regularizer in training.
         self.num_calls = 0
 
     @property
     def due(self) -> bool:
-        """Whether the next call takes the norms."""
+        """True if the next call updates λ."""
         return self.num_calls % self.every == 0
 
     @torch.no_grad()
     def update(self, task: Tensor, term: Tensor) -> None:
-        """Take new norms. Where one of them is 0 or not finite λ stays as it is.
+        """Update λ from new norms. If one of them is 0 or not finite, λ stays as it is.
 
         Args:
             task: ‖∂L_task/∂A‖, a scalar.
@@ -237,33 +238,33 @@ class AutoWeight(nn.Module):
         self.weight = torch.where(usable, smoothed, weight)
 
     def _over_ranks(self, task: Tensor, term: Tensor) -> tuple[Tensor, Tensor]:
-        """The norms over the batches of all ranks.
+        """Return the norms over the batches of all ranks.
 
-        The objective is the mean over the W ranks, so that its gradient at a rank's activations is a W-th of the rank's own:
+        The objective is the mean over the W ranks, so its gradient at a rank's activations is 1/W of the rank's own:
         ‖·‖² = Σ_r ‖·‖_r² / W².
         """
         group = self._ranks.group
         if group is None:
             return task, term
-        norms = torch.stack([task, term.to(task.device)]).double()  # or a square may vanish
+        norms = torch.stack([task, term.to(task.device)]).double()  # the square of a small float32 is 0
         task, term = (total_over_ranks(norms.square(), group).sqrt() / group.size()).to(task.dtype).unbind()
         return task, term
 
     def get_extra_state(self) -> dict[str, int]:
-        """What ``state_dict()`` holds beside λ."""
+        """Return the number of calls, for ``state_dict()``."""
         return {"num_calls": self.num_calls}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Take it from a ``state_dict()``."""
+        """Restore the number of calls from a ``state_dict()``."""
         self.num_calls = state["num_calls"]
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Describe the options for ``print``."""
         return f"ratio={self.ratio}, every={self.every}, momentum={self.momentum}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.weight
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight.dtype != torch.float32:  # .half(): the device may change, the precision may not
+        if self.weight.dtype != torch.float32:  # .half() changes the device at most
             self.weight = before.to(self.weight.device)
         return self

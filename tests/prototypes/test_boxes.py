@@ -1,4 +1,4 @@
-"""boxes_to_masks against counting points, its areas, and what it refuses."""
+"""boxes_to_masks: against counting points, areas, and what it refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_shares_equal_counting_points(size):
         assert_close(mask[0].double(), expected, rtol=0, atol=1e-6)
 
 
-def test_one_box_a_sample_and_integer_boxes():
+def test_one_box_per_sample_and_integer_boxes():
     boxes = torch.tensor([[1, 2, 7, 9], [0, 0, 18, 12], [5, 5, 5, 5]])
     masks = boxes_to_masks(boxes, (12, 18), (5, 7))
     assert masks.dtype == torch.float32
@@ -62,13 +62,13 @@ def test_no_samples_and_no_boxes():
 
 
 BAD = {
-    "shape": (torch.rand(2, 5), (8, 8), ValueError, r"expected \(N, 4\), \(N, M, 4\) or a sequence of \(M, 4\), got \(2, 5\)"),
-    "shape in a list": ([torch.rand(4)], (8, 8), ValueError, r"expected tensors \(M, 4\), a row a box, got \(4,\)"),
-    "no tensor": ([[1, 2, 3, 4]], (8, 8), TypeError, r"got a sequence of list; pass torch.as_tensor"),
-    "width and height": (torch.tensor([[5.0, 5, 3, 3]]), (8, 8), ValueError, r"x1 <= x2 .*\(x, y, width, height\)"),
-    "nan": (torch.tensor([[0.0, 0, torch.nan, 3]]), (8, 8), ValueError, "expected finite corners"),
-    "image size": (torch.rand(2, 4), (8,), ValueError, r"image_size: expected \(height, width\) in pixels, got \(8,\)"),
-}  # fmt: skip
+    "shape": (torch.rand(2, 5), (8, 8), ValueError, r"boxes.*\(2, 5\)"),
+    "shape in a list": ([torch.rand(4)], (8, 8), ValueError, r"boxes.*\(4,\)"),
+    "no tensor": ([[1, 2, 3, 4]], (8, 8), TypeError, "boxes"),
+    "width and height": (torch.tensor([[5.0, 5, 3, 3]]), (8, 8), ValueError, "boxes.*x1 <= x2"),
+    "nan": (torch.tensor([[0.0, 0, torch.nan, 3]]), (8, 8), ValueError, "boxes.*finite"),
+    "image size": (torch.rand(2, 4), (8,), ValueError, "image_size"),
+}
 
 
 @pytest.mark.parametrize(("boxes", "image_size", "kind", "text"), BAD.values(), ids=BAD)
@@ -77,7 +77,7 @@ def test_bad_boxes(boxes, image_size, kind, text):
         boxes_to_masks(boxes, image_size)
 
 
-def test_checks_of_values_may_go_elsewhere():
+def test_value_checks_can_be_deferred():
     noted = []
 
     class Checks(ValueChecks):

@@ -1,4 +1,4 @@
-"""Recipes: what they are made of, that they train, and that what is shipped is what the study measured."""
+"""Recipes: their losses and weights, that they train, and that the default is the one that the study measured."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ CLASSES = 4
 
 @pytest.fixture(scope="module")
 def data():
-    """A bar for each class, at a slightly different height each time, and a decoy, in each corner for a quarter of a class."""
+    """A bar per class at slightly different heights, and a decoy in a corner, each corner for a quarter of a class."""
     labels = torch.arange(80) % CLASSES
     images = torch.zeros(80, 1, 28, 28)
     for index, label in enumerate(labels):
@@ -63,7 +63,7 @@ def test_the_default_is_what_the_study_measured():
     assert shipped == measured
 
 
-def test_the_losses_are_those_made_by_hand(data, loader):
+def test_losses_equal_those_made_by_hand(data, loader):
     images, labels, _ = data
     cams = torch.randn(80, 1, 14, 14, generator=torch.Generator().manual_seed(1))
     made = losses(loader)
@@ -76,15 +76,15 @@ def test_the_losses_are_those_made_by_hand(data, loader):
     assert made["foreground"][0].score == "log_prob_sum"
 
 
-def test_a_decoy_in_a_random_corner_is_no_foreground(data, loader):
+def test_a_decoy_in_a_random_corner_is_not_foreground(data, loader):
     images, _, masks = data
     foregrounds = losses(loader)["foreground"][0].prototypes.maps((28, 28))
     assert foregrounds[:, masks.any(0)].abs().max() == 0
     assert foregrounds[:, (images * ~masks > 0).any(0)].max() == 1
 
 
-def test_standardised_images_are_brought_back(data, loader):
-    plain, standardised = (
+def test_standardization_is_undone(data, loader):
+    plain, standardized = (
         losses(given, **options)
         for given, options in (
             (loader, {}),
@@ -92,12 +92,12 @@ def test_standardised_images_are_brought_back(data, loader):
         )
     )
     for name in plain:
-        maps = [each[name][0].prototypes.maps() for each in (plain, standardised)]
+        maps = [each[name][0].prototypes.maps() for each in (plain, standardized)]
         torch.testing.assert_close(*maps, atol=4e-3, rtol=0)
 
 
 def trained(recipe, data, loader, *, regularized):
-    """The regularizer, after a few steps with cross-entropy, and with its term added or not."""
+    """Return the regularizer after a few steps with cross-entropy, with or without its terms."""
     torch.manual_seed(0)
     images, labels, _ = data
     model = SimpleCNN(CLASSES)
@@ -145,7 +145,7 @@ def test_the_other_regularizer_takes_the_same_losses(data, loader):
     torch.testing.assert_close(split.run(images, labels)[1], regularizer(scores, labels))
 
 
-def test_ignored_labels_take_no_part(data, loader):
+def test_ignored_labels(data, loader):
     images, labels, _ = data
     ignoring = [(images, torch.where(labels == 3, 9, labels))]
     made = losses(ignoring, ignore_index=9)
@@ -160,19 +160,19 @@ def test_weights_warm_up_over_the_epochs_of_the_loader(loader):
     assert losses(loader)["shape"][1] == LinearWarmup(1.0, steps=2)
     assert losses(loader, steps_per_epoch=50)["shape"][1] == LinearWarmup(1.0, steps=50)
     assert losses(iter(loader), recipe="foreground")["foreground"][1] == 0.1
-    with pytest.raises(TypeError, match="pass steps_per_epoch="):
+    with pytest.raises(TypeError, match="steps_per_epoch="):
         losses(iter(loader), recipe="shape")
-    with pytest.raises(TypeError, match="to warm up to for 'own', got 'auto'"):
+    with pytest.raises(TypeError, match="own"):
         losses(loader, recipe={"own": Ingredient(MedianPrototypes, PrototypeLoss, "auto", warm_up=1.0)})
 
 
-def test_the_loader_is_gone_through_once(loader):
+def test_the_loader_is_read_once(loader):
     assert losses(iter(loader), steps_per_epoch=2).keys() == {"foreground", "shape"}
 
 
-def test_the_losses_lie_where_the_model_does(loader):
+def test_the_losses_are_on_the_device_of_the_model(loader):
     model = SimpleCNN(CLASSES).to("meta")
-    with pytest.raises(RuntimeError, match="meta"):  # it tries to add up there
+    with pytest.raises(RuntimeError, match="meta"):  # it tries to compute there
         CamRegularizer.from_loader(BatchGradCam(model, "features"), loader, CLASSES, progress=False)
     made = CamRegularizer.from_loader(
         BatchGradCam(model, "features"), loader, CLASSES, device="cpu", progress=False
@@ -183,9 +183,11 @@ def test_the_losses_lie_where_the_model_does(loader):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"recipe": None}, "recipe: expected a name, .* got NoneType; known names are 'foreground'"),
-        ({"recipe": {"own": PrototypeLoss}}, "recipe: expected a name"),
-        ({"steps_per_epoch": -5}, "steps_per_epoch: expected 1 or more, got -5"),
+        ({"recipe": None}, "recipe"),
+        ({"recipe": "best"}, "foreground_shape"),
+        ({"recipe": {"own": PrototypeLoss}}, "recipe"),
+        ({"steps_per_epoch": -5}, "steps_per_epoch"),
+        ({"mena": 0.5}, "mena"),
     ],
 )
 def test_bad_options_are_refused(loader, options, error):
@@ -193,8 +195,6 @@ def test_bad_options_are_refused(loader, options, error):
         losses(loader, **options)
 
 
-def test_recipes_of_ones_own(data, loader):
+def test_a_recipe_of_your_own(loader):
     own = {"median": Ingredient(MedianPrototypes, PrototypeLoss, "auto")}
     assert losses(loader, recipe=own)["median"][1] == "auto"
-    with pytest.raises(ValueError, match="recipe: expected one of 'foreground', 'foreground_shape', 'shape'"):
-        losses(loader, recipe="best")

@@ -1,4 +1,4 @@
-"""λ over the steps, and λ set by gradients."""
+"""Schedules of λ, and λ set from gradients."""
 
 from __future__ import annotations
 
@@ -75,39 +75,39 @@ def test_schedules_are_values(schedule):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "text"),
+    ("make", "error", "name"),
     [
-        (lambda: LinearWarmup(1.0, 0), ValueError, "steps: expected an integer of at least 1, got 0"),
-        (lambda: LinearWarmup(1.0, 2.5), ValueError, "steps: expected an integer"),
-        (lambda: LinearWarmup(1.0, True), ValueError, "steps: expected an integer"),
-        (lambda: LinearWarmup("1", 2), TypeError, "weight: expected a number, got str"),
-        (lambda: LinearWarmup(math.nan, 2), ValueError, "weight: expected a finite number, got nan"),
-        (lambda: LinearWarmup(1.0, 2, start=math.inf), ValueError, "start: expected a finite number"),
-        (lambda: LinearWarmup(Cosine(1.0, 2), 2, start=0.5), ValueError, "start: expected 0 with a schedule"),
-        (lambda: LinearWarmup(AutoWeight(), 2), TypeError, "got AutoWeight; give it to the regularizer itself"),
-        (lambda: EveryKSteps("auto", 2), TypeError, "got 'auto'; give it to the regularizer itself"),
-        (lambda: EveryKSteps(1.0, 0), ValueError, "k: expected an integer of at least 1, got 0"),
-        (lambda: Cosine(1.0, -1), ValueError, "steps: expected an integer of at least 1, got -1"),
-        (lambda: Cosine(LinearWarmup(1.0, 2), 4), TypeError, r"goes around it: LinearWarmup\(Cosine"),
-        (lambda: Cosine(1.0, 4, final=None), TypeError, "final: expected a number, got NoneType"),
-        (lambda: AutoWeight(0.0), ValueError, "ratio: expected a positive number, got 0.0"),
-        (lambda: AutoWeight("auto"), TypeError, "ratio: expected a number, got str"),
-        (lambda: AutoWeight(momentum=1.0), ValueError, "momentum: expected 0 or more and less than 1"),
-        (lambda: AutoWeight(maximum=-1.0), ValueError, "maximum: expected a positive number"),
-        (lambda: AutoWeight(every=0), ValueError, "every: expected an integer of at least 1"),
+        (lambda: LinearWarmup(1.0, 0), ValueError, "steps"),
+        (lambda: LinearWarmup(1.0, 2.5), ValueError, "steps"),
+        (lambda: LinearWarmup(1.0, True), ValueError, "steps"),
+        (lambda: LinearWarmup("1", 2), TypeError, "weight"),
+        (lambda: LinearWarmup(math.nan, 2), ValueError, "weight"),
+        (lambda: LinearWarmup(1.0, 2, start=math.inf), ValueError, "start"),
+        (lambda: LinearWarmup(Cosine(1.0, 2), 2, start=0.5), ValueError, "start"),
+        (lambda: LinearWarmup(AutoWeight(), 2), TypeError, "AutoWeight"),
+        (lambda: EveryKSteps("auto", 2), TypeError, "weight"),
+        (lambda: EveryKSteps(1.0, 0), ValueError, "k"),
+        (lambda: Cosine(1.0, -1), ValueError, "steps"),
+        (lambda: Cosine(LinearWarmup(1.0, 2), 4), TypeError, r"LinearWarmup\(Cosine"),
+        (lambda: Cosine(1.0, 4, final=None), TypeError, "final"),
+        (lambda: AutoWeight(0.0), ValueError, "ratio"),
+        (lambda: AutoWeight("auto"), TypeError, "ratio"),
+        (lambda: AutoWeight(momentum=1.0), ValueError, "momentum"),
+        (lambda: AutoWeight(maximum=-1.0), ValueError, "maximum"),
+        (lambda: AutoWeight(every=0), ValueError, "every"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_is_refused_when_it_is_made(make, kind, text):
-    with pytest.raises(kind, match=text):
+)
+def test_bad_arguments(make, error, name):
+    with pytest.raises(error, match=rf"^{name}:|{name}\W"):
         make()
 
 
-def test_a_schedule_that_leaves_the_numbers_is_named_when_it_does():
+def test_a_schedule_that_returns_nan_is_named():
     model, (images, labels) = Net(), batch()
     regularizer = regularizer_of(model, weight=lambda step: 1.0 if step == 0 else math.nan)
     objective(regularizer, model, images, labels)
     regularizer.step()
-    with pytest.raises(ValueError, match="weight: expected a finite number for 'batch_cam', got nan"):
+    with pytest.raises(ValueError, match=r"weight.*batch_cam"):
         objective(regularizer, model, images, labels)
 
 
@@ -127,7 +127,7 @@ def test_the_weight_follows_the_steps_and_nothing_else():
         regularizer.step()
 
 
-def test_skipped_steps_compute_nothing_and_terms_have_schedules_of_their_own(monkeypatch):
+def test_skipped_steps_compute_nothing_and_each_term_has_its_own_schedule(monkeypatch):
     model, (images, labels) = Net(), batch()
     losses = {
         "often": (PrototypeLoss(prototypes()), EveryKSteps(1.0, k=2)),
@@ -150,7 +150,7 @@ def test_skipped_steps_compute_nothing_and_terms_have_schedules_of_their_own(mon
     ]  # fmt: skip
 
 
-def test_forgetting_to_step_is_told_of():
+def test_a_missing_step_is_warned_of():
     model, (images, labels) = Net(), batch(2)
     regularizer = regularizer_of(
         model, weight=EveryKSteps(LinearWarmup(1.0, 10), 2)
@@ -159,17 +159,15 @@ def test_forgetting_to_step_is_told_of():
         scores = model(images)
     for _ in range(1000):
         regularizer(scores, labels)
-    with pytest.warns(
-        UserWarning, match=r"expected step\(\) after each step of the optimizer, .* got 1001 calls"
-    ):
+    with pytest.warns(UserWarning, match=r"step\(\)"):
         regularizer(scores, labels)
 
 
-# ---- set by gradients ----
+# ---- set from gradients ----
 
 
 class KeepingTanh(nn.Tanh):
-    """Keeps what it returned: the cam is made of this very tensor, the head may be handed a clone."""
+    """Keeps its output: the cam is made of this tensor, while the head may get a clone."""
 
     def forward(self, inputs):
         self.output = super().forward(inputs)
@@ -186,7 +184,7 @@ class WideNet(Net):
 
 
 def norms(losses, activations):
-    """The slow twin: one autograd.grad per loss, each norm by itself."""
+    """Return the norm of the gradient of each loss: the slow twin."""
     return [
         torch.linalg.vector_norm(torch.autograd.grad(loss, activations, retain_graph=True)[0])
         for loss in losses
@@ -194,7 +192,7 @@ def norms(losses, activations):
 
 
 def parts(regularizer, model, images, labels):
-    """The task's loss, and the weighted cam terms."""
+    """Return the task loss and the weighted cam terms."""
     with regularizer:
         scores = model(images)
     task = F.cross_entropy(scores, labels)
@@ -202,7 +200,7 @@ def parts(regularizer, model, images, labels):
 
 
 @pytest.mark.parametrize("ratio", [0.1, 2.5])
-def test_the_gradients_at_the_layer_have_the_ratio_that_was_asked_for(ratio):
+def test_the_gradients_at_the_layer_have_the_chosen_ratio(ratio):
     model, (images, labels) = WideNet(), batch()
     auto = AutoWeight(ratio, momentum=0.0, every=1)
     regularizer = regularizer_of(model, weight=auto)
@@ -217,7 +215,7 @@ def test_the_gradients_at_the_layer_have_the_ratio_that_was_asked_for(ratio):
         (task + term).backward()
         optimizer.step()
         regularizer.step()
-    assert len(set(weights)) == 3  # it does follow
+    assert len(set(weights)) == 3  # λ follows the gradients
 
 
 def test_each_of_two_terms_has_its_ratio():
@@ -253,7 +251,7 @@ def test_the_gradient_of_the_task_is_taken_once_for_all_terms(monkeypatch):
     original = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: taken.append(1) or original(*a, **k))
     parts(regularizer, model, images, labels)
-    # The cam's, the first step's try of a second derivative, the task's, and one per term with a weight to set.
+    # One each for the cam, the first step's try of a second derivative, the task, and the two terms with "auto".
     assert len(taken) == 1 + 1 + 1 + 2
     taken.clear()
     parts(regularizer, model, images, labels)
@@ -274,7 +272,7 @@ def test_the_norm_is_over_all_layers():
     task, term = parts(regularizer, model, images.double(), labels)
 
     def norm(loss):
-        # Each layer's own gradient: the first one's includes what goes through the second.
+        # The gradient at the first layer includes the path through the second.
         gradients = torch.autograd.grad(loss, kept[:2], retain_graph=True)
         return torch.cat([gradient.flatten() for gradient in gradients]).norm()
 
@@ -284,7 +282,7 @@ def test_the_norm_is_over_all_layers():
 def test_updates_are_smoothed_and_stay_below_the_maximum():
     auto = AutoWeight(0.5, momentum=0.9, maximum=4.0)
     auto.update(torch.tensor(2.0), torch.tensor(1.0))
-    assert auto.weight.item() == 1.0  # the first counts whole
+    assert auto.weight.item() == 1.0  # the first update is not smoothed
     auto.update(torch.tensor(6.0), torch.tensor(1.0))
     assert auto.weight.item() == pytest.approx(0.9 * 1.0 + 0.1 * 3.0)
     for _ in range(200):
@@ -296,7 +294,7 @@ def test_updates_are_smoothed_and_stay_below_the_maximum():
 @pytest.mark.parametrize(
     ("task", "term"), [(1.0, 0.0), (0.0, 1.0), (math.nan, 1.0), (1.0, math.inf), (1.0, math.nan)]
 )
-def test_norms_that_say_nothing_change_nothing(task, term):
+def test_norms_of_0_and_nan_change_nothing(task, term):
     auto = AutoWeight(0.5)
     auto.update(torch.tensor(task), torch.tensor(term))
     assert auto.weight.item() == 0.0  # no gradient yet, no weight
@@ -305,7 +303,7 @@ def test_norms_that_say_nothing_change_nothing(task, term):
     assert auto.weight.item() == 1.0
 
 
-def test_the_norms_are_taken_once_in_so_many_calls(monkeypatch):
+def test_every_is_the_number_of_calls_between_updates(monkeypatch):
     model, (images, labels) = Net(), batch()
     auto = AutoWeight(every=3)
     regularizer = regularizer_of(model, weight=auto)
@@ -331,20 +329,20 @@ def test_evaluate_leaves_the_weight_alone():
     assert auto.num_calls == 0
 
 
-def test_auto_needs_the_task_loss_and_says_so():
+def test_auto_needs_the_task_loss():
     model, (images, labels) = Net(), batch()
     regularizer = regularizer_of(model, weight="auto")
-    with pytest.raises(ValueError, match=r"task_loss: expected the task's loss.*task_loss=loss"):
+    with pytest.raises(ValueError, match="task_loss"):
         regularizer(captured(regularizer, images), labels)
-    with pytest.raises(ValueError, match=r"task_loss: expected a scalar tensor with a graph, got \(8,\)"):
+    with pytest.raises(ValueError, match="task_loss"):
         regularizer(captured(regularizer, images), labels, task_loss=torch.ones(8))
-    with pytest.raises(ValueError, match="or 'auto' for 'batch_cam', got 'automatic'"):
+    with pytest.raises(ValueError, match="automatic"):
         regularizer_of(model, weight="automatic")
     with pytest.raises(TypeError, match="'auto'"):
         CamRegularizer(Split(model.trunk, model.head), BatchCamLoss(prototypes()), "auto")
 
 
-def test_a_weight_given_to_several_terms_is_one_for_each():
+def test_an_auto_weight_is_copied_for_each_term():
     auto = AutoWeight(0.2, every=1)
     model, (images, labels) = Net(dropout=0.0), batch()
     losses = {"a": PrototypeLoss(prototypes()), "b": PrototypeContrastiveLoss(prototypes())}
@@ -369,8 +367,8 @@ def test_the_weight_keeps_its_precision():
     assert auto.to("meta").weight.is_meta
 
 
-def test_setting_the_weight_reads_no_value():
-    """On tensors that have none, any read on the host raises."""
+def test_setting_the_weight_does_not_synchronize():
+    """Tensors on the meta device have no values, so reading one on the host raises."""
     model = Net().to("meta")
     losses = {
         "a": (PrototypeLoss(prototypes()), "auto"),
@@ -431,7 +429,7 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path):
     assert regularizer.auto_weights["auto"].num_calls == resumed[1].auto_weights["auto"].num_calls == 9
 
 
-def test_the_state_names_what_it_holds():
+def test_names_in_the_state():
     _, regularizer, _ = fresh(0)
     state = regularizer.state_dict()
     assert state["_extra_state"] == {"steps": 0}
@@ -440,7 +438,7 @@ def test_the_state_names_what_it_holds():
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["hooks", "split"])
-def test_evaluate_measures_what_a_schedule_leaves_out_in_this_step(split):
+def test_evaluate_measures_terms_that_a_schedule_skips_in_this_step(split):
     model, (images, labels) = Net().eval(), batch()
     losses = {
         "warming": (PrototypeLoss(prototypes()), LinearWarmup(1.0, 10)),  # 0 at step 0
