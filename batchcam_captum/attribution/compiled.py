@@ -136,6 +136,6 @@ def hidden_layers(forward_func: Callable[..., Any], layers: Sequence[nn.Module])
                 )
                 return (
                     f"{type(layer).__name__}: expected a layer outside compiled code, got one inside {part.name}, which is "
-                    f"compiled by {part.kind}, where hooks do not run; {remedy}; to train a compiled model use SplitRegularizer"
+                    f"compiled by {part.kind}, where hooks do not run; {remedy}; to train a compiled model see split_model"
                 )
     return None
