@@ -1,4 +1,4 @@
-"""The slow, obvious twins of the kinds of prototypes: loops over samples, classes and pixels, in float64."""
+"""The slow twins of prototypes: loops over samples, classes and pixels, in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.reference import is_dead, normalized
 
 
 def running_means(batches, num_classes, momentum):
-    """Self-prototypes over batches of (cams, rows of label weights, sample weights): a list of maps, None where never alive."""
+    """Return the running means over batches of (cams, rows of label weights, sample weights), None for a class never alive."""
     means = [None] * num_classes
     for cams, rows, importance in batches:
         for c in range(num_classes):
@@ -25,26 +25,24 @@ def running_means(batches, num_classes, momentum):
 
 
 def lloyd(images, labels, start, iterations):
-    """k-means of each class: images (N, *spatial), start (K, P, *spatial) -> centres, and how many images each had last."""
-    centres = [[p.double() for p in of_class] for of_class in start]
+    """k-means of each class: images (N, *spatial), start (K, P, *spatial) -> centers (K, P, *spatial)."""
+    centers = [[p.double() for p in of_class] for of_class in start]
     for _ in range(iterations):
-        members = [[[] for _ in of_class] for of_class in centres]
+        members = [[[] for _ in of_class] for of_class in centers]
         for image, label in zip(images.double(), labels.tolist(), strict=True):
             if label < 0:
                 continue
-            distances = [float(((image - centre) ** 2).sum()) for centre in centres[label]]
+            distances = [float(((image - center) ** 2).sum()) for center in centers[label]]
             members[label][distances.index(min(distances))].append(image)
-        centres = [
+        centers = [
             [sum(own) / len(own) if own else old for own, old in zip(owns, olds, strict=True)]
-            for owns, olds in zip(members, centres, strict=True)
+            for owns, olds in zip(members, centers, strict=True)
         ]
-    return torch.stack([torch.stack(of_class) for of_class in centres]), torch.tensor(
-        [[len(own) for own in owns] for owns in members]
-    )
+    return torch.stack([torch.stack(of_class) for of_class in centers])
 
 
 def box_mask(boxes, image_size, size, fine):
-    """The union of boxes whose corners lie on a grid `fine` times that of the mask's pixels and of the image's."""
+    """Count points in the union of boxes whose corners lie on a grid `fine` times finer than the pixels of mask and image."""
     (height, width), (h, w) = image_size, size
     canvas = torch.zeros(h * fine, w * fine, dtype=torch.float64)
     for x1, y1, x2, y2 in boxes:
@@ -64,7 +62,7 @@ def box_mask(boxes, image_size, size, fine):
 
 
 def foregrounds(images, labels, num_classes, lit=0.3, share=0.35, dilate=2):
-    """Pixels lit in more than a share of a class's images, and their neighbours: (K, h, w) booleans; images (N, h, w)."""
+    """Return the pixels lit in more than a share of a class's images, and their neighbors: (N, h, w) -> (K, h, w) booleans."""
     _, h, w = images.shape
     result = torch.zeros(num_classes, h, w, dtype=torch.bool)
     for c in range(num_classes):

@@ -57,7 +57,7 @@ class Prototypes(nn.Module):
     settings: ClassVar[tuple[str, ...]] = ()
     #: What the prototypes are computed from, and what to do while there are none.
     samples: ClassVar[str] = "images"
-    remedy: ClassVar[str] = "use from_loader() or from_maps()"
+    remedy: ClassVar[str] = "compute them first"
 
     def __init__(self, num_classes: int, *, per_class: int = 1) -> None:
         super().__init__()
@@ -70,27 +70,6 @@ class Prototypes(nn.Module):
             self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.long))
         self._cache: dict[tuple[int, ...], Tensor] = {}
         self._cached_for: tuple[Tensor, int] | None = None
-
-    @classmethod
-    @torch.inference_mode(False)
-    def from_maps(cls, maps: Tensor) -> Self:
-        """Use given maps as prototypes.
-
-        Args:
-            maps: (K, P, *spatial), one map per class (P = 1) or several.
-
-        Returns:
-            Prototypes with a count of 1 for every class, on the device of the maps.
-
-        Raises:
-            ValueError: ``maps`` has another shape.
-        """
-        if maps.dim() < 3 or not maps.shape[1]:
-            raise ValueError(f"prototypes: expected maps (K, P, *spatial), got {tuple(maps.shape)}")
-        prototypes = cls(maps.shape[0]).to(maps.device)
-        prototypes.values = maps.detach().to(torch.float32, copy=True)
-        prototypes.counts.fill_(1)
-        return prototypes
 
     @property
     def seen(self) -> Tensor:

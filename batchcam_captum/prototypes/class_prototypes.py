@@ -42,6 +42,7 @@ class ImagePrototypes(Prototypes):
     """
 
     settings: ClassVar[tuple[str, ...]] = ("mean", "std", "size", "ignore_index")
+    remedy: ClassVar[str] = "use from_loader() or from_maps()"
     #: How to change prototypes that are the same everywhere; None: :meth:`from_loader` does not warn of them.
     remedy_for_flat: ClassVar[str | None] = None
 
@@ -68,6 +69,27 @@ class ImagePrototypes(Prototypes):
         self.to_channel = to_channel
         self.size = None if size is None else tuple(size)
         self.ignore_index = ignore_index
+
+    @classmethod
+    @torch.inference_mode(False)
+    def from_maps(cls, maps: Tensor) -> Self:
+        """Use given maps as prototypes.
+
+        Args:
+            maps: (K, P, *spatial), one map per class (P = 1) or several.
+
+        Returns:
+            Prototypes with a count of 1 for every class, on the device of the maps.
+
+        Raises:
+            ValueError: ``maps`` has another shape.
+        """
+        if maps.dim() < 3 or not maps.shape[1]:
+            raise ValueError(f"prototypes: expected maps (K, P, *spatial), got {tuple(maps.shape)}")
+        prototypes = cls(maps.shape[0]).to(maps.device)
+        prototypes.values = maps.detach().to(torch.float32, copy=True)
+        prototypes.counts.fill_(1)
+        return prototypes
 
     @classmethod
     def from_loader(

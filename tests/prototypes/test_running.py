@@ -75,22 +75,22 @@ def test_first_batch_of_a_class_is_compared_with_its_own_mean():
     assert loss(torch.randn(1, 1, 5, 6), torch.tensor([2])) > 1e-2
 
 
-def test_class_whose_cams_are_dead_at_first_waits_for_a_living_one():
+def test_dead_cams_do_not_enter_the_mean():
     prototypes = RunningPrototypes(K)
     loss = PrototypeLoss(prototypes)
-    dead, living = -torch.rand(1, 1, 5, 6) - 0.1, torch.rand(1, 1, 5, 6)
+    dead, alive = -torch.rand(1, 1, 5, 6) - 0.1, torch.rand(1, 1, 5, 6)
     assert loss(dead, torch.tensor([1])).isfinite()
     assert prototypes.seen.tolist() == [False, True, False, False]
     assert not prototypes.values.any()
-    loss(living, torch.tensor([1]))
-    assert_close(prototypes.values[1, 0], living[0, 0] / living.max())
+    loss(alive, torch.tensor([1]))
+    assert_close(prototypes.values[1, 0], alive[0, 0] / alive.max())
     before = prototypes.values.clone()
     loss(dead, torch.tensor([1]))
     assert torch.equal(prototypes.values, before)  # a dead cam does not pull the mean down
     assert prototypes.counts.tolist() == [0, 3, 0, 0]
 
 
-def test_cam_that_is_not_finite_does_not_stay():
+def test_cams_that_are_not_finite_do_not_enter_the_mean():
     prototypes = RunningPrototypes(K)
     maps = torch.rand(3, 1, 5, 6)
     maps[1] = torch.nan
@@ -99,7 +99,7 @@ def test_cam_that_is_not_finite_does_not_stay():
     assert_close(prototypes.values[0], expected)
 
 
-def test_ignored_samples_do_no_harm():
+def test_ignored_samples():
     cams = torch.randn(4, 1, 5, 6)
     labels = torch.tensor([0, 9, 1, 9])
     clean = trained(RunningPrototypes(K), [(cams[::2], labels[::2], None)])
@@ -109,7 +109,7 @@ def test_ignored_samples_do_no_harm():
     assert prototypes.counts.tolist() == [1, 1, 0, 0]
 
 
-def test_only_training_moves_them_and_a_class_that_never_came_is_named():
+def test_only_training_changes_them():
     cams, labels, _ = batches()[0]
     loss = PrototypeLoss(RunningPrototypes(K))
     with pytest.raises(RuntimeError, match="training mode"):
@@ -122,7 +122,7 @@ def test_only_training_moves_them_and_a_class_that_never_came_is_named():
         loss(cams[:1], torch.tensor([2]))
 
 
-def test_gradient_goes_through_the_cam_alone():
+def test_prototypes_have_no_gradient():
     cams, labels, _ = batches()[0]
     cams.requires_grad_()
     prototypes = RunningPrototypes(K)
