@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.testing import assert_close
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
@@ -74,8 +74,6 @@ def test_a_model_without_anything_to_train_still_gives_a_value():
 
 COPIES = {
     "deepcopy": copy.deepcopy,
-    "SWA": AveragedModel,
-    "EMA": lambda model: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5)),
     "timm's EMA": lambda model: ModelEmaV3(model, decay=0.5, min_decay=0.0),
 }
 
@@ -84,7 +82,7 @@ def of_copy(made):
     return made if isinstance(made, Parts) else made.module
 
 
-@pytest.mark.parametrize("when", ["before", "inside", "captured", "after"])
+@pytest.mark.parametrize("when", ["inside", "captured"])
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
 def test_copies_of_a_model_with_a_regularizer_around_it(make, when):
     model = Parts().double()
@@ -119,45 +117,6 @@ def test_copies_of_a_model_with_a_regularizer_around_it(make, when):
     loss = step(its_own, made, images, labels)
     assert loss.isfinite()
     assert its_own.evaluate(images, labels)["batch_cam"] > 0
-
-
-def test_a_copy_of_a_model_whose_input_is_watched_sheds_that_hook_too():
-    model = Parts().double()
-    images, labels = batch()
-    grad_cam = BatchGradCam(model, "layer", reshape=lambda tensor: tensor)
-    regularizer = CamRegularizer(grad_cam, BatchCamLoss(exact_maps()))
-    with regularizer:
-        scores = model(images)
-        made = copy.deepcopy(model)
-    made(images)
-    assert hooks_of(made) == hooks_of(model) == 0
-    assert regularizer(scores, labels).isfinite()
-
-
-@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
-def test_averages_over_training_are_those_of_training_without_copies(make):
-    images, labels = batch()
-    models = [Parts().double()]
-    models.append(copy.deepcopy(models[0]))
-    for model in models:
-        regularizer = regularizer_of(model)
-        averaged = make(model) if model is models[0] else None
-        states = []
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            with regularizer:
-                scores = model(images)
-                if isinstance(averaged, AveragedModel):
-                    averaged.update_parameters(model)
-                elif isinstance(averaged, ModelEmaV3):
-                    averaged.update(model)
-            (F.cross_entropy(scores, labels) + regularizer(scores, labels)).backward()
-            optimizer.step()
-            states.append([parameter.detach().clone() for parameter in model.parameters()])
-    assert all(torch.equal(*pair) for pair in zip(*(m.parameters() for m in models), strict=True))
-    if averaged is not None and not isinstance(averaged, Parts):
-        assert hooks_of(averaged) == 0
 
 
 def test_an_average_is_evaluated_by_a_regularizer_of_its_own_and_statistics_are_updated():

@@ -140,26 +140,6 @@ def test_values_are_detached_and_report_dead_cams():
     assert regularizer.values["dead_fraction"] == dead
 
 
-def test_weight_zero_computes_nothing_and_training_is_bit_identical_to_plain(monkeypatch):
-    model, (images, labels) = Net(), batch()
-    plain = copy.deepcopy(model)
-    regularizer = regularizer_of(model, weight=0.0)
-    calls = counted_gradients(monkeypatch)
-    for network, loss in (
-        (plain, lambda: F.cross_entropy(plain(images), labels)),
-        (model, lambda: objective(regularizer, model, images, labels)),
-    ):
-        torch.manual_seed(3)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss().backward()
-            optimizer.step()
-    assert not calls
-    assert regularizer.values == {}
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
-
-
 def test_weight_may_be_a_function_of_the_steps():
     model, (images, labels) = Net().eval(), batch()
     regularizer = regularizer_of(model, weight=lambda steps: max(0, steps - 1) / 10)

@@ -241,29 +241,16 @@ def test_a_compiled_step_is_the_step(losses, compilations):
     ours, theirs = split_of(model, terms), split_of(twin, copy.deepcopy(terms))
     step, counter = compiled(ours)
     batches = [batch(), batch(), batch()]
-    assert_same(train(step, ours, batches), train(step_of(theirs), theirs, batches))
+    options = {"sample_weights": torch.rand(6), "masks": torch.ones(6, 1, 10, 10)}
+    assert_same(train(step, ours, batches, **options), train(step_of(theirs), theirs, batches, **options))
     assert_same_model(model, twin)
+    assert ours.evaluate(*batch())  # compiles nothing
     # What remembers takes its shape from the first batch.
     assert counter.frame_count == compilations
     ours.check()
 
 
-def test_sample_weights_and_masks_compile():
-    model = parts()
-    twin = copy.deepcopy(model)
-    ours, theirs = split_of(model, BatchCamLoss(MAPS)), split_of(twin, BatchCamLoss(MAPS))
-    options = {"sample_weights": torch.rand(6), "masks": torch.ones(6, 1, 10, 10)}
-    step, counter = compiled(ours)
-    assert_same(
-        train(step, ours, [batch()] * 2, **options), train(step_of(theirs), theirs, [batch()] * 2, **options)
-    )
-    assert_same_model(model, twin)
-    assert counter.frame_count == 1
-
-
 SCHEDULES = {
-    "warm-up from 0": (lambda: LinearWarmup(1.0, steps=4), 2),
-    "cosine to 0": (lambda: Cosine(1.0, steps=4), 2),
     "every k": (lambda: EveryKSteps(1.0, k=3), 2),
     "function": (lambda: lambda step: 1.0 + step % 2, 1),
 }
@@ -395,16 +382,6 @@ def test_evaluate_leaves_everything_as_it_was(function, training, context):
             assert_close(value, values[name])
 
 
-def test_evaluate_of_a_compiled_objective_compiles_nothing():
-    model = parts()
-    regularizer = split_of(model, BatchCamLoss(MAPS))
-    step, counter = compiled(regularizer, ONCE)
-    for _ in range(2):
-        step(*batch())
-        assert regularizer.evaluate(*batch())["batch_cam"] > 0
-    assert counter.frame_count == 1
-
-
 def test_split_models_and_bound_methods():
     model = Parts().double().eval()
     images, labels = torch.rand(6, 1, 8, 8, dtype=torch.double), torch.arange(6) % 3
@@ -435,15 +412,13 @@ def test_it_is_no_part_of_the_model_and_keeps_its_weights_in_float32():
     assert_close(regularizer.weights_now, torch.tensor([1e-9]))
 
 
-@pytest.mark.parametrize("compile_it", [False, True], ids=["eager", "compiled"])
-def test_step_may_come_before_backward(compile_it):
+def test_step_may_come_before_backward():
     model = parts()
     twin = copy.deepcopy(model)
     for each, early in ((model, True), (twin, False)):
         regularizer = split_of(each, BatchCamLoss(MAPS), lambda step: 1.0 + step)
         torch.manual_seed(2)
-        step = compiled(regularizer)[0] if compile_it and early else step_of(regularizer)
-        loss = step(*batch())
+        loss = step_of(regularizer)(*batch())
         if early:
             regularizer.step()
         loss.backward()
