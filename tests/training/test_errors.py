@@ -297,7 +297,7 @@ def test_layers_without_a_map(layer):
         nn.Conv2d(1, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, K)
     )
     regularizer = CamRegularizer(BatchGradCam(model, model[layer]), BatchCamLoss(MAPS))
-    with pytest.raises(ValueError, match="at least 4 pixels|no map"):
+    with pytest.raises(ValueError, match=r"at least 4 pixels|no map"):
         regularizer(captured(regularizer, IMAGES), LABELS)
 
 

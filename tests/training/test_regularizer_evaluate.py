@@ -62,7 +62,7 @@ def test_evaluate_equals_the_training_values_in_eval_mode():
 def test_evaluate_says_what_is_wrong_with_the_layer_and_the_labels():
     model, (images, labels) = Net(), batch()
     elsewhere = CamRegularizer(BatchGradCam(model, nn.Conv2d(1, 1, 1)), BatchCamLoss(prototypes()))
-    with pytest.raises(RuntimeError, match="Conv2d: .*got no run"):
+    with pytest.raises(RuntimeError, match="got no run"):
         elsewhere.evaluate(images, labels)
     with pytest.raises(ValueError, match="labels: expected a tensor on cpu"):
         regularizer_of(model).evaluate(images, labels.to("meta"))
