@@ -34,7 +34,7 @@ const make = (tag, attributes = {}, ...children) => {
 // ---- Maps
 
 const view = { shared: false, cells: false };
-const SIDE = 96; // pixels of a drawn map
+const SIDE = 64; // pixels of a drawn map
 const table = bytesOf(data.colors); // 256 colors: red, green, blue
 // Colors as pixels of four bytes: opaque, and more opaque for larger values.
 const [opaqueColors, heatColors] = [() => 255, (value) => value].map((alpha) => new Uint32Array(
