@@ -289,9 +289,9 @@ def test_running_means_are_not_made_of_crumbs():
     for _ in range(5):
         loss(place[[0] * 4], smoothed(4))
     loss(place[[5]], torch.tensor([5]))
-    assert prototypes.means[5, 0, 5].mean() > 0.5 > prototypes.means[5, 0, 0].mean()
-    before = prototypes.means[5].clone()
+    assert prototypes.values[5, 0, 5].mean() > 0.5 > prototypes.values[5, 0, 0].mean()
+    before = prototypes.values[5].clone()
     loss(place[[0] * 8], smoothed(8))
-    moved = (prototypes.means[5] - before).abs().max()
+    moved = (prototypes.values[5] - before).abs().max()
     assert 0 < moved < 0.1 * 8 * 0.1 / 6 + 1e-3, "a tenth of what there was of the class"
     assert prototypes.half().evidence.dtype == torch.float32
