@@ -240,6 +240,14 @@ def test_images_of_several_shapes_keep_them_and_lie_in_their_columns():
     )
 
 
+def test_long_titles_stay_inside_the_figure():
+    images, cams = images_and_cams(2)
+    figure = overlay_figure(images, cams, titles=["predicted: a class with a rather long name (0.99)"] * 2)
+    figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in panels(figure)]
+    assert figure.bbox.x0 <= boxes[0].x0 < boxes[0].x1 < boxes[1].x0 < boxes[1].x1 <= figure.bbox.x1
+
+
 def test_class_grid_names_classes_above_the_columns_or_each_panel():
     images, cams = images_and_cams(2, maps=2)
     same = class_grid_figure(images, cams, class_names=("cat", "dog"), titles=("one", "two"))
@@ -281,7 +289,7 @@ def test_bad_input(name, call):
 
 
 class Samples(Dataset):
-    """Standardised images; the third cannot be read."""
+    """Standardized images; the third cannot be read."""
 
     def __init__(self, images):
         self.images = images
@@ -320,8 +328,8 @@ def store(tmp_path_factory):
 def test_a_sample_whose_scores_are_not_finite(store, kind):
     figure = store_figure(store, [7, 0], kind)
     first = panels(figure)[0]
-    said_ = figure.axes[0].get_ylabel() if kind == "class_grid" else first.get_title()
-    assert said_.split("\n") == [
+    title = figure.axes[0].get_ylabel() if kind == "class_grid" else first.get_title()
+    assert title.split("\n") == [
         "00007.png",
         f"label {store.class_names[store.labels[7]]}",
         "scores not finite",
