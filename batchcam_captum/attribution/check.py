@@ -19,7 +19,7 @@ from ..functional import CamMethod, dead_cams
 from ..functional.losses.base import MIN_MAP_SIZE
 from . import _captum
 from .batch_grad_cam import BatchGradCam
-from .compiled import compiled_parts, eager_stance, hidden_layers, original
+from .compiled import compiled_modules, eager_stance, original
 from .graph import between, node_of, walk
 from .layers import module_names
 from .observer import mixes_samples, mixing_remedy
@@ -210,16 +210,10 @@ def check(
     if inputs and not len(inputs[0]):
         raise ValueError(f"batch: expected one sample or more, got {tuple(inputs[0].shape)}")
     arguments = _captum.format_additional_forward_args(additional_forward_args) or ()
-    hidden = hidden_layers(grad_cam.forward_func, grad_cam.layers)
-    compiled = [part.name for part in compiled_parts(grad_cam.forward_func)]
+    compiled = compiled_modules(grad_cam.forward_func)
     grad_cam.forward_func = original(grad_cam.forward_func)
     with eager_stance():
-        report = _report(grad_cam, inputs, arguments, target, compiled)
-    if hidden is None:
-        return report
-    return CheckReport(
-        [Finding("compiled", "error", hidden), *report.findings], report.layers, report.samples
-    )
+        return _report(grad_cam, inputs, arguments, target, compiled)
 
 
 def _report(
@@ -227,7 +221,7 @@ def _report(
     inputs: tuple[Any, ...],
     arguments: tuple[Any, ...],
     target: Target,
-    compiled: list[str],
+    compiled: dict[str, nn.Module],
 ) -> CheckReport:
     """Examine one traced forward, and then the maps of ``attribute``, if it can work."""
     findings: list[Finding] = []
@@ -290,7 +284,7 @@ class _View:
     scores: Tensor
     selected: Tensor  #: one score per sample
     suggestions: LayerSuggestions
-    compiled: list[str]  #: names of compiled modules
+    compiled: dict[str, nn.Module]  #: by name
 
     @property
     def runs(self) -> list[Call]:
@@ -360,15 +354,17 @@ def _of_scores(scores: Tensor) -> Iterator[Finding]:
 
 
 def _compiled(view: _View) -> Iterator[Finding]:
-    later = {call.name for run in view.runs[-1:] for call in view.trace.after(run)}
-    names = [name for name in view.compiled if name in later]
-    if names:
+    later = {
+        call.module for run in view.runs[-1:] for call in (*view.trace.after(run), *view.trace.around(run))
+    }
+    parts = [name for name, part in view.compiled.items() if original(part) in later or part in later]
+    if parts:
         yield from view.find(
             "compiled",
             "warning",
-            f"{', '.join(names)} after the layer is compiled, and compiled code has no second derivative: attribute() runs it "
-            f"uncompiled for differentiable maps; in a training step with a loss on maps call "
-            f'torch.compiler.set_stance("force_eager"), or use the original module',
+            f"{_listed(name or 'the model' for name in parts)}, around or after the layer, is compiled: attribute() runs it "
+            f"uncompiled; in training compiled code runs no hooks, and has no second derivative: use the original module, call "
+            f'torch.compiler.set_stance("force_eager"), or split the model (split_model)',
         )
 
 

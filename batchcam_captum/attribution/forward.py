@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from ..warn import warn_user
 from . import _captum
-from .compiled import check_hooks_run, eager_stance
+from .compiled import eager_stance
 from .observer import ForwardObserver, Tensors, TrunkNeedsGraphError, mixes_samples, own_forward
 from .state import BufferCopies, recordable, rng_kept, training_lock
 
@@ -130,7 +130,7 @@ def run_forward(
         facts: of the model, if they are known already.
 
     Raises:
-        RuntimeError: a layer does not run, or runs in compiled code.
+        RuntimeError: a layer does not run.
         TrunkNeedsGraphError: without ``from_inputs`` a path from a layer to the output would be missed.
     """
     facts = facts or ModelFacts.of(model)
@@ -153,7 +153,6 @@ def run_forward(
         stack.enter_context(left_as_it_was(facts, tensors, layers, observer, keep_rng=keep_rng))
         if facts.may_be_compiled:
             stack.enter_context(eager_stance())
-            check_hooks_run(model, layers)
         stack.callback(observer.release)
         with observer, torch.set_grad_enabled(not trunk_free):
             output = _captum.run_forward(model, inputs, None, additional_forward_args)

@@ -1,4 +1,4 @@
-"""Captum's GuidedGradCam with the map from this package's engine."""
+"""Captum's GuidedGradCam with the map of :class:`BatchGradCam`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from .targets import Target, select_target
 
 
 class GuidedBatchGradCam(_captum.GuidedGradCam):  # type: ignore[misc]
-    """Guided Grad-CAM: the map, made as large as the input, times guided backpropagation; swaps in for Captum's GuidedGradCam.
+    """Guided Grad-CAM: the map, resized to the input, times guided backpropagation; swaps in for Captum's GuidedGradCam.
 
     The same constructor, the same :meth:`attribute`, the same values (Selvaraju et al. 2017, section 3.2). Beyond it: layers by
     name, the weightings and targets of :class:`BatchGradCam`, and calls that leave inputs, BatchNorm's statistics and torch's
     random state as they were; in train mode both halves see the same dropout mask.
 
-    As in Captum, guided backpropagation changes the backward of every ``torch.nn.ReLU`` module by hooks while a call lasts, and
-    Captum says so in a warning. Other threads that run the same model meanwhile meet these hooks, and functional ReLUs do not.
+    As in Captum, hooks change the backward of every ``torch.nn.ReLU`` module during a call, and a warning says so. Functional
+    ReLUs have no such hooks.
 
     Args:
         model: the model.
         layer: the layer whose activations are explained, or its name. It has a single tensor.
-        device_ids: see :class:`BatchGradCam`.
-        method: see :class:`BatchGradCam`.
-        reshape: see :class:`BatchGradCam`.
-        output: see :class:`BatchGradCam`.
+        device_ids: only for a model that applies a DataParallel model without being one, as in Captum.
+        method: how activations and gradients become a map, as in :class:`BatchGradCam`.
+        reshape: from what the layer returns to (N, C, *spatial), as in :class:`BatchGradCam`.
+        output: which part of the model's output holds the scores, as in :class:`BatchGradCam`.
 
     Raises:
-        TypeError: ``model`` is no module; see also :class:`BatchGradCam`.
-        ValueError: a list of layers; see also :class:`BatchGradCam`.
+        TypeError: ``model`` is no module, or what :class:`BatchGradCam` raises.
+        ValueError: a list of layers, or what :class:`BatchGradCam` raises.
 
     Example:
         >>> import torch, warnings
@@ -84,22 +84,22 @@ class GuidedBatchGradCam(_captum.GuidedGradCam):  # type: ignore[misc]
 
         Args:
             inputs: (N, …), or a tuple of tensors with N first.
-            target: see :meth:`BatchGradCam.attribute`.
-            additional_forward_args: see :meth:`BatchGradCam.attribute`.
-            interpolate_mode: how the map is made larger, see ``torch.nn.functional.interpolate``. The paper's is "bilinear".
-            attribute_to_layer_input: see :meth:`BatchGradCam.attribute`.
+            target: which score is explained, as in :meth:`BatchGradCam.attribute`.
+            additional_forward_args: one argument or a tuple of them, passed to the model after the inputs.
+            interpolate_mode: how the map is resized, as in ``torch.nn.functional.interpolate``. The paper's is "bilinear".
+            attribute_to_layer_input: explain what the layer receives instead of what it returns.
 
         Returns:
-            Of the inputs' shapes, detached; a tuple where they are. Empty for an input with other dimensions than the map.
+            Of the inputs' shapes, detached; a tuple if they are. Empty for an input with other dimensions than the map.
 
         Raises:
-            ValueError: see :meth:`BatchGradCam.attribute`.
-            TypeError: see :meth:`BatchGradCam.attribute`.
-            RuntimeError: see :meth:`BatchGradCam.attribute`.
+            ValueError: what :meth:`BatchGradCam.attribute` raises.
+            TypeError: what :meth:`BatchGradCam.attribute` raises.
+            RuntimeError: what :meth:`BatchGradCam.attribute` raises.
             AssertionError: the layer has several tensors.
 
         Warns:
-            UserWarning: the ReLU modules have hooks now; an input that the map cannot be brought to; and those of
+            UserWarning: the ReLU modules have hooks now; the map does not fit an input; and those of
                 :meth:`BatchGradCam.attribute`.
         """
         with torch.inference_mode(False):
@@ -125,7 +125,7 @@ class GuidedBatchGradCam(_captum.GuidedGradCam):  # type: ignore[misc]
         target: Target = None,
         additional_forward_args: object = None,
     ) -> tuple[Tensor, ...]:
-        """What guided backpropagation differentiates: the same part of the output, and the same target, as the map."""
+        """Return guided backpropagation's gradients, of the same part of the output and the same target as the map."""
         with torch.enable_grad():
             output = _captum.run_forward(forward_func, inputs, None, additional_forward_args)
             selected = select_target(pick_output(output, self.grad_cam.output), target)
@@ -133,7 +133,7 @@ class GuidedBatchGradCam(_captum.GuidedGradCam):  # type: ignore[misc]
 
 
 def _differentiable(value: Any) -> Any:
-    """The same numbers in a tensor that may require a gradient without the user's doing so."""
+    """Return the same numbers in a tensor that requires a gradient; the user's does not."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return recordable(value).detach().requires_grad_()
     return value

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,8 @@ class LayerSuggestion:
     name: str  #: dotted, as ``BatchGradCam(model, name)`` takes it
     shape: tuple[int, ...]  #: of what it returns, samples included
     map_size: tuple[int, ...]  #: (h, w) of its maps
-    #: Of the map relative to the input, along a side: 1/32 where one place stands for 32 pixels; of videos that of a frame; None
-    #: for inputs without sides.
+    #: Of the map relative to the input, along a side: 1/32 if one place stands for 32 pixels; of videos that of a frame; None for
+    #: inputs without sides.
     resolution: float | None
     batch_norm_follows: bool  #: if so, in train mode the map of an image depends on the others of its batch
     #: What ``BatchGradCam(…, reshape=)`` needs to make (N, C, *spatial) of it.
@@ -100,9 +100,9 @@ class LayerSuggestions(Sequence[LayerSuggestion]):
     """The layers worth explaining, the last one first; ``print`` shows a table. Made by :func:`suggest_layers`.
 
     Args:
-        rows: one a layer.
-        left_out: names of layers that one might think of, each with why it is not suggested.
-        output: which part of the model's output holds the scores, see :class:`BatchGradCam`.
+        rows: one per layer.
+        left_out: names of layers that are not suggested, each with the reason.
+        output: which part of the model's output holds the scores, as in :class:`BatchGradCam`.
     """
 
     def __init__(
@@ -113,52 +113,41 @@ class LayerSuggestions(Sequence[LayerSuggestion]):
     ) -> None:
         self._rows = tuple(rows)
         self._output = output
-        #: Layers that one might think of, and why they are not suggested.
+        #: Layers that are not suggested, and why.
         self.left_out = dict(left_out or {})
 
     @property
     def recommended(self) -> LayerSuggestion | None:
-        """The one to begin with: the last whose maps have 4 places or more along each side, time left out."""
+        """Return the layer to begin with: the last whose maps have 4 places or more along each side, time left out."""
         return next((row for row in self._rows if row.recommended), None)
 
-    @overload
-    def __getitem__(self, index: int) -> LayerSuggestion: ...
-    @overload
-    def __getitem__(self, index: slice) -> LayerSuggestions: ...
-    def __getitem__(self, index: int | slice) -> LayerSuggestion | LayerSuggestions:
-        if isinstance(index, slice):
-            return LayerSuggestions(self._rows[index], self.left_out, self._output)
+    def __getitem__(self, index: Any) -> Any:
         return self._rows[index]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __str__(self) -> str:
-        if not self._rows:
-            text = "no layer with places on the way to the scores"
-        else:
+        lines = ["no layer with places on the way to the scores"]
+        if self._rows:
             head = ("", "layer", "returns", "map", "resolution", "BatchNorm follows", "")
             cells = [head, *(_cells(row) for row in self._rows)]
             widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-            lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
-            text = "\n".join(lines)
+            lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         best = self.recommended
         if best is not None:
-            reshape = f', reshape="{best.reshape}"' if best.reshape else ""
-            output = "" if self._output is None else f", output={_as_written(self._output)}"
-            text += f'\n* begin with BatchGradCam(model, "{best.name}"{reshape}{output})'
+            options = "" if best.reshape is None else f', reshape="{best.reshape}"'
+            if self._output is not None:
+                options += (
+                    f", output={self._output!r}" if isinstance(self._output, str | int) else ", output=…"
+                )
+            lines.append(f'* begin with BatchGradCam(model, "{best.name}"{options})')
         for reason in dict.fromkeys(self.left_out.values()):
             names = ", ".join(name for name, why in self.left_out.items() if why == reason)
-            text += f"\nleft out: {names}: {reason}"
-        return text
+            lines.append(f"left out: {names}: {reason}")
+        return "\n".join(lines)
 
     __repr__ = __str__
-
-
-def _as_written(output: Picker) -> str:
-    if isinstance(output, str):
-        return f'"{output}"'
-    return str(output) if isinstance(output, int) else getattr(output, "__name__", "…")
 
 
 def _cells(row: LayerSuggestion) -> tuple[str, ...]:
@@ -181,16 +170,16 @@ def suggest_layers(
     additional_forward_args: object = None,
     output: Picker = None,
 ) -> LayerSuggestions:
-    """Look for layers to explain: the last one at each resolution.
+    """Suggest layers to explain: the last one at each resolution.
 
-    Runs the model once on the example, and once backward. Suggested are layers that every path to the scores passes, that run
-    once, and whose places have a part in the scores. Nothing is changed or left behind.
+    Runs the model once on the example, forward and backward, and leaves everything as it was. Suggested are layers that every
+    path to the scores passes, that run once, and whose places the scores depend on.
 
     Args:
-        model: the model, in the mode in which it is going to be explained.
-        example: inputs of a few samples, of the size that it is going to see; a tuple where it takes several.
+        model: the model, in the mode in which it will be explained.
+        example: inputs of a few samples, of the size that the model will see; a tuple if it takes several.
         additional_forward_args: further arguments of the model.
-        output: which part of what the model returns holds the scores, see :class:`~batchcam_captum.BatchGradCam`.
+        output: which part of the model's output holds the scores, as in :class:`~batchcam_captum.BatchGradCam`.
 
     Returns:
         A sequence of suggestions, the last layer first; its ``recommended`` is the one to begin with.
