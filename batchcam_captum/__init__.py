@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ClassPrototypes,
         ClusterPrototypes,
         ForegroundPrototypes,
+        MaskPrototypes,
         MedianPrototypes,
         RunningPrototypes,
     )
@@ -63,6 +64,7 @@ __all__ = [
     "HintLoss",
     "ImageLoss",
     "LayerCapture",
+    "MaskPrototypes",
     "MaskTarget",
     "MedianPrototypes",
     "MultiLabelTarget",
@@ -95,6 +97,7 @@ _HOMES = {
     "HintLoss": ".losses",
     "ImageLoss": ".losses",
     "LayerCapture": ".attribution",
+    "MaskPrototypes": ".prototypes",
     "MaskTarget": ".attribution",
     "MedianPrototypes": ".prototypes",
     "MultiLabelTarget": ".attribution",

@@ -1,4 +1,4 @@
-"""The machine and the versions that a number belongs to."""
+"""Describe the machine and the versions that a number belongs to."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from . import __version__
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Describe the machine, plain values only.
+    """Describe the machine in plain values.
 
     Args:
-        device: that the numbers come from. Of a CUDA device the driver, CUDA's and cuDNN's versions, and whether float32 may be
-            rounded to TF32 are told as well.
+        device: The device that computes.
 
     Returns:
         ``device``, ``device_name``, ``threads``, ``cpu_count``, ``platform``, ``python``, ``torch``, ``captum``,
-        ``batchcam_captum``, ``allocator`` (the settings of glibc's allocator).
+        ``batchcam_captum``, ``allocator`` (the settings of glibc's allocator). For a CUDA device also the driver, the versions of
+        CUDA and cuDNN, and whether float32 may be rounded to TF32.
     """
     on_cuda = device.type == "cuda"
     found: dict[str, Any] = {
@@ -55,7 +55,7 @@ def _cuda(device: torch.device) -> dict[str, Any]:
 
 
 def version_of(distribution: str) -> str | None:
-    """The version of an installed distribution; None where it is not installed."""
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -63,7 +63,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def first_line_of(*command: str) -> str | None:
-    """The first line that a command prints; None where it cannot be run."""
+    """Return the first line that a command prints; None if it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -72,7 +72,7 @@ def first_line_of(*command: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's model name where Linux tells it."""
+    """Return the processor's model name if Linux knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Write files that are either complete or not there."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; after the body it is moved there, or removed if the body raised.
 
     Args:
-        path: the file to write. Its folder must exist.
+        path: The file to write. Its folder must exist.
 
     Raises:
-        OSError: the folder is missing or cannot be written to, or the file cannot be replaced.
+        OSError: If the folder is missing or cannot be written to, or if the file cannot be replaced.
     """
     path = Path(path)
     try:
@@ -34,8 +34,28 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Write a file whole: to ``NAME.partial`` beside it, which is then renamed. For files that one process at a time writes.
+
+    Args:
+        path: The file.
+        data: Its content.
+        sync: Wait until the content is on the disk before renaming.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    partial.replace(path)
+
+
 def umask() -> int:
-    """The permissions that new files and folders of this process lack."""
+    """Return the permissions that new files and folders of this process lack."""
     current = os.umask(0)
     os.umask(current)
     return current
@@ -43,15 +63,16 @@ def umask() -> int:
 
 @contextmanager
 def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary folder inside ``folder``; after the body its files are moved to ``folder``, all of them or none.
+    """Give a temporary folder inside ``folder``; after the body its files are moved to ``folder``, where they replace others.
 
-    Files of the same names are replaced. If the body or a move raises, nothing new is left and the old files are as they were.
+    If the body raises, or a folder is in the way, no file is moved. Each file is whole at any time; a process that is killed
+    while it moves them leaves some old and some new.
 
     Args:
-        folder: where the files go. It must exist.
+        folder: Where the files go. It must exist.
 
     Raises:
-        OSError: the folder is missing or cannot be written to, or a file cannot be replaced.
+        OSError: If the folder is missing or cannot be written to, or if a file cannot be replaced.
     """
     folder = Path(folder)
     try:
@@ -59,35 +80,21 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise _no_folder(folder, folder, error) from error
     with made as name:
-        new, old = Path(name, "new"), Path(name, "old")
-        new.mkdir()
-        old.mkdir()
-        yield new
-        names = sorted(path.name for path in new.iterdir())
-        refuse_folders(*(folder / name for name in names))
-        try:
-            for name in names:
-                if os.path.lexists(folder / name):
-                    _move(folder / name, old / name, blamed=folder / name)
-                _move(new / name, folder / name)
-        except BaseException:
-            # What was done is read from the disk, so that an interrupt may come at any point.
-            for name in names:
-                if os.path.lexists(old / name):
-                    (old / name).replace(folder / name)
-                elif not os.path.lexists(new / name):
-                    (folder / name).unlink(missing_ok=True)
-            raise
+        yield Path(name)
+        files = sorted(Path(name).iterdir())
+        refuse_folders(*(folder / file.name for file in files))
+        for file in files:
+            _move(file, folder / file.name)
 
 
 def refuse_folders(*paths: Path) -> None:
     """Raise if a folder stands where a file is to be written.
 
     Args:
-        paths: of the files.
+        paths: The files.
 
     Raises:
-        OSError: one of them is a folder.
+        OSError: If one of them is a folder.
     """
     for path in paths:
         if path.is_dir():
@@ -96,15 +103,14 @@ def refuse_folders(*paths: Path) -> None:
             )
 
 
-def _move(source: Path, target: Path, blamed: Path | None = None) -> None:
-    """Replace the target, or say which of the user's files is in the way; temporary names would not help."""
+def _move(source: Path, target: Path) -> None:
+    """Replace the target, or name it in the error instead of the temporary file."""
     try:
         source.replace(target)
     except OSError as error:
-        blamed = blamed or target
-        refuse_folders(blamed)
+        refuse_folders(target)
         raise OSError(
-            f"{blamed}: expected a file that can be replaced, got: {error.strerror or error}; move it away, or choose "
+            f"{target}: expected a file that can be replaced, got: {error.strerror or error}; move it away, or choose "
             "another place"
         ) from error
 
@@ -118,11 +124,7 @@ def _no_folder(path: Path, folder: Path, error: OSError) -> OSError:
 
 @contextmanager
 def folders_taken_back(*folders: Path) -> Iterator[None]:
-    """If the body raises, remove those of the folders, and of their parents, that were not there before and are empty.
-
-    Args:
-        folders: what the body may make.
-    """
+    """If the body raises, remove those of the folders and their parents that it has made, as far as they are empty."""
     missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -135,16 +137,16 @@ def folders_taken_back(*folders: Path) -> Iterator[None]:
 
 @contextmanager
 def output_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[None]:
-    """Make a command's ``--output`` and see that it can be written to, before anything takes time.
+    """Make a command's ``--output`` and check that it can be written to, before anything takes time.
 
-    If the body raises, folders that were made are removed, as far as they are empty.
+    If the body raises, the folders that were made are removed, as far as they are empty.
 
     Args:
-        folder: where the results go.
-        names: of the files that are going to be written there.
+        folder: Where the results go.
+        names: The files that will be written there.
 
     Raises:
-        OSError: the folder cannot be written to, or a folder stands where a file is to be written.
+        OSError: If the folder cannot be written to, or if a folder is in the place of a file.
     """
     with folders_taken_back(folder):
         try:

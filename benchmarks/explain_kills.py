@@ -105,14 +105,13 @@ def changes(event: str, arguments: tuple[Any, ...]) -> bool:
 
 def written(store: Path) -> int:
     """How many chunks are marked as written."""
-    folder = store / "status" / "c"
-    return sum(name.isdecimal() for name in os.listdir(folder)) if folder.exists() else 0
+    return len(list(store.glob("status/c.*[0-9]")))
 
 
 def digest(store: Path) -> str:
-    """Of all files, with their names."""
+    """Of all files but locks, with their names."""
     found = hashlib.sha256()
-    for path in sorted(path for path in store.rglob("*") if path.is_file()):
+    for path in sorted(path for path in store.rglob("*") if path.is_file() and "lock" not in path.name):
         found.update(f"{path.relative_to(store)}\0".encode())
         found.update(path.read_bytes())
     return found.hexdigest()

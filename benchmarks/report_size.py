@@ -57,7 +57,6 @@ def made(path: Path, samples: int) -> Store:
                 "status": np.full(count, Status.WRITTEN, np.uint8),
             }  # fmt: skip
             writer.write(chunk, columns)
-        writer.finish()
     return open_store(path)
 
 

@@ -4,84 +4,36 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 import pytest
 
-from batchcam_captum.files import written_together, written_whole
-
-
-def test_file_is_moved_in_place_after_the_body(tmp_path):
-    path = tmp_path / "result.json"
-    path.write_text("old")
-    with written_whole(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".json"
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_nothing_half_written_is_left_and_the_old_file_stays(tmp_path, kind):
-    path = tmp_path / "result.json"
-    path.write_text("old")
-
-    def fail():
-        with written_whole(path) as temporary:
-            temporary.write_text("half")
-            raise kind
-
-    with pytest.raises(kind):
-        fail()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_permissions_are_those_of_any_new_file(tmp_path):
-    with written_whole(tmp_path / "whole"):
-        pass
-    (tmp_path / "plain").touch()
-    modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("whole", "plain")}
-    assert len(modes) == 1
-
-
-@pytest.mark.parametrize("name", ["file/result.json", "missing/result.json"])
-def test_folder_that_cannot_be_written_to(tmp_path, name):
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(
-            OSError,
-            match=r"expected a folder that exists and can be written to, got .*; create it, or choose another",
-        ),
-        written_whole(tmp_path / name),
-    ):
-        pytest.fail("the body must not run")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_folder_in_the_place_of_the_file_is_named(tmp_path):
-    path = tmp_path / "result.json"
-    path.mkdir()
-    with (
-        pytest.raises(
-            OSError, match=rf"^{path}: expected a file to replace, or nothing, got a folder; move it away"
-        ),
-        written_whole(path) as temporary,
-    ):
-        temporary.write_text("new")
-    assert list(tmp_path.iterdir()) == [path]
+from batchcam_captum.files import (
+    folders_taken_back,
+    output_folder,
+    replace_file,
+    written_together,
+    written_whole,
+)
 
 
 def content(folder):
     return {path.name: path.read_text() if path.is_file() else None for path in folder.iterdir()}
 
 
-def write_together(folder, **texts):
-    with written_together(folder) as temporary:
-        for name, text in texts.items():
-            (temporary / name).write_text(text)
+def mode(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_a_file_is_moved_in_place_after_the_body(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with written_whole(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".json")
+    (tmp_path / "plain").touch()
+    assert content(tmp_path) == {"result.json": "new", "plain": ""}
+    assert mode(path) == mode(tmp_path / "plain")
 
 
 def test_files_are_moved_together_after_the_body(tmp_path):
@@ -93,17 +45,18 @@ def test_files_are_moved_together_after_the_body(tmp_path):
         assert (tmp_path / "a").read_text() == "old"
         assert temporary.is_relative_to(tmp_path)
     assert content(tmp_path) == {"a": "new", "b": "new", "other": "kept"}
-    (tmp_path / "plain").touch()
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert mode(tmp_path / "a") == mode(tmp_path / "other")
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_body_that_raises_moves_no_file(tmp_path, kind):
+@pytest.mark.parametrize("together", [False, True])
+def test_a_body_that_raises_leaves_the_old_file(tmp_path, kind, together):
     (tmp_path / "a").write_text("old")
+    context = written_together(tmp_path) if together else written_whole(tmp_path / "a")
 
     def fail():
-        with written_together(tmp_path) as temporary:
-            (temporary / "a").write_text("new")
+        with context as temporary:
+            (temporary / "a" if together else temporary).write_text("half")
             raise kind
 
     with pytest.raises(kind):
@@ -111,48 +64,58 @@ def test_body_that_raises_moves_no_file(tmp_path, kind):
     assert content(tmp_path) == {"a": "old"}
 
 
-def test_folder_in_the_place_of_one_file_stops_all(tmp_path):
+@pytest.mark.parametrize("name", ["file", "missing"])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_folder_that_cannot_be_written_to(tmp_path, name, together):
+    (tmp_path / "file").touch()
+    context = written_together(tmp_path / name) if together else written_whole(tmp_path / name / "a")
+    with pytest.raises(OSError, match=f"{tmp_path / name}"), context:
+        pytest.fail("the body must not run")
+    assert content(tmp_path) == {"file": ""}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_folder_instead_of_the_file_is_named(tmp_path, together):
     (tmp_path / "a").write_text("old")
     (tmp_path / "c").mkdir()
-    with pytest.raises(OSError, match=rf"^{tmp_path / 'c'}: expected a file to replace"):
-        write_together(tmp_path, a="new", b="new", c="new")
+    context = written_together(tmp_path) if together else written_whole(tmp_path / "c")
+
+    def write():
+        with context as temporary:
+            for file in (temporary / "a", temporary / "c") if together else (temporary,):
+                file.write_text("new")
+
+    with pytest.raises(OSError, match=rf"^{tmp_path / 'c'}: .*folder"):
+        write()
     assert content(tmp_path) == {"a": "old", "c": None}
 
 
-@pytest.mark.parametrize("kind", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])
-@pytest.mark.parametrize("step", range(5))
-def test_moves_that_were_done_are_undone(tmp_path, monkeypatch, kind, step):
-    """Five moves: a and b aside, a, b and c in place."""
-    (tmp_path / "a").write_text("old")
-    (tmp_path / "b").symlink_to("a")
-    replace, calls = Path.replace, []
-
-    def failing(source, target):
-        calls.append(source)
-        if len(calls) == step + 1:
-            raise kind
-        return replace(source, target)
-
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(type(kind) if isinstance(kind, KeyboardInterrupt) else OSError) as caught:
-        write_together(tmp_path, a="new", b="new", c="new")
-    if isinstance(kind, PermissionError):
-        path = tmp_path / "aabbc"[step]
-        assert str(caught.value).startswith(
-            f"{path}: expected a file that can be replaced, got: Permission denied; move it away"
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
-    assert (tmp_path / "a").read_text() == "old"
-    assert (tmp_path / "b").is_symlink()
+def test_a_file_is_replaced(tmp_path):
+    for data, sync in ((b"one", False), (b"two", True)):
+        replace_file(tmp_path / "a", data, sync=sync)
+        assert content(tmp_path) == {"a": data.decode()}
 
 
-@pytest.mark.parametrize("name", ["file", "missing"])
-def test_folder_for_several_files_that_cannot_be_written_to(tmp_path, name):
+def test_folders_that_were_made_are_taken_back(tmp_path):
+    (tmp_path / "old").mkdir()
+
+    def fail():
+        with folders_taken_back(tmp_path / "old" / "new", tmp_path / "full"):
+            (tmp_path / "old" / "new").mkdir()
+            (tmp_path / "full").mkdir()
+            (tmp_path / "full" / "a").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert {path.name for path in tmp_path.rglob("*")} == {"old", "full", "a"}
+
+
+def test_an_output_folder_is_checked_before_the_body(tmp_path):
+    with output_folder(tmp_path / "new" / "er", ["a"]):
+        assert (tmp_path / "new" / "er").is_dir()
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(
-            OSError, match=r"expected a folder that exists and can be written to, got .*; create it"
-        ),
-        written_together(tmp_path / name),
-    ):
+    with pytest.raises(OSError, match="--output"), output_folder(tmp_path / "file"):
+        pytest.fail("the body must not run")
+    with pytest.raises(OSError, match="er"), output_folder(tmp_path / "new", ["er"]):
         pytest.fail("the body must not run")

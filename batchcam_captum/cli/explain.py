@@ -142,6 +142,7 @@ def _targets(text: str) -> str | int | list[int]:
 def run(options: argparse.Namespace) -> None:
     """Load, explain and print."""
     from ..explain.targets import ClassChoice
+    from ..explain.writing import check_output
     from ..functional import get_method
     from ..loading import check_device
     from ..optional import load
@@ -172,7 +173,7 @@ def run(options: argparse.Namespace) -> None:
     options.quiet = options.quiet or rank > 0
     with joined_ranks(world_size) as together:
         if rank == 0:
-            _check_output(options.output, options.overwrite)
+            check_output(options.output)
         _explain(options, rank, world_size, together)
 
 
@@ -248,12 +249,3 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    """Refuse what is no store before anything takes time."""
-    from ..explain import open_store
-    from ..explain.writing import is_free
-
-    if not is_free(path):
-        open_store(path, any_format=overwrite)

@@ -15,9 +15,19 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ..explain.guarded import first_readable
-from ..explain.listing import Listing, as_text, list_csv, list_folder, names_of, torchvision_data
-from ..explain.sources import Classes, ImageFiles, TorchvisionImages, match_classes
+from ..explain.samples import first_readable
+from ..explain.sources import (
+    Classes,
+    ImageFiles,
+    Listing,
+    TorchvisionImages,
+    as_text,
+    list_csv,
+    list_folder,
+    match_classes,
+    names_of,
+    torchvision_data,
+)
 from ..loading import Preprocessing, load_model
 from ..loading.checkpoints import MisfitError
 from .arguments import KNOWN_DATA

@@ -12,10 +12,9 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .figures import class_grid_figure, contour_figure, overlay_figure, side_by_side_figure, store_figure
     from .layout import Status
-    from .listing import list_csv, list_folder
     from .report import write_report
     from .run import explain_dataset
-    from .sources import ImageFiles
+    from .sources import ImageFiles, list_csv, list_folder
     from .store import Store, open_store
     from .stored_maps import StoredMaps
     from .writing import OtherSettingsError
@@ -47,8 +46,8 @@ _HOMES = {
     "class_grid_figure": ".figures",
     "contour_figure": ".figures",
     "explain_dataset": ".run",
-    "list_csv": ".listing",
-    "list_folder": ".listing",
+    "list_csv": ".sources",
+    "list_folder": ".sources",
     "open_store": ".store",
     "overlay_figure": ".figures",
     "side_by_side_figure": ".figures",

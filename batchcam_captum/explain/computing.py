@@ -1,4 +1,4 @@
-"""What is computed of a batch, on the device of the model."""
+"""Compute the maps, scores, thumbnails and metrics of a batch on the model's device."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
 from ..functional import energy_in_mask, normalize, pointing_game, resize
 from ..functional.images import PerChannel, undo_standardization
+from .samples import Batch
 from .targets import ClassChoice, predicted
 
-#: Where the maps are kept: as the layer has them, or as large as the images.
+#: Size of the stored maps: that of the layer, or that of the images.
 MapSize = Literal["layer", "input"]
 #: Below this float16 keeps fewer than three digits.
-_FINE = 6e-5
-#: Bytes of maps that are resized at a time.
-_AT_ONCE = 64 * 2**20
+_FEW_DIGITS = 6e-5
+#: How many bytes of maps are resized at a time.
+_RESIZED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Computing:
-    """Maps, scores, predictions, thumbnails and metrics of batches.
+class Explainer:
+    """Explain batches.
 
     Args:
-        grad_cam: of one layer.
-        choice: which classes.
-        dtype: of the maps.
-        size: of the maps.
-        thumbnail: pixels of the longer side, at most; 0: none.
-        mean: the ``mean`` of ``Normalize`` that the images went through, for the thumbnails.
-        std: its ``std``.
+        grad_cam: Of one layer.
+        choice: Which classes.
+        dtype: Of the stored maps.
+        size: Of the stored maps.
+        thumbnail: Largest side of the thumbnails in pixels; 0 for none.
+        mean: The ``mean`` of ``Normalize`` that the images went through, for the thumbnails.
+        std: Its ``std``.
+        device: Where batches go.
     """
 
     grad_cam: BatchGradCam
@@ -44,83 +46,94 @@ class Computing:
     thumbnail: int
     mean: PerChannel
     std: PerChannel
+    device: torch.device
 
-    def __call__(self, images: Tensor, labels: Tensor | None, masks: Tensor | None) -> dict[str, Tensor]:
-        """Array name -> (N, …), on the device.
-
-        Args:
-            images: (N, C, *spatial).
-            labels: (N,); negative ones are not known.
-            masks: (N, 1, *spatial); where the object is.
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Return array name -> (N, …) on the device, for the samples that could be read; nothing if there are none.
 
         Raises:
-            ValueError: scores, labels or masks that do not fit, or maps that float16 cannot hold.
-            TypeError: see :meth:`.ClassChoice.maps`.
+            ValueError: If scores, labels or masks do not fit, or if float16 cannot hold the maps.
+            TypeError: If the model returns no tensor.
         """
+        if batch.images is None:
+            return {}
+        if self.choice.kind == "true" and batch.labels is not None and bool((batch.labels < 0).any()):
+            row = int((batch.labels < 0).nonzero()[0])
+            raise ValueError(
+                f"targets: expected a label for every sample, as targets is 'true', got {int(batch.labels[row])} for sample "
+                f"{batch.positions[batch.readable[row]]}; pass targets='predicted', or leave such samples out"
+            )
+        images = images_for(self.grad_cam.forward_func, batch.images, self.device)
+        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=True)
         cams, scores, targets = self.choice.maps(self.grad_cam, images, labels)
         found = {
             "targets": targets.int(),
             "scores": scores.float(),
             "predictions": predicted(scores).int(),
             "confidences": scores.float().softmax(1).amax(1),
+            "maps": self._stored(cams, tuple(images.shape[2:])),
         }
         if labels is not None:
             found["labels"] = labels.clamp(min=-1).int()
-        if masks is not None:
-            found |= self._metrics(cams, masks)
+        if batch.masks is not None:
+            found |= _metrics(cams, batch.masks.to(self.device, non_blocking=True))
         if self.dtype == torch.float16:
-            found["lossy"] = self._lossy(cams)
-        found["maps"] = self._kept(cams, tuple(images.shape[2:]))
+            peaks = cams.abs().flatten(1).amax(1)
+            few = (peaks > 0) & (peaks < _FEW_DIGITS)
+            found["lossy"] = few.int() + 2 * (peaks > torch.finfo(torch.float16).max).int()
         if self.thumbnail and images.dim() == 4:
-            found["thumbnails"] = self.thumbnails(images)
+            found["thumbnails"] = thumbnails(images, self.thumbnail, self.mean, self.std)
         return found
 
-    def _kept(self, cams: Tensor, size: tuple[int, ...]) -> Tensor:
-        """In the store's size and dtype; a few samples at a time, as all at once would take the memory several times."""
+    def _stored(self, cams: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return the maps in the store's size and dtype, resized a few samples at a time to save memory."""
         if self.size == "layer":
             return cams.to(self.dtype)
-        kept = cams.new_empty((*cams.shape[:2], *size), dtype=self.dtype)
-        step = max(1, _AT_ONCE // (4 * prod(kept.shape[1:])))
-        for part, into in zip(cams.split(step), kept.split(step), strict=True):
+        stored = cams.new_empty((*cams.shape[:2], *size), dtype=self.dtype)
+        step = max(1, _RESIZED_BYTES // (4 * prod(stored.shape[1:])))
+        for part, into in zip(cams.split(step), stored.split(step), strict=True):
             into.copy_(resize(part, size))
-        return kept
+        return stored
 
-    def _lossy(self, cams: Tensor) -> Tensor:
-        """(N,): 2 where float16 overflows, 1 where it keeps few digits, 0 otherwise."""
-        peaks = cams.abs().flatten(1).amax(1)
-        few = (peaks > 0) & (peaks < _FINE)
-        return few.int() + 2 * (peaks > torch.finfo(torch.float16).max).int()
 
-    def _metrics(self, cams: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        samples, maps = cams.shape[:2]
-        single = cams.flatten(0, 1).unsqueeze(1)
-        own = masks.to(cams.device).repeat_interleave(maps, 0)
-        bad = ~single.isfinite().flatten(1).all(1)  # a cam of NaN is stored as such, and its metrics are NaN
-        single = single.masked_fill(bad.view(-1, *[1] * (single.dim() - 1)), 0)
-        found = {
-            "energy_in_mask": energy_in_mask(single, own).masked_fill(bad, torch.nan),
-            "pointing_game": pointing_game(single, own).masked_fill(bad, torch.nan),
-        }
-        return {name: values.float().view(samples, maps) for name, values in found.items()}
+def images_for(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Return images on the device, in the model's floating-point type; a model that takes integers divides by 255 itself."""
+    first = next(model.parameters(), None)
+    floating = images.is_floating_point() and first is not None and first.is_floating_point()
+    return images.to(device, first.dtype if floating and first is not None else None, non_blocking=True)
 
-    def thumbnails(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, height, width, 3) uint8."""
-        # All but the last step is linear: it costs less once the images are small.
-        small = F.interpolate(
-            images.detach().float(), thumbnail_size(images.shape[2:], self.thumbnail), mode="area"
-        )
-        plain = undo_standardization(small, self.mean, self.std)
-        if plain.shape[1] != 3:
-            plain = plain.mean(1, keepdim=True)
-        low, high = plain.flatten(1).aminmax(dim=1)
-        outside = (low < -0.01) | (high > 1.01)
-        plain = torch.where(outside.view(-1, 1, 1, 1), normalize(plain, "minmax"), plain).clamp(0, 1)
-        plain = plain.nan_to_num()  # which no byte can be
-        return (plain * 255).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+def _metrics(cams: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    samples, maps = cams.shape[:2]
+    single = cams.flatten(0, 1).unsqueeze(1)
+    repeated = masks.repeat_interleave(maps, 0)
+    finite = single.isfinite().flatten(1).all(1)  # a map of NaN has no metric, and does not end the run
+    single = single.nan_to_num()
+    found = {
+        "energy_in_mask": energy_in_mask(single, repeated),
+        "pointing_game": pointing_game(single, repeated),
+    }
+    return {
+        name: values.float().masked_fill(~finite, float("nan")).view(samples, maps)
+        for name, values in found.items()
+    }
+
+
+def thumbnails(images: Tensor, longest: int, mean: PerChannel, std: PerChannel) -> Tensor:
+    """Return small pictures of standardized images: (N, C, H, W) -> (N, height, width, 3) uint8."""
+    # Everything but the last step is linear, and costs less once the images are small.
+    small = F.interpolate(images.detach().float(), thumbnail_size(images.shape[2:], longest), mode="area")
+    plain = undo_standardization(small, mean, std)
+    if plain.shape[1] != 3:
+        plain = plain.mean(1, keepdim=True)
+    low, high = plain.flatten(1).aminmax(dim=1)
+    outside = (low < -0.01) | (high > 1.01)
+    plain = torch.where(outside.view(-1, 1, 1, 1), normalize(plain, "minmax"), plain).clamp(0, 1).nan_to_num()
+    return (plain * 255).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
 
 def thumbnail_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
-    """(height, width) of a thumbnail; never larger than the image."""
+    """Return (height, width) of a thumbnail, which is never larger than the image."""
     height, width = size
     scale = min(1.0, longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

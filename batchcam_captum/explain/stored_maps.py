@@ -1,4 +1,4 @@
-"""A store as pairs of images and maps, for training on them or looking at them."""
+"""A store as a data set of images and maps, for training or looking at them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,32 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     from .store import Store
 
-#: Bytes of an array's chunks that a process keeps; one chunk at least.
-_KEPT = 16 * 2**20
+#: How many bytes of an array's chunks a process keeps; at least one chunk.
+_KEPT_BYTES = 16 * 2**20
 
 
 class StoredMaps(Dataset[tuple[Any, Tensor]]):
     """(image, map) of each written sample, the map (M, h, w) in float32. Made by :meth:`.Store.dataset`.
 
-    Zarr decompresses whole chunks: those that were read last are kept, 16 MiB of them in each process, or a single one. In a
-    random order over larger maps a batch reads each chunk once that has a sample of it.
+    Zarr decompresses whole chunks. Each process keeps those that were read last, up to 16 MiB. A batch in random order reads each
+    chunk once.
 
     Args:
-        store: whose maps they are.
-        images: the data set that was explained, in the same order; None: the files that the store names, or its thumbnails.
-        transform: of the image, whichever it is; see :meth:`.Store.dataset`.
+        store: The store of the maps.
+        images: The data set that was explained, in the same order; None: the files that the store names, or its thumbnails.
+        transform: Applied to the image, see :meth:`.Store.dataset`.
 
     Raises:
-        ValueError: images of another number, or neither files nor thumbnails.
+        ValueError: If there are not as many images as samples, or neither files nor thumbnails.
 
     Attributes:
-        positions: of the samples in the store.
+        positions: The positions of the samples in the store.
     """
 
     def __init__(
         self, store: Store, images: Dataset[Any] | None, transform: Callable[[Any], Any] | None
     ) -> None:
-        self.store = store
-        self.images = images
-        self.transform = transform
+        self.store, self.images, self.transform = store, images, transform
         self.positions = store.written()
         if images is not None and len(images) != len(store):  # type: ignore[arg-type]
             raise ValueError(
@@ -49,24 +47,15 @@ class StoredMaps(Dataset[tuple[Any, Tensor]]):
             )
         self._maps = _Rows(store.maps)
         self._thumbnails: _Rows | None = None
-        self._paths: list[str] | None = None
-        if images is None:
-            self._choose()
-
-    def _choose(self) -> None:
-        """Files or thumbnails, see :meth:`.Store.dataset`."""
-        paths = [str(path) for path in np.asarray(self.store.paths[:], dtype=object)]
-        has_files = all(paths[position] for position in self.positions)
-        thumbnails = self.store.thumbnails
-        if has_files and (self.transform is not None or thumbnails is None):
-            self._paths = paths
-        elif thumbnails is not None:
-            self._thumbnails = _Rows(thumbnails)
-        else:
-            raise ValueError(
-                "images: expected a data set, as the store has neither paths nor thumbnails, got None; pass the one that was "
-                "explained"
-            )
+        self._paths = [str(path) for path in np.asarray(store.paths[:], dtype=object)]
+        has_files = all(self._paths[position] for position in self.positions)
+        if images is None and not (has_files and (transform is not None or store.thumbnails is None)):
+            if store.thumbnails is None:
+                raise ValueError(
+                    "images: expected a data set, as the store has neither paths nor thumbnails, got None; pass the one that was "
+                    "explained"
+                )
+            self._thumbnails = _Rows(store.thumbnails)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -75,19 +64,17 @@ class StoredMaps(Dataset[tuple[Any, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Tensor]]:
-        """Those of a batch, which a ``DataLoader`` asks for; each chunk is read once."""
+        """Return the samples of a batch, as a ``DataLoader`` asks for them."""
         positions = self.positions[np.asarray(indices, dtype=int)]
         maps = torch.from_numpy(self._maps[positions].astype(np.float32, copy=False))
-        return list(zip(self._images(positions), maps, strict=True))
-
-    def _images(self, positions: np.ndarray[Any, Any]) -> list[Any]:
-        found: list[Any]
+        images: list[Any]
         if self._thumbnails is not None:
-            pixels = torch.from_numpy(self._thumbnails[positions])
-            found = list(pixels.permute(0, 3, 1, 2).float() / 255)
+            images = list(torch.from_numpy(self._thumbnails[positions]).permute(0, 3, 1, 2).float() / 255)
         else:
-            found = [self._image(int(position)) for position in positions]
-        return found if self.transform is None else [self.transform(image) for image in found]
+            images = [self._image(int(position)) for position in positions]
+        if self.transform is not None:
+            images = [self.transform(image) for image in images]
+        return list(zip(images, maps, strict=True))
 
     def _image(self, position: int) -> Any:
         if self.images is not None:
@@ -95,7 +82,6 @@ class StoredMaps(Dataset[tuple[Any, Tensor]]):
             return sample[0] if isinstance(sample, tuple | list) else sample
         from ..loading.images import read_image
 
-        assert self._paths is not None
         image = read_image(self._paths[position])
         if self.transform is not None:
             return image
@@ -103,11 +89,10 @@ class StoredMaps(Dataset[tuple[Any, Tensor]]):
 
 
 class _Rows:
-    """Rows of a Zarr array, any of them in any order. Chunks that were read last are kept, and left behind in pickling."""
+    """Rows of a Zarr array in any order. Keeps the chunks that were read last, but does not pickle them."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
-        self._size = int(array.chunks[0])
         self._chunks: OrderedDict[int, np.ndarray[Any, Any]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,16 +100,16 @@ class _Rows:
 
     def __getitem__(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         found = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
-        chunks = rows // self._size
-        for chunk in np.unique(chunks):
-            chosen = chunks == chunk
-            found[chosen] = self._chunk(int(chunk))[rows[chosen] - chunk * self._size]
+        size = int(self.array.chunks[0])
+        for chunk in np.unique(rows // size):
+            chosen = rows // size == chunk
+            found[chosen] = self._chunk(int(chunk), size)[rows[chosen] - chunk * size]
         return found
 
-    def _chunk(self, chunk: int) -> np.ndarray[Any, Any]:
+    def _chunk(self, chunk: int, size: int) -> np.ndarray[Any, Any]:
         if chunk not in self._chunks:
-            values = np.asarray(self.array[chunk * self._size : (chunk + 1) * self._size])
-            while self._chunks and (len(self._chunks) + 1) * values.nbytes > _KEPT:
+            values = np.asarray(self.array[chunk * size : (chunk + 1) * size])
+            while self._chunks and (len(self._chunks) + 1) * values.nbytes > _KEPT_BYTES:
                 self._chunks.popitem(last=False)
             self._chunks[chunk] = values
         self._chunks.move_to_end(chunk)

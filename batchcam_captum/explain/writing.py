@@ -1,122 +1,132 @@
-"""Stores that are written a chunk at a time, by one process or by several."""
+"""Write a store a chunk at a time, in one process or in several.
+
+The files of a chunk come first, then its entry in the progress record. A process may be killed at any point: a chunk that is not
+in the record is computed again.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files import replace_file
 from ..optional import load
-from . import folders
-from .differing import differences, plain
-from .folders import is_free, real
-from .layout import FORMAT, KEY, Layout, Status
-from .locks import at_work, changing
-from .remedies import named
-from .store import Store, open_store
+from .layout import FORMAT, KEY, NAMES, Array, Layout, Status
+from .store import METADATA, PROGRESS, Store, entries, open_store, read_about, read_progress
 
-__all__ = ["OtherSettingsError", "StoreWriter", "is_free", "remove_store", "writing"]
-
-#: How many of those files are named that are in the way.
+#: Lock of the progress record, held for a moment; a writer holds ``….lock.RANK-of-WORLD_SIZE`` as long as it runs.
+_LOCK = ".batchcam.lock"
+#: Seconds to wait for the record, and for a writer: workers of a killed process hold its lock until they notice.
+_RECORD_TIMEOUT, _WRITER_TIMEOUT = 60, 10
+#: What this package writes into a store's folder and into those of its arrays. Nothing else is ever removed.
+_OWN_FILES = re.compile(
+    rf"({re.escape(METADATA)}|{re.escape(PROGRESS)})(\.partial)?|{re.escape(_LOCK)}(\.\d+-of-\d+)?|"
+    rf"({'|'.join(NAMES)})/(zarr\.json|c(\.\d+)+)(\.partial)?"
+)
 _NAMED = 3
 
 
 class OtherSettingsError(ValueError):
-    """A store that was begun with other settings."""
+    """Raised for a store that was begun with other settings."""
 
 
 class StoreWriter:
-    """A store being written. Use :func:`writing`."""
+    """A store that is being written. Made by :func:`writing`."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self.path = path
-        self.layout = layout
-        self._group = _group(path, "r+")
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+        self.path, self.layout = store.path, store.layout
+        self._store = store
+        self._own = range(rank, self.layout.chunks, world_size)
+        self._recorded = {chunk for chunk in self._own if chunk in store.about["chunks"]}
+        self._lost = 0
 
-    def status(self) -> np.ndarray[Any, Any]:
-        """Of every sample, :class:`.Status`."""
-        return np.asarray(self._group["status"][:])
+    def own_samples(self) -> int:
+        """Return the number of samples in this writer's chunks."""
+        rows = map(self.layout.rows, self._own)
+        return sum(each.stop - each.start for each in rows)
 
-    def missing(self, rank: int = 0, world_size: int = 1, *, retry_damaged: bool = False) -> list[int]:
-        """The chunks of a rank that are not written yet.
+    def missing(self, *, retry_damaged: bool = False) -> list[int]:
+        """Return the chunks of this writer that have to be computed; those whose files were lost or changed are among them.
 
         Args:
-            rank: 0 … world_size − 1.
-            world_size: how many processes share the chunks.
-            retry_damaged: those with a damaged sample, too. They are what they were until they are written anew, as a whole.
+            retry_damaged: Include chunks with damaged samples. They stay as they are until they are written again.
         """
-        status = self.status()
-        wanted = [Status.MISSING, Status.DAMAGED] if retry_damaged else [Status.MISSING]
-        return [
+        self.forget(self._store.verify(sorted(self._recorded)))
+        done = {
             chunk
-            for chunk in range(rank, self.layout.chunks, world_size)
-            if np.isin(status[self.layout.rows(chunk)], wanted).any()
-        ]
+            for chunk in self._recorded
+            if not retry_damaged or (self._status(chunk) != Status.DAMAGED).all()
+        }
+        return [chunk for chunk in self._own if chunk not in done]
 
     def write(self, chunk: int, columns: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Write a chunk, and say so last. One that is there is taken back before, so that a process may be killed at any point.
+        """Write a chunk. One that is recorded is replaced if that brings damaged samples back and loses none.
 
         Args:
-            chunk: which one.
-            columns: array name -> the chunk's rows. What is left out is filled as in a store that is new.
+            chunk: Which chunk.
+            columns: Array name -> the chunk's rows; missing ones are filled with the array's fill value.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; what was written before is kept.
+            OSError: If the disk is full or the folder cannot be written to. What was written before is kept.
         """
-        self.take_back([chunk])
-        rows = self.layout.rows(chunk)
-        with named(self.path, kept=True):
-            for name, array in self.layout.arrays().items():
-                self._group[name][rows] = columns.get(name, array.fill)
+        arrays = self.layout.arrays()
+        if chunk in self._recorded and not self._is_better(chunk, columns["status"]):
+            return
+        self.forget([chunk])
+        with _os_errors(self.path):
+            sums = []
+            for name, array in arrays.items():
+                data = _encode(array, self.layout.chunk, columns.get(name))
+                replace_file(self.path / name / array.file_name(chunk), data)
+                sums.append(zlib.crc32(data))
+            with _progress(self.path, self.layout) as progress:
+                progress["chunks"][chunk] = sums
+        self._recorded.add(chunk)
 
-    def take_back(self, chunks: Iterable[int]) -> None:
-        """Count chunks as missing again, and the store as not complete. Those that are missing stay as they are.
-
-        Args:
-            chunks: which ones.
+    def forget(self, chunks: Iterable[int]) -> None:
+        """Mark chunks as missing, so that they are computed again.
 
         Raises:
-            OSError: see :meth:`write`.
+            OSError: If the folder cannot be written to.
         """
-        with named(self.path, kept=True):
-            os.stat(self.path / folders.METADATA)  # Zarr would make folders where the store is gone
-            status = self._group["status"]
-            parts = [self.layout.rows(chunk) for chunk in chunks]
-            there = [rows for rows in parts if (np.asarray(status[rows]) != Status.MISSING).any()]
-            if not there:
-                return
-            with _changing(self.path) as about:
-                if about["complete"]:
-                    about["complete"] = False
-                    for count in ("written", "damaged"):
-                        about.pop(count, None)
-                    _note(self.path, about)
-                for rows in there:
-                    status[rows] = Status.MISSING
+        status = self.layout.arrays()["status"]
+        chunks = set(chunks)
+        with _os_errors(self.path):
+            for chunk in chunks:
+                (self.path / "status" / status.file_name(chunk)).unlink(missing_ok=True)
+            if chunks & self._recorded:
+                with _progress(self.path, self.layout) as progress:
+                    for chunk in chunks:
+                        progress["chunks"].pop(chunk, None)
+        self._recorded -= chunks
 
-    def finish(self) -> bool:
-        """Note in the store whether it is complete; return that. The last of several processes to come here notes it.
+    def warn_lost(self) -> None:
+        """Warn of samples that were written earlier and could not be read again."""
+        if self._lost:
+            warnings.warn(
+                f"{self._lost} of the store's samples cannot be read now; their chunks are left unchanged, damaged samples "
+                "included",
+                stacklevel=4,
+            )
 
-        Raises:
-            OSError: see :meth:`write`.
-        """
-        with named(self.path, kept=True), _changing(self.path) as about:
-            status = self.status()
-            if (status == Status.MISSING).any():
-                return False
-            about |= {
-                "complete": True,
-                "written": int((status == Status.WRITTEN).sum()),
-                "damaged": int((status == Status.DAMAGED).sum()),
-            }
-            _note(self.path, about)
-        return True
+    def _status(self, chunk: int) -> np.ndarray[Any, Any]:
+        return np.asarray(self._store.status[self.layout.rows(chunk)])
+
+    def _is_better(self, chunk: int, status: np.ndarray[Any, Any]) -> bool:
+        before = self._status(chunk)
+        lost = int(((before == Status.WRITTEN) & (status == Status.DAMAGED)).sum())
+        self._lost += lost
+        return not lost and bool(((before == Status.DAMAGED) & (status == Status.WRITTEN)).any())
 
 
 @contextmanager
@@ -127,149 +137,231 @@ def writing(
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
     class_names: tuple[str, ...] | None = None,
-    overwrite: bool = False,
-    alone: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[StoreWriter]:
-    """Make a store, or go on with one.
+    """Make a store, or resume one.
 
     Args:
-        path: of the store's folder. One that is there and empty, a mount point for example, becomes the store's.
-        layout: its sizes.
-        settings: all that its numbers depend on but for machine and versions, in plain values that JSON holds.
-        environment: machine and versions, with its ``device``, of which the kind alone is kept. Those of a run that goes on are
-            added, where they differ.
+        path: The store's folder. An existing empty folder is used.
+        layout: The sizes of its arrays.
+        settings: Everything that its values depend on except machine and versions, in plain values.
+        environment: Machine and versions. Those of a run that resumes are added if they differ.
         class_names: K names.
-        overwrite: remove a store that is there.
-        alone: no other process writes. Otherwise several may, that have different chunks.
+        rank: Which part of the chunks this process writes, 0 … world_size − 1.
+        world_size: The number of parts.
 
     Raises:
-        OtherSettingsError: a store of other settings; the message names them.
-        ValueError: no path, a folder that is no store, a store of another version, or one that another process is writing;
-            settings with NaN; with ``overwrite``, files that are not the store's.
-        TypeError: settings that JSON does not hold.
-        OSError: a folder that cannot be written to.
+        OtherSettingsError: If the store has other settings; the message names them.
+        ValueError: If the folder is no store or another process is writing the same chunks; if settings hold NaN.
+        TypeError: If settings hold values that JSON does not know.
+        OSError: If the folder cannot be written to.
     """
-    path = real(path)
     about = {
         "format": FORMAT,
-        "settings": plain(settings),
+        "settings": _plain(settings),
         "class_names": None if class_names is None else list(class_names),
-        "environments": [_machine(environment)],
-        "complete": False,
     }
-    if overwrite:
-        remove_store(path)
+    path, machine = check_output(path), _plain(environment)
+    with _os_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with named(path, kept=True):
-            _make(path, layout, about)
-            open_store(path)  # refuses what is none, before anything in there is cleared up
-            held.enter_context(at_work(path, _to_lock(path), alone, tidy=lambda: folders.clear_up(path)))
-            _check(open_store(path), layout, about)
-            writer = StoreWriter(path, layout)
-        yield writer
+        with _locked(path / _LOCK, _RECORD_TIMEOUT):
+            held.enter_context(_locked(path / f"{_LOCK}.{rank}-of-{world_size}", _WRITER_TIMEOUT))
+            for other in path.glob(f"{_LOCK}.*-of-*"):
+                if not other.name.endswith(f"-of-{world_size}"):  # its chunks overlap these
+                    with _locked(other, _WRITER_TIMEOUT):
+                        pass
+            if not (check_output(path) / METADATA).exists():
+                with _os_errors(path):
+                    _create(path, layout, about)
+            _check_settings(open_store(path), layout, about)
+        with _os_errors(path), _progress(path, layout) as progress:
+            if machine not in progress["environments"]:
+                progress["environments"].append(machine)
+        yield StoreWriter(open_store(path), rank, world_size)
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a folder that is a store, or that a store can be made in.
+
+    Raises:
+        ValueError: If there is something else, or a store of another version.
+    """
+    if not os.fspath(path):
+        raise ValueError("store: expected the path of a folder, got ''; pass '.' for the current one")
+    path = Path(path).resolve()
+    if path.exists() and not _is_free(path):
+        read_about(path)
+    return path
 
 
 def remove_store(path: str | os.PathLike[str]) -> None:
-    """Remove a store, of whatever settings, and nothing else.
+    """Remove a store's files by their names; its folder stays.
 
     Raises:
-        ValueError: there is something else, or something else as well, or a store that another process is writing.
-        OSError: it cannot be written to.
+        ValueError: If there is something else, or something else as well, or if another process is writing the store.
+        OSError: If it cannot be removed.
     """
-    path = real(path)
-    if is_free(path):
+    path = check_output(path)
+    if not path.exists():
         return
-    with named(path):
-        store = open_store(path, any_format=True)  # refuses what is none
-        arrays = folders.arrays(path, store.about["format"])
-        if others := folders.foreign(path, arrays):
-            several = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
+    with _os_errors(path), _locked(path / _LOCK, _RECORD_TIMEOUT):
+        if others := _foreign_files(path):
+            listed = ", ".join([*others[:_NAMED], *(["…"] if len(others) > _NAMED else [])])
             raise ValueError(
-                f"{path}: expected a store and nothing else to remove, got other files in its folder ({several}); move them away "
+                f"{path}: expected a store and nothing else to remove, got other files in its folder ({listed}); move them away "
                 "first"
             )
-        file = _to_lock(path)
-        # Another version may have no such array, and one that is damaged.
-        with at_work(path, file if file.exists() else path, True, tidy=lambda: folders.clear_up(path)):
-            removed = folders.remove(path, arrays)
-        # What other processes have open may stay for now, on NFS; who writes there next clears up.
-        shutil.rmtree(removed, ignore_errors=True)
+        for lock in path.glob(f"{_LOCK}.*"):
+            with _locked(lock, _WRITER_TIMEOUT):
+                pass
+        _remove(path)
 
 
-def _to_lock(path: Path) -> Path:
-    """Not the file that :func:`_changing` locks."""
-    return path / "maps" / folders.METADATA
+def _is_free(path: Path) -> bool:
+    """Return True for an empty folder, or one in which a killed process has begun to make or to remove a store."""
+    if not path.is_dir() or (path / METADATA).exists():
+        return False
+    names = {where for where, _ in entries(path) if not where.startswith(_LOCK)}
+    return not names or (bool(names & {PROGRESS, f"{PROGRESS}.partial"}) and not _foreign_files(path))
 
 
-def _zarr() -> Any:
-    return load("zarr", purpose="a store", extra="explain")
+def _foreign_files(path: Path) -> list[str]:
+    """Return what this package has not written into a store's folder."""
+    return sorted(
+        where
+        for where, entry in entries(path)
+        if not (entry.is_dir(follow_symlinks=False) and where in NAMES)
+        and not (entry.is_file(follow_symlinks=False) and _OWN_FILES.fullmatch(where))
+    )
 
 
-def _group(path: Path, mode: str) -> Any:
-    return _zarr().open_group(path, mode=mode, zarr_format=3, use_consolidated=False)
+def _create(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
+    """Write the progress record first, which marks the folder as this package's, and the group's metadata last."""
+    _remove(path)
+    replace_file(path / PROGRESS, _json({"environments": [], "chunks": {}}))
+    for name, array in layout.arrays().items():
+        (path / name).mkdir()
+        replace_file(path / name / METADATA, _json(array.metadata(layout.chunk)))
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {KEY: about}}
+    replace_file(path / METADATA, _json(group), sync=True)
 
 
-def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The second GPU of a machine gives the numbers of the first."""
-    found = plain(environment)
-    return found | ({"device": found["device"].partition(":")[0]} if "device" in found else {})
-
-
-def _make(path: Path, layout: Layout, about: Mapping[str, Any]) -> None:
-    def build(folder: Path) -> None:
-        group = _zarr().create_group(folder)
-        for name, array in layout.arrays().items():
-            group.create_array(
-                name,
-                shape=array.shape,
-                chunks=(layout.chunk, *array.shape[1:]),
-                dtype=array.dtype,
-                fill_value=array.fill,
-            )
-        group.attrs[KEY] = dict(about)
-
-    if is_free(path):
-        with named(path):
-            folders.make(path, build)
+def _remove(path: Path) -> None:
+    """Remove a store in the reverse order of making one. Lock files stay."""
+    (path / METADATA).unlink(missing_ok=True)
+    for where in [where for where, _ in entries(path) if "/" in where and _OWN_FILES.fullmatch(where)]:
+        (path / where).unlink()
+    for name in NAMES:
+        if (path / name).exists():
+            (path / name).rmdir()
+    for name in (f"{METADATA}.partial", f"{PROGRESS}.partial", PROGRESS):
+        (path / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def _changing(path: Path) -> Iterator[dict[str, Any]]:
-    """The store's metadata as they are now, which no other process changes meanwhile. :func:`_note` keeps what is changed.
+def _locked(file: Path, timeout: float) -> Iterator[None]:
+    filelock = load("filelock", purpose="a store", extra="explain")
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(timeout=timeout)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"{file.parent}: expected a store that nobody is writing, got one that another process is writing; wait for it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
-    Zarr replaces the file in one step, so that those who read need no lock. It is not the file to lock, then: that of ``status``
-    always stays as it was made.
-    """
-    with changing(path / "status" / folders.METADATA):
-        yield dict(_group(path, "r").attrs[KEY])
+
+@contextmanager
+def _progress(path: Path, layout: Layout) -> Iterator[dict[str, Any]]:
+    """Read the progress record for a change, and replace it afterwards."""
+    with _locked(path / _LOCK, _RECORD_TIMEOUT):
+        progress = read_progress(path, layout)
+        yield progress
+        machines = sorted(progress["environments"], key=lambda each: json.dumps(each, sort_keys=True))
+        chunks = dict(sorted(progress["chunks"].items()))
+        replace_file(path / PROGRESS, _json({"environments": machines, "chunks": chunks}), sync=True)
 
 
-def _note(path: Path, about: Mapping[str, Any]) -> None:
-    _group(path, "r+").attrs[KEY] = dict(about)
-
-
-def _check(store: Store, layout: Layout, about: Mapping[str, Any]) -> None:
-    """Refuse a store of other settings, and add this machine to those that worked on it."""
-    differing = differences(
-        store.settings | {"class_names": store.about["class_names"]},
-        about["settings"] | {"class_names": about["class_names"]},
+def _encode(array: Array, chunk: int, values: np.ndarray[Any, Any] | None) -> bytes:
+    """Return a chunk as Zarr's codecs of :meth:`.Array.metadata` encode it."""
+    codecs = load("numcodecs", purpose="a store", extra="explain")
+    whole = np.full(
+        (chunk, *array.shape[1:]), array.fill, dtype=object if array.dtype == "string" else array.dtype
     )
-    if not differing:
-        differing = differences(
-            {name: [*array.shape, "chunks of", array.chunks[0]] for name, array in store.arrays().items()},
-            {name: [*array.shape, "chunks of", layout.chunk] for name, array in layout.arrays().items()},
-        )
+    if values is not None:
+        whole[: len(values)] = values
+    if array.dtype == "string":
+        data = codecs.VLenUTF8().encode(whole)
+    else:
+        data = whole.astype(whole.dtype.newbyteorder("<"), copy=False)
+    return bytes(codecs.Zstd(level=0).encode(data))
+
+
+def _check_settings(store: Store, layout: Layout, about: Mapping[str, Any]) -> None:
+    there = store.settings | {"class_names": store.about["class_names"]}
+    here = about["settings"] | {"class_names": about["class_names"]}
+    differing = differences(there, here) or differences(asdict(store.layout), asdict(layout))
     if differing:
         raise OtherSettingsError(
-            f"{store.path}: expected a store of the same settings, got {'; '.join(differing)}; give the settings that are "
-            "there to go on with it, choose another folder, or pass overwrite=True (--overwrite) to remove it and begin anew"
+            f"{store.path}: expected a store of the same settings, got {'; '.join(differing)}; pass the settings of the store to "
+            "resume it, choose another folder, or pass overwrite=True (--overwrite) to remove it and start again"
         )
-    with _changing(store.path) as there:
-        known = there["environments"]
-        added = [each for each in about["environments"] if each not in known]
-        if added:
-            # In an order that does not hang on which process came first.
-            there["environments"] = sorted(
-                [*known, *added], key=lambda each: json.dumps(each, sort_keys=True)
-            )
-            _note(store.path, there)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the settings that differ, as ``name = A there, B here``; nested ones have a dotted name."""
+    found: list[str] = []
+    for key in sorted(there.keys() | here.keys()):
+        one, other = there.get(key), here.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.append(f"{prefix}{key} = {_shortened(one)} there, {_shortened(other)} here")
+    return found
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}…{text[-19:]}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as JSON gives them back.
+
+    Raises:
+        TypeError: If one is unknown to JSON, such as a path.
+        ValueError: If one is NaN, which does not equal itself, or infinite.
+    """
+    found = {}
+    for name, value in values.items():
+        try:
+            found[str(name)] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"{name}: expected text, finite numbers, True, False, None, or lists and dicts of these, got {value!r} ({error})"
+            ) from error
+    return found
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Name the store in an error of the system, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or str(path) in str(error.strerror):
+            raise
+        raise OSError(
+            error.errno,
+            f"{path}: expected a folder that can be written to, got: {error.strerror}; what is written is kept: free disk space "
+            "or check the folder and its permissions, then run the same again",
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from batchcam_captum.explain import Store, open_store
 from batchcam_captum.explain.layout import Layout, Status
+from batchcam_captum.explain.store import PROGRESS
 from batchcam_captum.explain.writing import StoreWriter, writing
 
 SETTINGS = {
@@ -32,7 +34,7 @@ def columns_of(
     dtype: str = "float32",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All columns of a store: the maps of the first classes by score, random, brightest at a place that tells the label."""
+    """Return all columns of a store: random maps of the highest classes, brightest at a place that tells the label."""
     made = np.random.default_rng(seed)
     several, height, width = maps
     labels = np.arange(samples, dtype=np.int32) % classes
@@ -68,7 +70,7 @@ def write_store(
     settings: dict[str, Any] | None = None,
     metrics: tuple[str, ...] = (),
 ) -> Store:
-    """Write columns, see :func:`columns_of`, as a store; it is not complete where a sample's status says that it is missing."""
+    """Write columns of :func:`columns_of` as a store; it is not complete if a sample's status says that it is missing."""
     samples, *maps = columns["maps"].shape
     thumbnails = columns.get("thumbnails")
     layout = Layout(
@@ -80,13 +82,13 @@ def write_store(
         thumbnail=None if thumbnails is None else thumbnails.shape[1:3],
         metrics=metrics,
     )
-    with writing(
-        path, layout, settings=settings or SETTINGS, environment=ENVIRONMENT, class_names=class_names
-    ) as writer:
-        for number in range(layout.chunks):
-            rows = layout.rows(number)
-            writer.write(number, {name: column[rows] for name, column in columns.items()})
-        writer.finish()
+    with opened(path, layout=layout, settings=settings or SETTINGS, class_names=class_names) as writer:
+        write(writer, *range(layout.chunks), columns=columns)
+    progress = json.loads((path / PROGRESS).read_text())
+    for number in range(layout.chunks):
+        if (columns["status"][layout.rows(number)] == Status.MISSING).any():
+            del progress["chunks"][str(number)]
+    (path / PROGRESS).write_text(json.dumps(progress))
     return open_store(path)
 
 
@@ -97,19 +99,19 @@ LAYOUT = Layout(samples=SAMPLES, chunk=CHUNK, maps=(1, 4, 4), classes=3, dtype="
 
 
 def opened(path: Path, **options: Any) -> AbstractContextManager[StoreWriter]:
-    """To write it."""
-    kept = {"settings": SETTINGS, "environment": ENVIRONMENT, "class_names": ("cat", "dog", "ship")}
-    return writing(path, options.pop("layout", LAYOUT), **(kept | options))
+    """Open a store for writing."""
+    usual = {"settings": SETTINGS, "environment": ENVIRONMENT, "class_names": ("cat", "dog", "ship")}
+    return writing(path, options.pop("layout", LAYOUT), **(usual | options))
 
 
-def write(writer: StoreWriter, *chunks: int) -> None:
+def write(writer: StoreWriter, *chunks: int, columns: dict[str, Any] = COLUMNS) -> None:
+    """Write chunks of columns."""
     for chunk in chunks:
-        rows = LAYOUT.rows(chunk)
-        writer.write(chunk, {name: column[rows] for name, column in COLUMNS.items()})
+        rows = writer.layout.rows(chunk)
+        writer.write(chunk, {name: column[rows] for name, column in columns.items()})
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Name -> content of all files, what is hidden included."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    """Return name -> content of all files but locks."""
+    found = (path for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}

@@ -1,13 +1,14 @@
-"""explain_dataset: what is in the store, and what happens when something is wrong."""
+"""explain_dataset: what the store holds, and what happens when something is wrong."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.explain import OtherSettingsError, explain_dataset, open_store, write_report
-from batchcam_captum.explain.listing import list_folder
-from batchcam_captum.explain.sources import ImageFiles
-from batchcam_captum.explain.writing import StoreWriter
+from batchcam_captum.explain.layout import Status
+from batchcam_captum.explain.sources import ImageFiles, list_folder
 from batchcam_captum.functional import energy_in_mask, pointing_game, resize
 from batchcam_captum.loading import Preprocessing
+from tests.explain.stores import files
 from tests.models import SmallCnn
 
 ROOT = Path(__file__).parents[2]
 COUNT, BATCH = 530, 8  # three chunks of 256, the last one and its last batch not whole
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+OPTIONS = {"mean": MEAN, "std": STD, "class_names": "abcde"}
 
 
 class Samples(Dataset[Any]):
@@ -72,17 +74,14 @@ def explained(folder: Path, dataset: Dataset[Any] | None = None, **options: Any)
     return explain_dataset(model, "layer", loader(dataset), folder / "store.zarr", **options)
 
 
-def digest(store: Any) -> str:
-    """Of all files with their names."""
-    found = hashlib.sha256()
-    for path in sorted(path for path in Path(store.path).rglob("*") if path.is_file()):
-        found.update(str(path.relative_to(store.path)).encode() + path.read_bytes())
-    return found.hexdigest()
+def digest(store: Any) -> dict[str, bytes]:
+    """Return the content of all files but locks."""
+    return files(Path(store.path))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return explained(tmp_path_factory.mktemp("whole"), mean=MEAN, std=STD, class_names="abcde")
+    return explained(tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
 def test_a_store_has_what_attribute_gives(whole):
@@ -91,7 +90,7 @@ def test_a_store_has_what_attribute_gives(whole):
         data.images, target=lambda scores: scores.amax(1)
     )
     assert whole.complete
-    assert whole.about["written"] == COUNT
+    assert list(whole.written()) == list(range(COUNT))
     assert whole.maps.dtype == "float32"
     assert_close(torch.from_numpy(whole.maps[:]), cams, rtol=1e-5, atol=1e-7)
     assert_close(torch.from_numpy(whole.scores[:]), scores, rtol=1e-5, atol=1e-7)
@@ -170,7 +169,7 @@ class Scaled(nn.Module):
 
 def test_maps_are_resized_a_few_samples_at_a_time(tmp_path, monkeypatch):
     expected = explained(tmp_path / "whole", Samples(9), size="input", targets="all").maps[:]
-    monkeypatch.setattr("batchcam_captum.explain.computing._AT_ONCE", 3 * 4 * 5 * 16 * 14)
+    monkeypatch.setattr("batchcam_captum.explain.computing._RESIZED_BYTES", 3 * 4 * 5 * 16 * 14)
     sizes = []
     monkeypatch.setattr(
         "batchcam_captum.explain.computing.resize",
@@ -181,9 +180,7 @@ def test_maps_are_resized_a_few_samples_at_a_time(tmp_path, monkeypatch):
 
 
 def test_batches_with_gigabytes_of_maps_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"less than 2 GiB, got 4\.2 GiB for 1000000 images with maps \(5, 16, 14\)"
-    ):
+    with pytest.raises(ValueError, match=r"loader: .*GiB"):
         explain_dataset(
             small_model(),
             "layer",
@@ -203,48 +200,36 @@ def test_half_precision_says_where_it_is_not_enough(tmp_path):
             Scaled(factor).eval(), "layer", loader(Samples(9)), tmp_path / f"{factor}", dtype=options["dtype"]
         )
 
-    with pytest.raises(ValueError, match=r"got float16, which ends at 65,504.*pass dtype='float32'"):
+    with pytest.raises(ValueError, match="dtype"):
         run(1e9)
-    with pytest.warns(UserWarning, match="9 samples have maps that peak below 6e-5"):
+    with pytest.warns(UserWarning, match="9 samples .* float16"):
         run(1e-6)
 
 
-def test_damaged_samples_are_listed_and_end_nothing(tmp_path, whole):
-    damaged = (0, 17, *range(256, 272), COUNT - 1)
-    store = explained(tmp_path, Samples(damaged=damaged), mean=MEAN, std=STD)
+def damaged_in(store: Any) -> list[int]:
+    return list(np.flatnonzero(store.status[:] == Status.DAMAGED))
+
+
+def test_damaged_samples_are_listed_and_do_not_end_the_run(tmp_path, whole):
+    damaged = [0, 17, *range(256, 272), COUNT - 1]
+    store = explained(tmp_path, Samples(damaged=tuple(damaged)), **OPTIONS)
     assert store.complete
-    assert store.about["damaged"] == len(damaged)
-    frame = store.frame()
-    assert tuple(frame.index[frame.status == "damaged"]) == damaged
-    assert frame.problem[17] == "image file 17 is truncated"
+    assert damaged_in(store) == damaged
+    assert store.frame().problem[17] == "image file 17 is truncated"
     assert np.isnan(store.maps[17]).all()
     rest = store.written()
-    assert len(rest) == COUNT - len(damaged)
-    # A batch of another size may be rounded otherwise.
+    # A batch of another size may be rounded in another way.
     assert_close(store.maps[:][rest], whole.maps[:][rest], rtol=1e-5, atol=1e-7)
 
 
 def test_no_sample_that_can_be_read(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"at least one sample that can be read, got none of 6; sample 0: image file 0"
-    ):
+    with pytest.raises(ValueError, match="none of 6; sample 0: image file 0"):
         explained(tmp_path, Samples(6, damaged=tuple(range(6))))
-    assert not (tmp_path / "store.zarr").exists()
-
-
-def test_errors_that_no_sample_is_to_blame_for_are_raised(tmp_path):
-    class Broken(Samples):
-        def __getitem__(self, index: int) -> Any:
-            if index == 20:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return super().__getitem__(index)
-
-    with pytest.raises(OSError, match="Too many open files"):
-        explained(tmp_path, Broken(30))
+    assert not any(tmp_path.iterdir())
 
 
 class Unmounted(Samples):
-    """From a position on the file system gives nothing, with this error."""
+    """From a position on, the file system raises this error."""
 
     def __init__(self, count: int, start: int, number: int) -> None:
         super().__init__(count)
@@ -256,122 +241,120 @@ class Unmounted(Samples):
         return super().__getitem__(index)
 
 
-def test_a_file_system_that_fails_damages_no_sample(tmp_path, whole):
-    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
-    with pytest.raises(OSError, match="timed out"):
-        explained(tmp_path, Unmounted(COUNT, 300, errno.ETIMEDOUT), **options)
-    with pytest.raises(OSError, match=r"got 100 in a row that cannot, the last one: 399.png .No such file"):
-        explained(tmp_path, Unmounted(COUNT, 300, errno.ENOENT), **options)
-    assert set(open_store(tmp_path / "store.zarr").status[:256]) == {1}
-    assert set(open_store(tmp_path / "store.zarr").status[256:]) == {0}
-    assert digest(explained(tmp_path, **options)) == digest(whole)
-    with pytest.raises(OSError, match="got 3 in a row"):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EIO, "loader: .*300.png"),
+        (errno.ESTALE, "loader: .*300.png"),
+        (errno.EMFILE, "loader: .*300.png"),
+        (errno.ENOENT, "100 in a row .*399.png.*max_missing"),
+    ],
+)
+def test_a_file_system_that_fails_damages_no_sample(tmp_path, whole, number, said):
+    with pytest.raises(OSError, match=said):
+        explained(tmp_path, Unmounted(COUNT, 300, number), **OPTIONS)
+    store = open_store(tmp_path / "store.zarr")
+    assert list(store.status[:]) == [Status.WRITTEN] * 256 + [Status.MISSING] * (COUNT - 256)
+    assert digest(explained(tmp_path, **OPTIONS)) == digest(whole)
+
+
+def test_an_outage_damages_no_chunk_that_was_written_before_it_showed(tmp_path, whole):
+    with pytest.raises(OSError, match="100 in a row"):
+        explained(tmp_path, Unmounted(COUNT, 200, errno.ENOENT), **OPTIONS)
+    assert set(open_store(tmp_path / "store.zarr").status[:]) == {Status.MISSING}
+    with pytest.raises(OSError, match="3 in a row"):
         explained(tmp_path / "none", Unmounted(9, 0, errno.EACCES), max_missing=3)
+    assert digest(explained(tmp_path, **OPTIONS)) == digest(whole)
+
+
+def test_errors_of_the_file_system_in_workers_keep_their_number(tmp_path):
+    with pytest.raises(OSError, match=r"8\.png") as caught:
+        explain_dataset(
+            small_model(),
+            "layer",
+            loader(Unmounted(20, 8, errno.ESTALE), num_workers=1),
+            tmp_path / "store.zarr",
+        )
+    assert caught.value.errno == errno.ESTALE
 
 
 def test_damaged_samples_are_tried_again_when_asked(tmp_path, whole):
-    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
     gone = Unmounted(COUNT, 500, errno.ENOENT)
-    assert explained(tmp_path, gone, max_missing=None, **options).about["damaged"] == 30
-    assert explained(tmp_path, **options).about["damaged"] == 30
+    assert len(damaged_in(explained(tmp_path, gone, max_missing=None, **OPTIONS))) == 30
+    assert len(damaged_in(explained(tmp_path, **OPTIONS))) == 30
     data = Samples()
-    store = explained(tmp_path, data, retry_damaged=True, **options)
+    store = explained(tmp_path, data, retry_damaged=True, **OPTIONS)
     assert data.read == [0, *range(256, COUNT)]
     assert digest(store) == digest(whole)
 
 
 def test_a_retry_loses_nothing(tmp_path):
-    store = explained(tmp_path, Samples(20, damaged=(3,)))
-    before = digest(store)
-    with pytest.warns(
-        UserWarning, match="1 of the store's samples cannot be read now; their chunks are left"
-    ):
-        explained(tmp_path, Samples(20, damaged=(9,)), retry_damaged=True)
+    before = digest(explained(tmp_path, Samples(20, damaged=(3,))))
+    with pytest.warns(UserWarning, match="1 of the store's samples"):
+        store = explained(tmp_path, Samples(20, damaged=(9,)), retry_damaged=True)
     assert digest(store) == before
-    written = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StoreWriter, "write", lambda *chunk: written.append(chunk))
-        explained(tmp_path, Samples(20, damaged=(3,)), retry_damaged=True)  # nothing is mended
-    assert written == []
-    assert explained(tmp_path, Samples(20), retry_damaged=True).about["damaged"] == 0
+    assert damaged_in(explained(tmp_path, Samples(20), retry_damaged=True)) == []
 
 
-def test_an_outage_damages_no_chunk_that_was_written_before_it_showed(tmp_path, whole):
-    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
-    with pytest.raises(OSError, match="got 100 in a row"):
-        explained(tmp_path, Unmounted(COUNT, 200, errno.ENOENT), **options)
-    assert set(open_store(tmp_path / "store.zarr").status[:]) == {0}
-    assert digest(explained(tmp_path, **options)) == digest(whole)
+def test_the_image_that_tells_the_others_may_be_gone_or_mended_later(tmp_path):
+    before = digest(explained(tmp_path / "gone", Samples(20)))
+    assert digest(explained(tmp_path / "gone", Samples(20, damaged=(0,)))) == before
+    explained(tmp_path / "mended", Samples(20, damaged=(0, 1)))
+    store = explained(tmp_path / "mended", Samples(20), retry_damaged=True)
+    assert (damaged_in(store), store.settings["example"]["position"]) == ([], 2)
 
 
-def test_errors_of_the_file_system_in_workers_say_what_they_are(tmp_path):
-    data = Unmounted(20, 8, errno.ESTALE)
-    with pytest.raises(
-        OSError, match=r"expected a file system that gives files, got: 8.png \(Stale"
-    ) as caught:
-        explain_dataset(small_model(), "layer", loader(data, num_workers=1), tmp_path / "store.zarr")
-    assert caught.value.errno == errno.ESTALE
-
-
-def test_a_mended_first_sample_is_no_other_setting(tmp_path):
-    explained(tmp_path, Samples(20, damaged=(0, 1)))
-    store = explained(tmp_path, Samples(20), retry_damaged=True)
-    assert store.about["damaged"] == 0
-    assert store.settings["example"]["position"] == 2
-
-
-def test_the_image_that_tells_the_others_may_be_gone_later(tmp_path):
-    before = digest(explained(tmp_path, Samples(20)))
-    assert digest(explained(tmp_path, Samples(20, damaged=(0,)))) == before
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, whole):
+def test_an_interrupted_run_resumes_where_it_stopped(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
-        explained(tmp_path, Samples(stop_at=300), mean=MEAN, std=STD, class_names="abcde")
+        explained(tmp_path, Samples(stop_at=300), **OPTIONS)
     store = open_store(tmp_path / "store.zarr")
     assert not store.complete
     assert list(store.written()) == list(range(256))
     data = Samples()
-    store = explained(tmp_path, data, mean=MEAN, std=STD, class_names="abcde")
+    store = explained(tmp_path, data, **OPTIONS)
     assert data.read == [0, *range(256, COUNT)]  # the first one tells the sizes
     assert digest(store) == digest(whole)
+    (Path(store.path) / "scores" / "c.1.0").unlink()  # lost in a copy
     data = Samples()
-    explained(tmp_path, data, mean=MEAN, std=STD, class_names="abcde")
-    assert data.read == [0]
+    assert digest(explained(tmp_path, data, **OPTIONS)) == digest(whole)
+    assert data.read == [0, *range(256, 512)]
 
 
 _CHILD = """
-import os, signal, sys
+import sys, time
 from tests.explain.test_run import *
-class Killed(Samples):
+class Slow(Samples):
     def __getitem__(self, index):
-        if index == 520:
-            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.004)
         return super().__getitem__(index)
 torch.set_num_threads(1)
-explained(Path(sys.argv[1]), Killed(), mean=MEAN, std=STD, class_names="abcde")
+explain_dataset(small_model(), "layer", loader(Slow(), num_workers=1), sys.argv[1], **OPTIONS)
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, whole):
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not open_store(tmp_path / "store.zarr").complete
-    (tmp_path / "store.zarr" / "maps" / "c" / "2.abc.partial").touch()  # of a chunk that was being written
-    store = explained(tmp_path, mean=MEAN, std=STD, class_names="abcde")
-    assert digest(store) == digest(whole)
+def test_runs_that_are_killed_at_random_end_in_the_same_bytes(tmp_path, whole):
+    """Their workers may live a little longer."""
+    path, draw = tmp_path / "store.zarr", random.Random(0)
+    for chunks in (0, 1):
+        with subprocess.Popen([sys.executable, "-c", _CHILD, str(path)], cwd=ROOT) as process:
+            try:
+                while not (path / "zarr.json").exists() or len(open_store(path).about["chunks"]) < chunks:
+                    assert process.poll() is None
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0, 0.4))
+            finally:
+                process.kill()
+        assert process.returncode == -signal.SIGKILL
+    assert digest(explained(tmp_path, **OPTIONS)) == digest(whole)
 
 
 def test_several_processes_write_one_store(tmp_path, whole):
-    options = {"mean": MEAN, "std": STD, "class_names": "abcde"}
     with pytest.raises(KeyboardInterrupt):  # one dies
-        explained(tmp_path, Samples(stop_at=520), rank=0, world_size=2, **options)
-    store = explained(tmp_path, rank=1, world_size=2, **options)
+        explained(tmp_path, Samples(stop_at=520), rank=0, world_size=2, **OPTIONS)
+    store = explained(tmp_path, rank=1, world_size=2, **OPTIONS)
     assert not store.complete
     assert list(store.written()) == list(range(512))
-    assert digest(explained(tmp_path, rank=2, world_size=3, **options)) == digest(whole)
+    assert digest(explained(tmp_path, rank=2, world_size=3, **OPTIONS)) == digest(whole)
 
 
 def test_the_environment_of_torchrun_says_which_process_this_is(tmp_path, monkeypatch):
@@ -399,32 +382,13 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert len(data.read) == 10
 
 
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, whole):
-    write = StoreWriter.write
-
-    def full(self: StoreWriter, chunk: int, columns: Any) -> None:
-        if chunk == 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, chunk, columns)
-
-    monkeypatch.setattr(StoreWriter, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        explained(tmp_path, mean=MEAN, std=STD, class_names="abcde")
-    monkeypatch.undo()
-    data = Samples()
-    assert digest(explained(tmp_path, data, mean=MEAN, std=STD, class_names="abcde")) == digest(whole)
-    assert min(data.read[1:]) == 256
-
-
 def test_workers_read_the_same(tmp_path, whole):
     store = explain_dataset(
         small_model(),
         "layer",
         loader(Samples(), num_workers=2),
         tmp_path / "store.zarr",
-        mean=MEAN,
-        std=STD,
-        class_names="abcde",
+        **OPTIONS,
     )
     assert digest(store) == digest(whole)
 
@@ -535,16 +499,16 @@ def test_loaders_that_a_run_could_not_go_on_with(tmp_path):
         (
             DataLoader(Samples(9), batch_size=2, shuffle=True),
             ValueError,
-            "shuffle=False, got one with RandomSampler",
+            "shuffle=False",
         ),
-        (DataLoader(Samples(9), batch_size=None), ValueError, "expected a DataLoader with a batch_size"),
-        (DataLoader(Stream(), batch_size=2), TypeError, "can only be gone through"),
+        (DataLoader(Samples(9), batch_size=None), ValueError, "loader"),
+        (DataLoader(Stream(), batch_size=2), TypeError, "map-style"),
         (
-            DataLoader(Samples(9)[:0] if False else Subset(Samples(9), [])),
+            DataLoader(Subset(Samples(9), [])),
             ValueError,
-            "got an empty data set",
+            "empty",
         ),
-        (Samples(9), TypeError, "expected a torch.utils.data.DataLoader, got Samples"),
+        (Samples(9), TypeError, "loader"),
     ]:
         with pytest.raises(kind, match=message):
             explain_dataset(small_model(), "layer", given, tmp_path / "store.zarr")
@@ -599,28 +563,6 @@ def test_labels_and_masks_that_are_none(tmp_path):
     assert explained(tmp_path, positions).metrics == {}
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_the_lock_goes_with_the_process_that_holds_it(tmp_path, monkeypatch):
-    """A worker that was forked outlives a process that was killed."""
-    left = []
-    write = StoreWriter.write
-
-    def fork(self: StoreWriter, chunk: int, columns: Any) -> None:
-        if not left:
-            left.append(os.fork())
-            if not left[0]:
-                signal.pause()
-        write(self, chunk, columns)
-
-    monkeypatch.setattr(StoreWriter, "write", fork)
-    try:
-        explained(tmp_path, Samples(9))
-        explained(tmp_path, Samples(9))
-    finally:
-        os.kill(left[0], signal.SIGKILL)
-        os.waitpid(left[0], 0)
-
-
 def test_images_of_several_sizes(tmp_path):
     class Sizes(Samples):
         def __getitem__(self, index: int) -> Any:
@@ -631,13 +573,13 @@ def test_images_of_several_sizes(tmp_path):
     data.step = 5
     with pytest.raises(
         ValueError,
-        match=r"make a batch, got images of several sizes, \(3, 15, 14\) and \(3, 16, 14\); bring them to one",
+        match=r"\(3, 15, 14\) and \(3, 16, 14\)",
     ):
         explained(tmp_path, data)
     data.step = 8  # all of one size in each batch
     with pytest.raises(
         ValueError,
-        match=r"images of one size, \(3, 16, 14\) as the first, got \(3, 15, 14\) of samples 8 to 15",
+        match=r"\(3, 15, 14\) in samples 8 to 15",
     ):
         explained(tmp_path / "other", data)
 
@@ -667,18 +609,18 @@ def test_an_unknown_label_explains_no_class(tmp_path):
         ({"output": 1.5}, "output: expected None, a name"),
         (
             {"targets": "true", "dataset": TensorDataset(torch.rand(9, 3, 16, 14))},
-            "expected labels in the batches",
+            "targets: .*labels",
         ),
         ({"dtype": "float64"}, "dtype: expected 'float16' or 'float32'"),
         ({"size": "image"}, "size: expected 'layer' or 'input'"),
         ({"thumbnails": -1}, "thumbnails: expected at least 0"),
-        ({"class_names": "ab"}, "class_names: expected 5, as the model has scores, got 2"),
-        ({"ids": ["a"]}, "ids: expected 9, one a sample, got 1"),
+        ({"class_names": "ab"}, "class_names: expected 5"),
+        ({"ids": ["a"]}, "ids: expected 9"),
         ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1, got 2"),
         ({"rank": 2}, "rank, world_size: expected both or neither"),
         (
             {"rank": 0, "world_size": 2, "overwrite": True},
-            "overwrite: expected one process, or several in one process group",
+            "overwrite",
         ),
     ],
 )

@@ -12,8 +12,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from batchcam_captum.explain.listing import list_csv, list_folder, torchvision_data
-from batchcam_captum.explain.sources import Classes, ImageFiles, TorchvisionImages, match_classes
+from batchcam_captum.explain.sources import (
+    Classes,
+    ImageFiles,
+    TorchvisionImages,
+    list_csv,
+    list_folder,
+    match_classes,
+    torchvision_data,
+)
 from batchcam_captum.loading import Preprocessing, load_images
 from tests.datasets.files import write_idx
 
@@ -158,7 +165,7 @@ def test_a_csv_with_other_delimiters(tmp_path, delimiter):
     listing = list_csv(write_csv(tmp_path, text, "utf-8-sig"))
     assert listing.ids == ("a, b;\tc.png", "d,e.png")
     assert (listing.labels, listing.names) == ((0, -1), ("dog",))
-    with pytest.raises(ValueError, match=r"got more in line 3; put what has (semicolons|tabs) in"):
+    with pytest.raises(ValueError, match="line 3"):
         list_csv(write_csv(tmp_path, f"{text}{delimiter}"))
     alone = list_csv(write_csv(tmp_path, f"path\na{delimiter}b.png\n"))
     assert alone.ids == (f"a{delimiter}b.png",), "the header has commas, if any"
@@ -167,13 +174,14 @@ def test_a_csv_with_other_delimiters(tmp_path, delimiter):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file;label\na.png;1\n", "expected the columns path .*, got file;label"),
-        ("", "got an empty file"),
-        ("path,label\n", "got the header alone"),
-        ("path,label\na.png,1\n,2\n", "got none in line 3"),
-        ("path,label\na,b.png,1\n", "expected 2 values .* got more in line 2"),
-        ("path,id\na.png,7\nb.png,7\n", "got '7' twice"),
-        ('path\n"a.png\n', "expected a CSV in UTF-8"),
+        ("file;label\na.png;1\n", "column path"),
+        ("path,path\na.png,b.png\n", "column path"),
+        ("", "column path"),
+        ("path,label\n", "only the header"),
+        ("path,label\na.png,1\n,2\n", "no path in line 3"),
+        ("path,label\na,b.png,1\n", "line 2"),
+        ("path,id\na.png,7\nb.png,7\n", "'7' twice"),
+        ('path\n"a.png\n', "unexpected end of data"),
     ],
 )
 def test_a_csv_that_cannot_be_used(tmp_path, text, message):
@@ -207,7 +215,7 @@ def test_data_sets_of_torchvision(tmp_path):
 
 
 def test_data_sets_of_torchvision_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match="expected a data set of torchvision, got 'CIFAR'; it has CIFAR10"):
+    with pytest.raises(ValueError, match="got 'CIFAR'"):
         torchvision_data("CIFAR", tmp_path, "test")
     with pytest.raises(FileNotFoundError, match="got none; pass --data-root DIR"):
         torchvision_data("CIFAR10", None, "test")

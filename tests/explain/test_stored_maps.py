@@ -123,7 +123,7 @@ def test_chunks_are_read_once(store, written, thumbnails):
 
 def test_a_batch_reads_each_chunk_once_whatever_is_kept(store, written, monkeypatch):
     """In a random order, and of maps that are too large for more than one chunk to be kept."""
-    monkeypatch.setattr(stored_maps, "_KEPT", 0)
+    monkeypatch.setattr(stored_maps, "_KEPT_BYTES", 0)
     dataset = store.dataset()
     maps, _ = counted(dataset)
     order = [18, 0, 9, 17, 1, 8, 10, 2]

@@ -139,7 +139,7 @@ def test_consolidated_metadata_that_say_otherwise(path, mark):
 
 def test_another_codec(path, mark):
     edit(path / "labels" / "zarr.json", codecs=[{"name": "running"}])
-    for chunk in (path / "labels" / "c").iterdir():
+    for chunk in (path / "labels").glob("c.*"):
         chunk.write_bytes(pickle.dumps(Planted(mark)))
     assert runs(zarr.open_group(path, mode="r")["labels"], mark)
     assert is_refused(path, mark, "labels.*codecs")
@@ -168,7 +168,7 @@ def test_metadata_that_this_package_does_not_write(path, key, value):
         open_store(path)
 
 
-@pytest.mark.parametrize("key", ["settings", "class_names", "environments", "complete"])
+@pytest.mark.parametrize("key", ["settings", "class_names"])
 def test_attributes_of_another_type(path, key):
     known = json.loads((path / "zarr.json").read_text())
     known["attributes"]["batchcam_captum"][key] = 3
@@ -185,9 +185,7 @@ def test_metadata_that_are_none(path, name, text):
         open_store(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["labels", "labels/zarr.json", "labels/c", "labels/c/0", "zarr.json", "more"]
-)
+@pytest.mark.parametrize("name", ["labels", "labels/zarr.json", "labels/c.0", "zarr.json", "more"])
 def test_a_link_out_of_the_folder(path, tmp_path, name):
     inside, outside = path / name, tmp_path / "outside"
     if inside.exists():
@@ -200,7 +198,7 @@ def test_a_link_out_of_the_folder(path, tmp_path, name):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX")
-@pytest.mark.parametrize("name", ["labels/c/0", "labels/zarr.json", "zarr.json"])
+@pytest.mark.parametrize("name", ["labels/c.0", "labels/zarr.json", "zarr.json"])
 def test_a_pipe_is_not_waited_for(path, name):
     (path / name).unlink()
     os.mkfifo(path / name)
