@@ -1,4 +1,4 @@
-"""The comparison study: its page is that of the committed results, what fails is named, and what it counts is right."""
+"""The comparison study: its page is that of the committed results, and what it counts is right."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @contextmanager
 def importing(monkeypatch):
-    """The benchmarks are scripts beside each other; what they load goes away again."""
+    """Import scripts that lie beside each other, and unload them again."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     before = set(sys.modules)
     try:
@@ -52,48 +52,45 @@ def write(folder, name, **record):
     (folder / f"{name}.json").write_text(json.dumps(record))
 
 
-def test_a_device_without_results_is_said_plainly(load, tmp_path):
+def test_a_device_without_results_is_named(load, tmp_path):
     page = load("comparison_page")
-    made = page.sections("comparison_cost", page.cost, tmp_path)
-    assert made.count("not measured yet") == 2
+    assert page.sections("comparison_cost", page.cost, tmp_path).count("not measured yet") == 2
     write(tmp_path, "comparison_cost-tf32-cuda")
     write(tmp_path, "comparison_cost-cpu")
     made = page.sections("comparison_cost", page.cost, tmp_path)
     assert "not measured yet" not in made
     assert made.index("**On a CPU.**") < made.index("**On a GPU, tf32.**")
-    assert "TorchCAM not installed" in made
 
 
 def test_the_page_shows_failures_and_misses(load, tmp_path):
     page = load("comparison_page")
+    missed = {"max": 2.5e-4, "maps": 4, "from_float64": {"theirs": 3e-4, "ours": 1e-4}}
     maps = {
-        "pytorch-grad-cam": {"grad_cam": {"max": 2.5e-4, "maps": 4, "identical": 1}, "hires_cam": {"max": 0.0, "maps": 4}},
-        "TorchCAM": {"grad_cam": {"failed": "TorchCAM cannot do this: no"}},
-    }  # fmt: skip
+        "pytorch-grad-cam": {"grad_cam": missed, "hires_cam": {"max": 0.0, "maps": 4}},
+        "TorchCAM": {"grad_cam": {"failed": "RuntimeError: no"}},
+    }
     case = {
         "case": "net, float32", "architecture": "net", "variant": "float32", "model": "m", "source": "timm", "layer": "l",
         "size": 64, "maps": maps,
     }  # fmt: skip
-    figure = {"case": "net, float32", "figure": "f", "value": 2.5e-4, "reach": 1e-4, "reached": False}
-    note = "Missed: net, float32, pytorch-grad-cam, `grad_cam`: 2.5e-04."
-    write(tmp_path, "comparison-cpu", cases=[case], figures=[figure], notes=["a note", note])
+    figure = {
+        "case": "net, float32", "figure": "pytorch-grad-cam, largest difference", "value": 2.5e-4, "reach": 1e-4,
+        "reached": False,
+    }  # fmt: skip
+    write(tmp_path, "comparison-cpu", cases=[case], figures=[figure])
     made = page.sections("comparison", page.agreement, tmp_path)
     assert "Missed: 1 of 1" in made
-    assert "| float32 | 2.5e-4 (median 1.3e-4); 1 of 8 maps to the last bit | fails |" in made
-    assert "- float32: TorchCAM cannot do this: no" in made
-    assert "- net, float32, pytorch-grad-cam, `grad_cam`: 2.5e-04." in made
+    assert "| float32 | 2.5e-4 (median 1.3e-4) | fails |" in made
+    assert "| net, float32 | pytorch-grad-cam, `grad_cam` | 2.5e-4 | 3.0e-4 | 1.0e-4 |" in made
+    assert "hires_cam` | 0.0" not in made
 
 
-def test_running_out_of_memory_is_a_result(load):
+def test_what_does_not_run_is_named(load):
     failure = load("comparison_cost").failure
-
-    def too_large():
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
     def unknown():
         raise TypeError("Got unsupported ScalarType BFloat16\nmore")
 
-    assert failure(too_large, "cpu") == "out of memory"
     assert failure(unknown, "cpu") == "TypeError: Got unsupported ScalarType BFloat16"
     assert failure(lambda: None, "cpu") is None
 
@@ -107,7 +104,7 @@ class Net(nn.Module):
         return self.last(self.first(x).exp())
 
 
-def test_what_a_call_makes_the_machine_do_is_counted(load):
+def test_what_a_call_does_is_counted(load):
     counted = load("comparison_profile").counted
     model, x = Net(), torch.randn(3, 4)
 
@@ -128,17 +125,10 @@ def test_what_a_call_makes_the_machine_do_is_counted(load):
     assert both["forwards"] == 2
     # Of one forward: the input and exp's result, once, although exp and the last layer both keep it.
     assert both["saved_bytes"] == 4 * (3 * 4 + 3 * 8)
-    assert both["autograd_nodes"] > 6
     assert both["operators"] > forward["operators"]
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-def test_the_arithmetic_of_a_convolutions_backward_is_twice_the_forwards(load, groups):
-    counted = load("comparison_profile").counted
-    model, x = nn.Conv2d(4, 8, 3, stride=2, groups=groups), torch.randn(2, 4, 9, 9, requires_grad=True)
-    forward = counted(lambda: model(x), model, "cpu")["flops"]
-    assert forward == 2 * (2 * 4 * 4 * 8) * (9 * 4 // groups)
-    assert counted(lambda: model(x).sum().backward(), model, "cpu")["flops"] == 3 * forward
+    grouped, images = nn.Conv2d(4, 8, 3, stride=2, groups=4), torch.randn(2, 4, 9, 9, requires_grad=True)
+    forward = counted(lambda: grouped(images), grouped, "cpu")["flops"]
+    assert counted(lambda: grouped(images).sum().backward(), grouped, "cpu")["flops"] == 3 * forward
 
 
 def test_the_study_tells_maps_apart(load):
@@ -150,23 +140,17 @@ def test_the_study_tells_maps_apart(load):
     assert found["max"] == pytest.approx(0.25, rel=1e-5)
     assert (found["maps"], found["identical"]) == (2, 1)
     other[0, 0, 0, 0] = float("nan")
-    assert numbers(maps, other, "unit")["max"] == float("inf"), "NaN on one side only is no agreement"
+    assert numbers(maps, other, "unit")["max"] == float("inf"), "NaN in one library is no agreement"
 
 
-def test_the_networks_are_twenty_and_more_and_none_is_another(load):
+def test_the_networks_differ_and_tokens_become_their_grid(load):
     architectures = load("comparison_architectures")
-    assert len(architectures.ARCHITECTURES) >= 20
-    first = {}
-    for name in ("ConvNeXt", "ConvNeXt-V2", "ViT-Ti", "DeiT-Ti"):
-        model = architectures.built(name)
-        assert not model.training
-        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-        assert not any(torch.equal(weights, other) for other in first.values())
-        first[name] = weights
-
-
-@pytest.mark.parametrize("prefix", [1, 2])
-def test_tokens_become_the_grid_they_came_from(load, prefix):
+    assert len(architectures.ARCHITECTURES) >= 30
+    first, second = (
+        torch.cat([parameter.detach().flatten() for parameter in architectures.built(name).parameters()])
+        for name in ("ViT-Ti", "DeiT-Ti")
+    )
+    assert not torch.equal(first, second)
     grid = torch.randn(2, 3, 4, 4)
-    sequence = torch.cat([torch.zeros(2, prefix, 3), grid.flatten(2).mT], 1)
-    assert torch.equal(load("comparison_architectures").tokens(prefix)(sequence), grid)
+    sequence = torch.cat([torch.zeros(2, 2, 3), grid.flatten(2).mT], 1)
+    assert torch.equal(architectures.tokens(2)(sequence), grid)
