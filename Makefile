@@ -49,8 +49,11 @@ benchmarks: $(VENV)/.installed-benchmark
 	$(BIN)/python benchmarks/tables.py
 
 # Side by side with pytorch-grad-cam, Captum and TorchCAM; writes docs/comparison.md. On a GPU in all precisions and layouts.
+COMPARISONS = comparison comparison_pictures comparison_profile comparison_cost
 comparison: $(VENV)/.installed-comparison
-	$(BIN)/python benchmarks/comparison_all.py --device $(DEVICE)
+	for script in $(COMPARISONS); do $(BIN)/python benchmarks/$$script.py --device $(DEVICE) --resume || exit; done
+	if [ $(DEVICE) != cpu ]; then for options in "--tf32" "--dtype bfloat16" "--channels-last"; do \
+	    $(BIN)/python benchmarks/comparison_cost.py --device $(DEVICE) --resume $$options || exit; done; fi
 	$(BIN)/python benchmarks/comparison_page.py
 
 format: $(VENV)/.installed-test

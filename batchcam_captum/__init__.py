@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         ClassPrototypes,
         ClusterPrototypes,
         ForegroundPrototypes,
-        MaskPrototypes,
         MedianPrototypes,
         RunningPrototypes,
     )
@@ -64,7 +63,6 @@ __all__ = [
     "HintLoss",
     "ImageLoss",
     "LayerCapture",
-    "MaskPrototypes",
     "MaskTarget",
     "MedianPrototypes",
     "MultiLabelTarget",
@@ -97,7 +95,6 @@ _HOMES = {
     "HintLoss": ".losses",
     "ImageLoss": ".losses",
     "LayerCapture": ".attribution",
-    "MaskPrototypes": ".prototypes",
     "MaskTarget": ".attribution",
     "MedianPrototypes": ".prototypes",
     "MultiLabelTarget": ".attribution",

@@ -49,6 +49,7 @@ __all__ = [
     "peak_in_child",
     "peak_memory",
     "peaks_in_child",
+    "set_tf32",
     "set_up_process",
     "start",
     "synchronize",
@@ -127,6 +128,12 @@ def set_up_process(threads: int, *, pinned: bool = True) -> None:
         # The C library reads them when the process starts.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
     torch.set_num_threads(threads)
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow or forbid TF32 for float32 products and convolutions on a GPU; PyTorch's default is convolutions only."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def interleaved(

@@ -1,4 +1,4 @@
-"""Do the maps agree on real pictures and real weights, what would they look like, and what differs without the presets?
+"""Do the maps agree on real pictures and real weights, and what differs without the presets?
 
 EfficientNet-Lite0 with ImageNet weights, see ``pretrained.py`` for the packages that it needs, and scikit-image's pictures;
 nothing is downloaded when it runs.
@@ -8,53 +8,51 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import Report, Spread, parser, start
-from comparison import METHODS, REACH_OF_RAW, VARIANTS, numbers
-from comparison_methods import set_tf32
-from comparison_steps import steps
+from common import Report, Spread, parser, set_tf32, start
+from comparison import METHODS, VARIANTS, numbers
 from pretrained import EARLIER, LAYER, SIZE, categories, efficientnet_lite0
 from torch import Tensor, nn
 
 from batchcam_captum import BatchGradCam
 from batchcam_captum.functional import normalize, rectify
+from batchcam_captum.interop import pytorch_grad_cam_method, to_pytorch_grad_cam, torchcam_method
 from batchcam_captum.interop.peers import OURS, PEERS
 
 PICTURES = ("chelsea", "coffee", "rocket", "stereo_motorcycle", "astronaut")
-PEER = "pytorch-grad-cam"  # its maps have the pictures' size, and so have ours beside them
+PEER = "pytorch-grad-cam"  # its maps have the pictures' size
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "comparison-maps.png"
 
 
 def main() -> None:
-    made = parser(__doc__.partition("\n")[0], rounds=1)
-    options = start(made)
+    options = start(parser(__doc__.partition("\n")[0], rounds=1))
     set_tf32(False)
-    model, images, shown = efficientnet_lite0(), *pictures()
-    model, images = model.to(options.device), images.to(options.device)
+    model, (images, shown) = efficientnet_lite0().to(options.device), pictures()
+    images = images.to(options.device)
     probabilities = model(images).softmax(1).detach()
     targets = probabilities.argmax(1).tolist()
     report = Report(
         "comparison_pictures",
         options,
         "EfficientNet-Lite0 with its ImageNet weights, scikit-image's pictures, 224 px, the last block, the predicted class.",
-        "SSIM, correlations and overlap are left out where they are 1.",
+        "SSIM and overlap are left out where they are 1.",
     )
     names = categories()
     for row, name in enumerate(PICTURES):
-        best = probabilities[row].topk(3)
-        report.add_case(
-            name,
-            predictions=[
-                {"class": index, "name": names[index], "probability": round(value, 3)}
-                for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ],
-        )
+        values, indices = (entry.tolist() for entry in probabilities[row].topk(3))
+        best = [
+            {"class": index, "name": names[index], "probability": round(value, 3)}
+            for index, value in zip(indices, values, strict=True)
+        ]
+        report.add_case(name, predictions=best)
     grid = _agreements(report, model, images, targets)
-    for step in steps(model, LAYER, EARLIER, images, targets):
+    for step in steps(model, images, targets):
         found = numbers(step.other, step.usual, "unit")
         report.add_case(step.name, remedy=step.remedy, step=found)
         report.add_figure(step.name, "largest difference", Spread.exact(found["max"]), reach=None)
@@ -64,7 +62,7 @@ def main() -> None:
 
 
 def pictures() -> tuple[Tensor, Tensor]:
-    """The batch as the network takes it, (N, 3, 224, 224) in [-1, 1], and as it is shown, (N, 224, 224, 3) in [0, 1]."""
+    """Return the batch for the network, (N, 3, 224, 224) in [-1, 1], and for the figure, (N, 224, 224, 3) in [0, 1]."""
     from skimage import data
 
     found = []
@@ -82,7 +80,7 @@ def pictures() -> tuple[Tensor, Tensor]:
 
 
 def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[int]) -> dict[str, Tensor]:
-    """Every method of every peer in float64 and float32; the maps of Grad-CAM in float32 for the picture."""
+    """Compare every method of every peer in float64 and float32; return the Grad-CAM maps in float32 for the figure."""
     grid: dict[str, Tensor] = {}
     for variant in ("float64", "float32"):
         how = VARIANTS[variant]
@@ -107,20 +105,102 @@ def _agreements(report: Report, model: nn.Module, images: Tensor, targets: list[
                         grid[OURS.name] = ours
             case = f"{variant}, {peer.name}"
             report.add_case(case, variant=variant, peer=peer.name, maps=found)
-            reach = REACH_OF_RAW if peer.scale == "raw" else how.reach
+            reach = 1e-5 if peer.scale == "raw" else how.reach
             worst = max(entry["max"] for entry in found.values())
             report.add_figure(case, "largest difference", Spread.exact(worst), reach=reach)
     return grid
 
 
+class Step(NamedTuple):
+    """Two ways to make the same maps that differ in one step."""
+
+    name: str
+    remedy: str  #: what bridges the difference
+    usual: Tensor  #: (N, 1, H, W) in [0, 1], by pytorch-grad-cam's way
+    other: Tensor  #: the same with the other step
+
+
+def steps(model: nn.Module, images: Tensor, targets: list[int]) -> Iterator[Step]:
+    """Compare pytorch-grad-cam's way from raw cams to pictures with others, one step at a time."""
+    size = tuple(images.shape[2:])
+
+    def raw(method: Any = "grad_cam", at: str = LAYER, of: nn.Module = model) -> Tensor:
+        return BatchGradCam(of, at, method=method).attribute(images, target=targets).cpu()
+
+    def preset(cams: Tensor | list[Tensor]) -> Tensor:
+        return torch.from_numpy(to_pytorch_grad_cam(cams, size)).unsqueeze(1)
+
+    def enlarged(maps: Tensor, mode: str = "bilinear") -> Tensor:
+        return F.interpolate(maps, size, mode=mode)
+
+    def unit(maps: Tensor) -> Tensor:
+        return normalize(maps, "minmax")
+
+    cams, finer = raw(), raw(at=EARLIER)
+    positive, usual, both = rectify(cams), preset(cams), preset([cams, finer])
+    yield Step(
+        "enlarged by the nearest value, Captum's `interpolate` as it is, instead of bilinearly",
+        "`to_captum(cams, size)` does the same, `to_pytorch_grad_cam` is bilinear",
+        usual,
+        unit(enlarged(positive, "nearest")),
+    )
+    yield Step(
+        "no ReLU before min-max",
+        "Captum's maps are signed; `to_pytorch_grad_cam` and `to_torchcam` rectify",
+        usual,
+        unit(enlarged(cams)),
+    )
+    yield Step(
+        "divided by the maximum instead of min-max",
+        "the presets take min-max, `functional.normalize` divides by the maximum",
+        usual,
+        normalize(enlarged(positive), "max"),
+    )
+    yield Step(
+        "scaled to [0, 1] before enlarging only",
+        "`to_pytorch_grad_cam` scales twice, `to_torchcam` does not enlarge",
+        usual,
+        enlarged(unit(positive)),
+    )
+    yield Step(
+        "two layers: the larger value, TorchCAM's `fuse_cams`, instead of the mean",
+        "`to_pytorch_grad_cam([cams, …], size)` takes the mean",
+        both,
+        unit(torch.maximum(*(enlarged(unit(rectify(entry))) for entry in (cams, finer)))),
+    )
+    training = copy.deepcopy(model)
+    for module in training.modules():
+        module.training = isinstance(module, nn.BatchNorm2d)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one says so
+        yield Step(
+            "BatchNorm in train mode, which only pytorch-grad-cam switches off",
+            "`model.eval()`",
+            usual,
+            preset(raw(of=training)),
+        )
+    for label, method, name in (
+        ("Grad-CAM++: pytorch-grad-cam's 1e-6", pytorch_grad_cam_method, "grad_cam_plus_plus"),
+        ("Grad-CAM++: TorchCAM's, which never divides", torchcam_method, "grad_cam_plus_plus"),
+        ("XGrad-CAM: pytorch-grad-cam's 1e-7", pytorch_grad_cam_method, "xgrad_cam"),
+        ("XGrad-CAM: TorchCAM's 1e-8", torchcam_method, "xgrad_cam"),
+    ):
+        yield Step(
+            f"{label}, instead of the formula as published",
+            f'`method={method.__name__}("{name}")`',
+            preset(raw(method(name))),
+            preset(raw(name)),
+        )
+
+
 def save_grid(shown: Tensor, titles: list[str], maps: dict[str, Tensor], path: Path) -> None:
-    """One row a picture: the picture, each library's map over it, and where pytorch-grad-cam's map and ours differ.
+    """Draw one row per picture: the picture, each library's map over it, and the difference from pytorch-grad-cam's map.
 
     Args:
         shown: (N, H, W, 3) in [0, 1].
         titles: of the rows.
-        maps: name of a library -> what it returned, (N, 1, …); brought to the pictures' size and to [0, 1] here.
-        path: of the PNG, of 256 colours.
+        maps: name of a library -> its maps, (N, 1, …), resized and scaled to [0, 1] here.
+        path: of the PNG, with 256 colors.
     """
     from matplotlib.figure import Figure
     from PIL import Image
@@ -147,8 +227,8 @@ def save_grid(shown: Tensor, titles: list[str], maps: dict[str, Tensor], path: P
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    colours = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    colours.save(path, optimize=True)
+    colors = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colors.save(path, optimize=True)
 
 
 if __name__ == "__main__":

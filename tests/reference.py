@@ -93,107 +93,232 @@ def rows_of(labels, num_classes):
     ]
 
 
-def _at_one_size(image, target, resolution):
-    """(map, target) at the size of the comparison, the target divided by its maximum."""
-    if resolution == "map":
-        return image, over_max(resize(target, image.shape))
-    return resize(image, target.shape), over_max(target)
+def nearest(distance, image, candidates):
+    """The smallest distance, and the candidate it belongs to."""
+    distances = [distance(image, candidate) for candidate in candidates]
+    best = min(range(len(distances)), key=lambda p: float(distances[p].detach()))
+    return distances[best], candidates[best]
 
 
-def mixed(row, prototypes, cam, resolution):
-    """The prototype of a sample at the size of the comparison: Σ_c w_c P_c."""
-    return sum(w * _at_one_size(cam, p[0], resolution)[1] for w, p in zip(row, prototypes, strict=True))
+def sized(prototypes, shape, resolution):
+    """(K, P, …) at the size of the comparison, each divided by its maximum: nested lists."""
+    size = shape if resolution == "map" else prototypes.shape[2:]
+    return [[over_max(resize(each, size)) for each in own] for own in prototypes]
+
+
+def own_prototypes(row, label, cam, image, prototypes):
+    """The candidates of one sample: all of its class, or with soft labels the mixture of each class's nearest."""
+    if label is not None:
+        return prototypes[label]
+    dead = is_dead(cam)
+    mixture = 0
+    for weight, own in zip(row, prototypes, strict=True):
+        if dead:
+            _, chosen = nearest(cosine, resize(cam, own[0].shape), own)
+        else:
+            _, chosen = nearest(DISTANCES["l2"], image, own)
+        mixture = mixture + weight / sum(row) * chosen
+    return [mixture]
+
+
+def _samples(cams, labels, num_classes):
+    """(cam, weights of the classes, label or None) of each sample; weights None where it is ignored."""
+    for i, (cam, row) in enumerate(zip(cams[:, 0], rows_of(labels, num_classes), strict=True)):
+        soft = labels.is_floating_point()
+        ignored = row is None or not any(row)
+        yield cam, None if ignored else row, None if soft or ignored else int(labels[i])
 
 
 def prototype_losses(
     cams, labels, prototypes, distance="l1", resolution="map", revive=True, normalization="max"
 ):
-    """D(M_i, P_y), a dead cam pays 1 − cosine(C, P_y): list of N, None where ignored."""
-    losses = []
-    for cam, row in zip(cams[:, 0], rows_of(labels, len(prototypes)), strict=True):
+    """min_p D(M_i, P_yp); a dead cam pays min_p 1 − cosine(C, P_yp)."""
+    losses, prototypes = [], sized(prototypes, cams.shape[2:], resolution)
+    for cam, row, label in _samples(cams, labels, len(prototypes)):
         if row is None:
             losses.append(None)
             continue
-        target = mixed(row, prototypes, cam, resolution)
+        image = resize(normalized(cam, normalization), prototypes[0][0].shape)
+        own = own_prototypes(row, label, cam, image, prototypes)
         if revive and is_dead(cam):
-            losses.append(cosine(resize(cam, target.shape), target))
+            losses.append(nearest(cosine, resize(cam, image.shape), own)[0])
         else:
-            losses.append(DISTANCES[distance](resize(normalized(cam, normalization), target.shape), target))
+            losses.append(nearest(DISTANCES[distance], image, own)[0])
     return losses
 
 
 def batch_cam_losses(
-    cams, labels, prototypes, distance="l1", resolution="map", revive=True, normalization="max"
+    cams, labels, prototypes, distance="l1", resolution="map", revive=True, normalization="max", weights=None
 ):
-    """(alive/n) D(mean of the alive, P) + (1/n) Σ_dead revive: list of K, None where absent."""
-    rows = rows_of(labels, len(prototypes))
+    """(alive/n) min_p D(mean of the alive, P_p) + (1/n) Σ_dead revive, n the sum of weights: list of K, None where absent."""
+    weights = [1.0] * len(cams) if weights is None else weights
+    prototypes = sized(prototypes, cams.shape[2:], resolution)
+    size = prototypes[0][0].shape
+    members = [
+        (weight, cam, row, label)
+        for weight, (cam, row, label) in zip(weights, _samples(cams, labels, len(prototypes)), strict=True)
+        if row is not None and weight > 0
+    ]
     losses = []
-    for c, prototype in enumerate(prototypes[:, 0]):
-        members = [
-            (row[c], row, cam)
-            for cam, row in zip(cams[:, 0], rows, strict=True)
-            if row is not None and row[c] > 0
-        ]
-        if not members:
+    for c in range(len(prototypes)):
+        total = sum(weight * row[c] for weight, _, row, _ in members)
+        if not total:
             losses.append(None)
             continue
-        total = sum(weight for weight, _, _ in members)
-        averaged = [(w, cam) for w, _, cam in members if not (revive and is_dead(cam))]
-        loss = 0 * cams.sum()
-        if averaged:
-            size = _at_one_size(members[0][2], prototype, resolution)[1].shape
-            share = sum(w for w, _ in averaged)
-            mean = sum(w * resize(normalized(cam, normalization), size) for w, cam in averaged) / share
-            target = _at_one_size(members[0][2], prototype, resolution)[1]
-            loss = loss + share / total * DISTANCES[distance](mean, target)
-        for weight, row, cam in members:
+        share, mean, paid = 0.0, 0.0, 0 * cams.sum()
+        for weight, cam, row, label in members:
+            image = resize(normalized(cam, normalization), size)
             if revive and is_dead(cam):
-                target = mixed(row, prototypes, cam, resolution)
-                loss = loss + weight / total * cosine(resize(cam, target.shape), target)
-        losses.append(loss)
+                own = own_prototypes(row, label, cam, image, prototypes)
+                paid = paid + weight * row[c] * nearest(cosine, resize(cam, size), own)[0]
+            else:
+                share = share + weight * row[c]
+                mean = mean + weight * row[c] * image
+        if share:
+            paid = paid + share * nearest(DISTANCES[distance], mean / share, prototypes[c])[0]
+        losses.append(paid / total)
     return losses
 
 
 def contrastive_losses(cams, labels, prototypes, temperature=0.1, resolution="prototype", seen=None):
-    """−Σ_c w_c log softmax_c(unit(C − mean C) · unit(P_c − mean_c P_c) / τ): list of N, None where ignored."""
-    seen = [True] * len(prototypes) if seen is None else seen.tolist()
-    losses = []
-    for cam, row in zip(cams[:, 0], rows_of(labels, len(prototypes)), strict=True):
+    """−Σ_c w_c log softmax_c max_p(unit(C − mean C) · unit(P_cp − mean P) / τ), over the classes that are seen."""
+    losses, seen = [], [True] * len(prototypes) if seen is None else seen.tolist()
+    prototypes = [
+        own for own, s in zip(sized(prototypes, cams.shape[2:], resolution), seen, strict=True) if s
+    ]
+    every = [each for own in prototypes for each in own]
+    common = sum(every) / len(every)
+    for cam, row, _ in _samples(cams, labels, len(seen)):
         if row is None:
             losses.append(None)
             continue
-        pairs = [_at_one_size(cam, p[0], resolution) for p, s in zip(prototypes, seen, strict=True) if s]
-        common = sum(target for _, target in pairs) / len(pairs)
-        own = pairs[0][0] - pairs[0][0].mean()
-        logits = [(1 - cosine(own, target - common)) / temperature for _, target in pairs]
+        row = [w for w, s in zip(row, seen, strict=True) if s]
+        image = resize(cam, common.shape)
+        image = image - image.mean()
+        logits = [max(1 - cosine(image, each - common) for each in own) / temperature for own in prototypes]
         normalizer = sum(logit.exp() for logit in logits).log()
-        weights = [w for w, s in zip(row, seen, strict=True) if s]
-        losses.append(sum(w * (normalizer - logit) for w, logit in zip(weights, logits, strict=True)))
+        losses.append(sum(w / sum(row) * (normalizer - logit) for w, logit in zip(row, logits, strict=True)))
     return losses
 
 
-def image_losses(cams, images, distance="l2", resolution="map", revive=True):
-    """D(M_i, x_i): list of N."""
+def image_losses(cams, images, distance="l2", resolution="map", revive=True, normalization="max"):
+    """D(M_i, x_i): each image is the prototype of its own class."""
+    labels = torch.arange(len(cams))
+    return prototype_losses(cams, labels, images, distance, resolution, revive, normalization)
+
+
+def foreground_losses(cams, labels, prototypes, normalization="none"):
+    """Σ ((1 − F) C)², or Σ (1 − F) |C| / Σ |C|; F the largest over p, added up over several labels."""
     losses = []
-    for cam, image in zip(cams[:, 0], images[:, 0], strict=True):
-        _, target = _at_one_size(cam, image, resolution)
-        signed = resize(cam, target.shape)
-        dead = revive and is_dead(cam)
-        losses.append(
-            cosine(signed, target)
-            if dead
-            else DISTANCES[distance](resize(normalized(cam), target.shape), target)
-        )
+    shape = cams.shape[2:]
+    unions = [torch.stack([resize(each, shape) for each in own]).amax(0) for own in prototypes]
+    for cam, row, _ in _samples(cams, labels, len(prototypes)):
+        if row is None:
+            losses.append(None)
+            continue
+        foreground = sum(w / max(row) * union for w, union in zip(row, unions, strict=True)).clamp(max=1)
+        squares, outside, everything = 0.0, 0.0, 0.0
+        for f, value in zip(foreground.flatten(), cam.flatten(), strict=True):
+            squares = squares + ((1 - f) * value) ** 2
+            outside, everything = outside + (1 - f) * value.abs(), everything + value.abs()
+        if normalization == "none":
+            losses.append(squares)
+        else:
+            losses.append(outside / everything if everything > 0 else 0 * everything)
     return losses
 
 
-def reduced(losses, reduction):
-    """A list with None for what does not count, reduced as the losses do it."""
-    present = [loss for loss in losses if loss is not None]
+def at_peak(mask, size):
+    """A mask at another size, with the peak it had."""
+    resized = resize(mask, size)
+    return resized if resized.shape == mask.shape else resized * mask.max() / resized.max()
+
+
+def mask_losses(kind, cams, masks, normalization="max", resolution="map", revive=True):
+    """energy, rrr_cam, gradia or hint; None where the mask is empty."""
+    losses = []
+    for cam, mask in zip(cams[:, 0], masks[:, 0], strict=True):
+        if not mask.any():
+            losses.append(None)
+            continue
+        size = cam.shape if resolution == "map" else mask.shape
+        image, mask = resize(normalized(cam, normalization), size), at_peak(mask, size)
+        if revive and is_dead(cam):
+            losses.append(cosine(resize(cam, size), mask))
+            continue
+        pairs = list(zip(image.flatten(), mask.flatten(), strict=True))
+        if kind == "energy":
+            inside, total = sum(m * v for v, m in pairs), sum(v for v, _ in pairs)
+            losses.append(1 - inside / total if total > 0 else 1 + 0 * total)
+        elif kind == "rrr_cam":
+            losses.append(sum(((1 - m) * v) ** 2 for v, m in pairs))
+        elif kind == "gradia":
+            losses.append(sum((v - m).abs() for v, m in pairs) / len(pairs))
+        else:
+            losses.append(sum((v - m) ** 2 for v, m in pairs) / len(pairs))
+    return losses
+
+
+def separability_losses(cams, threshold=0.5, sharpness=10.0, normalization="max", revive=True):
+    """2 Σ min(M_y, M_c) T / Σ (M_y + M_c), T = 1 / (1 + exp(−ω (M_y − σ)))."""
+    losses = []
+    for of_label, of_confused in cams:
+        label, confused = normalized(of_label, normalization), normalized(of_confused, normalization)
+        if revive and is_dead(of_label):
+            losses.append(cosine(of_label, torch.ones_like(of_label)))
+            continue
+        sigma = threshold * label.max()
+        overlap, total = 0 * cams.sum(), 0 * cams.sum()
+        for a, b in zip(label.flatten(), confused.flatten(), strict=True):
+            overlap = overlap + min(a, b) / (1 + (-sharpness * (a - sigma)).exp())
+            total = total + a + b
+        losses.append(2 * overlap / total if total > 0 else total)
+    return losses
+
+
+def total_variation_losses(cams, normalization="max", revive=True):
+    """Σ_d mean |M[p + e_d] − M[p]|."""
+    losses = []
+    for cam in cams[:, 0]:
+        if revive and is_dead(cam):
+            losses.append(cosine(cam, torch.ones_like(cam)))
+            continue
+        image, total = normalized(cam, normalization), 0 * cams.sum()
+        for d, side in enumerate(image.shape):
+            steps = [(image.select(d, i + 1) - image.select(d, i)).abs().mean() for i in range(side - 1)]
+            total = total + sum(steps) / len(steps)
+        losses.append(total)
+    return losses
+
+
+def consistency_losses(cams, transform="hflip", normalization="max"):
+    """mean (C(Tx) − T C(x))², a pixel at a time: where each pixel of the second view was in the first."""
+    height, width = cams.shape[2:]
+    came_from = {
+        "hflip": lambda i, j: (i, width - 1 - j),
+        "vflip": lambda i, j: (height - 1 - i, j),
+        "rot90": lambda i, j: (j, width - 1 - i),  # of square maps, a quarter turn to the left
+    }[transform]
+    half, losses = len(cams) // 2, []
+    for first, second in zip(cams[:half, 0], cams[half:, 0], strict=True):
+        if normalization == "max":
+            first, second = (c / c.abs().max() if c.abs().max() > 0 else 0 * c for c in (first, second))
+        squares = [(second[i, j] - first[came_from(i, j)]) ** 2 for i in range(height) for j in range(width)]
+        losses.append(sum(squares) / len(squares))
+    return losses
+
+
+def reduced(losses, reduction, weights=None):
+    """A list with None for what does not count, reduced as the losses do it: the mean is Σ w l / Σ w."""
+    weights = [1.0] * len(losses) if weights is None else weights
+    kept = [(w, loss) for w, loss in zip(weights, losses, strict=True) if loss is not None]
     if reduction == "none":
-        return torch.stack([torch.zeros_like(present[0]) if loss is None else loss for loss in losses])
-    total = sum(present)
-    return total / len(present) if reduction == "mean" else total
+        zero = 0 * kept[0][1]
+        return torch.stack(
+            [zero if loss is None else w * loss for w, loss in zip(weights, losses, strict=True)]
+        )
+    total = sum(w * loss for w, loss in kept)
+    return total / sum(w for w, _ in kept) if reduction == "mean" else total
 
 
 def cam_of(activations, score):
@@ -212,3 +337,14 @@ def mean_images(images, labels, num_classes):
             means[label, 0] += image.mean(0)
             counts[label] += 1
     return torch.stack([mean / max(count, 1) for mean, count in zip(means, counts, strict=True)]), counts
+
+
+def confused_scores(scores, labels):
+    """The highest score of a class other than the label's; of soft labels, other than those of the largest weight."""
+    selected = []
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        weights = label if isinstance(label, list) else [float(c == label) for c in range(len(row))]
+        named = {c for c, weight in enumerate(weights) if weight == max(weights)} if any(weights) else set()
+        others = [score for c, score in enumerate(row) if c not in named]
+        selected.append(max(others or row))
+    return torch.tensor(selected, dtype=torch.float64)

@@ -3,107 +3,90 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-from batchcam_captum import functional
-from batchcam_captum.functional import DISTANCES, distance
-from batchcam_captum.losses import LOSSES
-from tests.losses import family, test_family_in_common
+import batchcam_captum
+from batchcam_captum.functional import CAM_METHODS, DISTANCES, distance, weightings
+from batchcam_captum.losses import LOSSES, base
+from tests.losses import family, test_family
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-LOSS, TEST, DISTANCE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+LOSS, TEST, DISTANCE, WEIGHTING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def run(code: str, module: ModuleType) -> None:
-    exec(compile(code, f"CONTRIBUTING.md: {module.__name__}", "exec"), vars(module))
+def run(code, module=None):
+    """Run code as if it stood in a module of the package, and return its names."""
+    names = dict(vars(module)) if module else {"__name__": "example"}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    return names
 
 
-@pytest.fixture
-def spread(monkeypatch):
-    """The loss's module, as if its file were there; the registry is put back."""
-    module = ModuleType("batchcam_captum.losses.spread")
-    module.__package__ = "batchcam_captum.losses"
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
-    run(LOSS, module)
-    return module
+@pytest.fixture(autouse=True)
+def registries(monkeypatch):
+    for registry in (LOSSES, DISTANCES, CAM_METHODS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
-def its_tests() -> None:
-    module = ModuleType("test_spread")
-    run(TEST, module)
-    found = [value for name, value in vars(module).items() if name.startswith("test_")]
+def run_tests():
+    found = [value for name, value in run(TEST).items() if name.startswith("test_")]
     assert found
     torch.manual_seed(0)
     for test in found:
         test()
 
 
-def test_the_loss_passes_the_test_that_stands_beside_it(spread):
-    assert LOSS.startswith("# batchcam_captum/losses/spread.py\n")
-    assert TEST.startswith("# tests/losses/test_spread.py\n")
-    assert LOSSES["spread"] is spread.SpreadLoss
-    its_tests()
+def test_loss_is_short_documented_and_passes_its_test():
+    kind = run(LOSS, base)["SpreadLoss"]
+    assert len(LOSS.partition("@LOSSES")[2].splitlines()) <= 15
+    assert LOSSES["spread"] is kind
+    assert all(f"\n    {option}: " in kind.__doc__ for option in ("revive", "reduction", "validate"))
+    run_tests()
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("masked_fill(dead, 1)", "masked_fill(dead, 0)"),
-        ("places - centre", "places"),
-        ("(maps.dim() - 2)", "2"),
-    ],
+    ("right", "wrong"), [("maps.sum(1", "maps.amax(1"), ("(share @ places)", "(0 * share @ places)")]
 )
-def test_its_test_fails_for_a_wrong_loss(spread, right, wrong):
+def test_its_test_fails_for_a_wrong_loss(right, wrong):
     assert LOSS.count(right) == 1
-    LOSSES._entries.clear()
-    run(LOSS.replace(right, wrong), spread)
+    run(LOSS.replace(right, wrong), base)
     with pytest.raises(AssertionError):
-        its_tests()
+        run_tests()
 
 
-def test_the_loss_has_what_all_losses_have_in_common(spread, monkeypatch):
-    monkeypatch.setitem(family.MAKERS, "spread", spread.SpreadLoss)
-    checks = vars(test_family_in_common)
-    for reduction in ("mean", "sum"):
-        checks["test_weight_two_is_the_sample_twice"]("spread", reduction)
-        checks["test_weight_zero_is_the_sample_absent_whatever_it_holds"]("spread", reduction)
-        for nothing in ("empty", "ignored", "weightless"):
-            checks["test_nothing_to_count_gives_a_zero_with_a_graph"]("spread", reduction, nothing)
-        checks["test_one_hot_soft_labels_are_class_indices"]("spread", reduction)
-    checks["test_ignored_samples_are_as_if_they_were_absent"]("spread")
-    checks["test_half_cams_and_autocast_give_the_float32_loss"]("spread", torch.bfloat16)
-    checks["test_scale_of_the_cams_does_not_matter"]("spread", 1e-11)
-    checks["test_revive_gives_a_dead_cam_a_gradient_and_strict_mode_none"]("spread")
-    checks["test_losses_that_rectify_report_their_dead_fraction_and_others_none"]("spread")
+def test_loss_has_what_the_family_has(monkeypatch):
+    monkeypatch.setitem(family.MAKERS, "spread", run(LOSS, base)["SpreadLoss"])
+    test_family.test_weight_two_is_the_sample_twice("spread")
+    test_family.test_samples_left_out_are_as_if_absent("spread")
+    test_family.test_nothing_to_count_gives_a_zero_with_a_graph("spread", "ignored")
+    test_family.test_revive_brings_a_dead_cam_to_life_and_strict_mode_does_not("spread")
 
 
-def test_the_distance_is_one(monkeypatch):
-    monkeypatch.setattr(DISTANCES, "_entries", dict(DISTANCES._entries))
-    module = ModuleType("distance")
-    vars(module).update(vars(distance))
-    run(DISTANCE, module)
+def test_distance():
+    run(DISTANCE, distance)
     first, second = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
-    second[1] = 0.3  # 0.1 · (0.3 − 0.05) a pixel
-    values = functional.get_distance("huber")(first, second)
-    torch.testing.assert_close(values, torch.tensor([0.0, 0.025]))
+    second[1] = 0.3  # 0.1 · (0.3 − 0.05) per pixel
+    torch.testing.assert_close(DISTANCES["huber"](first, second), torch.tensor([0.0, 0.025]))
+
+
+def test_weighting():
+    run(WEIGHTING, weightings)
+    activations, gradients = torch.rand(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    cams = batchcam_captum.functional.apply_method("largest_gradient", activations, gradients)
+    expected = sum(gradients[0, k].max() * activations[0, k] for k in range(3))
+    torch.testing.assert_close(cams[0, 0], expected)
 
 
 def test_files_and_commands_that_are_named_are_there():
-    made = {"batchcam_captum/losses/spread.py", "batchcam_captum/functional/losses/spread.py"}
-    named = set(re.findall(r"`((?:batchcam_captum|tests|docs|benchmarks)/[\w./*]*)`", TEXT)) - made
+    made = {"batchcam_captum/losses/spread.py"}
+    text = re.sub(r"```python\n.*?```", "", TEXT, flags=re.DOTALL)
+    named = set(re.findall(r"`((?:batchcam_captum|tests|docs|benchmarks)/[\w./*]*)`", text)) - made
+    named |= set(re.findall(r"\]\(([\w./]+)", text))
     assert len(named) > 10
-    named |= set(re.findall(r"\]\(([\w./]+)", TEXT))
     assert not {name for name in named if not list(ROOT.glob(name))}
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"\bmake (test|format|docs|\w+ *#)", TEXT)) <= targets
-    assert {"test", "format", "docs"} <= targets
 
 
 def test_every_part_of_the_package_has_its_floor():

@@ -16,7 +16,7 @@ from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointError
 
 from ..functional import CamMethod, dead_cams
-from ..functional.losses.comparison import MIN_MAP_SIZE
+from ..functional.losses.base import MIN_MAP_SIZE
 from . import _captum
 from .batch_grad_cam import BatchGradCam
 from .compiled import compiled_modules, eager_stance, original

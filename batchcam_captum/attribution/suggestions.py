@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..functional.losses.comparison import MIN_MAP_SIZE
+from ..functional.losses.base import MIN_MAP_SIZE
 from . import _captum
 from .compiled import eager_stance, original
 from .output import Picker, pick_output

@@ -30,9 +30,9 @@ from .head import Head, HeadCams, HeadGradients, head_cams, head_gradients
 from .images import image_maps, to_one_channel, undo_standardization
 from .layout import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
 from .losses import (
-    ClassSums,
     MaskResolution,
     Resolution,
+    Samples,
     batch_cam_loss,
     consistency_loss,
     energy_loss,
@@ -87,7 +87,6 @@ __all__ = [
     "CONSTANT_GRADIENT_WEIGHTS",
     "DISTANCES",
     "CamMethod",
-    "ClassSums",
     "ClassWeights",
     "Distance",
     "Head",
@@ -99,6 +98,7 @@ __all__ = [
     "Reduction",
     "Registry",
     "Resolution",
+    "Samples",
     "Score",
     "ShortcutShare",
     "TokenGrid",

@@ -3,9 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Check that an option is one of the values of a ``Literal``.
+
+    Args:
+        name: of the option, for the error.
+        value: what was given.
+        choices: the ``Literal``.
+
+    Raises:
+        ValueError: another value.
+    """
+    known = [repr(choice) for choice in get_args(choices)]
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Return True if the host can read the values of a tensor without waiting for a device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def unless_all(mask: Tensor) -> Tensor | None:
+    """Return a mask, or None where all of it is True and the host can see that."""
+    return None if readable(mask) and bool(mask.all()) else mask
+
+
+def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return what is in both of two masks, of which None is everything."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first & second
 
 
 class ValueChecks:

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import ValueChecks
+from .checks import ValueChecks, both, readable, unless_all
 
 
-class ClassWeights(NamedTuple):
-    """How much each sample belongs to each class."""
+@dataclass(frozen=True)
+class ClassWeights:
+    """How much each sample belongs to each class, as :func:`class_weights` returns it."""
 
-    weights: Tensor  #: (N, K); a row of zeros where the sample is ignored
-    counted: Tensor  #: (N,) booleans, false where the sample is ignored or counts for nothing
-    indices: Tensor | None  #: (N,) class indices, 0 where ignored; None for soft labels
+    num_classes: int
+    num_samples: int
+    dtype: torch.dtype  #: of the weights
+    indices: Tensor | None  #: (N,) class indices, 0 where the sample is left out; None for soft labels
+    soft: Tensor | None  #: (N, K) soft labels; None for class indices
+    mask: Tensor | None  #: (N,) booleans, which samples count; None: every one of them
     importance: Tensor | None = None  #: (N,) how much each sample counts; None: all alike
 
     @property
+    def counted(self) -> Tensor:
+        """(N,) booleans, False where the sample is ignored or has weight 0."""
+        if self.mask is not None:
+            return self.mask
+        labels = self.soft if self.indices is None else self.indices
+        assert labels is not None
+        return torch.ones(self.num_samples, dtype=torch.bool, device=labels.device)
+
+    @property
+    def weights(self) -> Tensor:
+        """(N, K); a row of zeros where the sample is ignored."""
+        if self.indices is None:
+            assert self.soft is not None
+            return self.soft
+        rows = torch.zeros(self.num_samples, self.num_classes, dtype=self.dtype, device=self.indices.device)
+        return rows.scatter(1, self.indices.unsqueeze(1), self.counted.to(self.dtype).unsqueeze(1))
+
+    @property
     def shares(self) -> Tensor:
-        """(N, K): the weights divided by their sum, so that the labels of a sample with several classes share it."""
+        """(N, K): the weights divided by their sum, so that a sample with several classes counts once."""
         if self.indices is not None:
             return self.weights
         sums = self.weights.sum(1, keepdim=True)
@@ -33,7 +54,7 @@ class ClassWeights(NamedTuple):
         return self.weights if self.importance is None else self.weights * self.importance.unsqueeze(1)
 
     def pick(self, per_class: Tensor) -> Tensor:
-        """Each sample's row: (K, …) -> (N, …); for soft labels the mean of rows, by their shares."""
+        """Return each sample's row, (K, …) -> (N, …); for soft labels the mean of the rows, weighted by their shares."""
         if self.indices is not None:
             return per_class.index_select(0, self.indices)
         return (self.shares.to(per_class.dtype) @ per_class.flatten(1)).reshape(-1, *per_class.shape[1:])
@@ -62,7 +83,7 @@ def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = Non
         if shape != expected:
             raise ValueError(
                 f"labels: expected integers ({num_samples},) or soft labels ({num_samples}, {classes}), got floating {shape}; "
-                f"pass class indices as integers, or one weight a class"
+                f"pass class indices as integers, or one weight per class"
             )
         return
     if labels.dtype == torch.bool or labels.is_complex():
@@ -71,7 +92,7 @@ def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = Non
         )
     if shape != (num_samples,):
         remedy = (
-            "pass class indices, not one-hot rows" if labels.dim() == 2 else "pass one class index a sample"
+            "pass class indices, not one-hot rows" if labels.dim() == 2 else "pass one class index per sample"
         )
         raise ValueError(f"labels: expected shape ({num_samples},), got {shape}; {remedy}")
 
@@ -126,17 +147,33 @@ def class_weights(
     if num_samples is None:
         num_samples = labels.shape[0] if isinstance(labels, Tensor) and labels.dim() else 1
     check_labels(labels, num_samples, num_classes)
-    importance = None
+    importance, mask, indices, soft = None, None, None, None
     if sample_weights is not None:
         importance = check_sample_weights(sample_weights, num_samples, checks).to(dtype)
     if labels.is_floating_point():
-        weights = labels.to(dtype)
+        soft = labels.to(dtype)
         checks.require(
-            (weights >= 0) & torch.isfinite(weights),
-            "labels: expected soft labels of at least 0, got others; pass one weight a class, before any logarithm",
+            (soft >= 0) & torch.isfinite(soft),
+            "labels: expected soft labels of at least 0, got others; pass one weight per class, before any logarithm",
         )
-        counted = (weights != 0).any(1)
-        return ClassWeights(weights, _of_importance(counted, importance), None, importance)
+        mask = unless_all((soft != 0).any(1))
+    else:
+        indices, mask = _checked_indices(labels, num_classes, ignore_index, checks)
+    if importance is not None:
+        mask = both(mask, unless_all(importance > 0))
+    if indices is not None and mask is not None:
+        indices = indices.where(mask, 0)
+    return ClassWeights(num_classes, num_samples, dtype, indices, soft, mask, importance)
+
+
+def _checked_indices(
+    labels: Tensor, num_classes: int, ignore_index: int, checks: ValueChecks
+) -> tuple[Tensor, Tensor | None]:
+    """The labels as int64, and which of them count; None where all of them are seen to."""
+    if readable(labels) and labels.numel():
+        lowest, highest = (int(each) for each in torch.aminmax(labels.long()))
+        if lowest >= 0 and highest < num_classes and not lowest <= ignore_index <= highest:
+            return labels.long(), None
     indices, in_range = wide_indices(labels, num_classes)
     counted = indices != ignore_index
     checks.require(
@@ -145,15 +182,7 @@ def class_weights(
         f"check num_classes and the data set's labels",
         lambda: f"found {sorted(set(indices[~in_range & counted].tolist()))[:5]}",
     )
-    counted = _of_importance(counted & in_range, importance)
-    indices = indices.where(counted, 0)
-    weights = F.one_hot(indices, num_classes).to(dtype) * counted.unsqueeze(1)
-    return ClassWeights(weights, counted, indices, importance)
-
-
-def _of_importance(counted: Tensor, importance: Tensor | None) -> Tensor:
-    """A sample of weight 0 is as if it were not there, whatever its cam is."""
-    return counted if importance is None else counted & (importance > 0)
+    return indices, unless_all(counted & in_range)
 
 
 def check_sample_weights(
@@ -171,7 +200,7 @@ def check_sample_weights(
         )
     if sample_weights.shape != (num_samples,):
         raise ValueError(
-            f"sample_weights: expected shape ({num_samples},), got {tuple(sample_weights.shape)}; pass one number a sample"
+            f"sample_weights: expected shape ({num_samples},), got {tuple(sample_weights.shape)}; pass one number per sample"
         )
     checks = ValueChecks(synchronize=True) if checks is None else checks
     checks.require(
@@ -182,25 +211,25 @@ def check_sample_weights(
 
 
 def class_sums(values: Tensor, weights: Tensor) -> Tensor:
-    """Σ_i w_ic x_i for each class c, one matrix product.
+    """Return Σ_i w_ic x_i for each class c, as one matrix product.
 
     Args:
         values: x, (N, …).
-        weights: w, (N, K), see :func:`class_weights`.
+        weights: w, (N, K), the ``weights`` of :func:`class_weights`.
 
     Returns:
-        (K, …), of the values' number type.
+        (K, …), in the dtype of the values.
     """
     rows = values.flatten(1) if values.dim() > 1 else values
     return (weights.to(values.dtype).T @ rows).reshape(weights.shape[1], *values.shape[1:])
 
 
 def class_means(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over each class's samples.
+    """Return the mean over the samples of each class.
 
     Args:
         values: (N, …).
-        weights: (N, K), how much a sample belongs to a class, see :func:`class_weights`.
+        weights: (N, K), how much each sample belongs to each class: the ``weights`` of :func:`class_weights`.
 
     Returns:
         The means (K, …), zero for a class without samples, and the counts (K,).

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_choice
 from .precision import full_precision
 from .reduce import reduce
 
@@ -50,18 +52,21 @@ def peak(cams: Tensor) -> Tensor:
 
 
 def dead_cams(cams: Tensor) -> Tensor:
-    """Which cams have no positive value to speak of: max relu(C) <= 1e-3 · max|C|.
+    """Find the cams that have no positive value to speak of: max relu(C) <= 1e-3 · max|C|.
 
     Args:
         cams: (N, 1, *spatial), signed.
 
     Returns:
-        (N,) booleans. An all-zero cam is dead, and one so small that dividing by it overflows (below 1e-38 in float32).
+        (N,) booleans. An all-zero cam is dead, and so is one so small that dividing by it overflows (below 1e-38 in float32).
     """
-    cams = full_precision(cams.detach()).flatten(1)
-    lowest, highest = torch.aminmax(cams, dim=1)
-    largest = torch.maximum(highest, -lowest)
-    return highest <= (DEAD_TOLERANCE * largest).clamp(min=torch.finfo(cams.dtype).tiny)
+    lowest, highest = torch.aminmax(full_precision(cams.detach()).flatten(1), dim=1)
+    return _is_dead(lowest, highest)
+
+
+def _is_dead(lowest: Tensor, highest: Tensor) -> Tensor:
+    # Where the largest absolute value is the highest value itself, the cam is alive unless that is zero.
+    return highest <= (-DEAD_TOLERANCE * lowest).clamp(min=torch.finfo(lowest.dtype).tiny)
 
 
 def dead_fraction(cams: Tensor, counted: Tensor | None = None) -> Tensor:
@@ -75,12 +80,6 @@ def dead_fraction(cams: Tensor, counted: Tensor | None = None) -> Tensor:
         A scalar in [0, 1]; 0 where nothing counts.
     """
     return reduce(dead_cams(cams).float(), "mean", counted)
-
-
-def check_normalization(method: str) -> None:
-    """Raise a ``ValueError`` unless ``method`` is one of the known ones."""
-    if method not in get_args(Normalization):
-        raise ValueError(f"normalization: expected 'max', 'minmax' or 'none', got {method!r}")
 
 
 def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
@@ -98,7 +97,7 @@ def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
     Raises:
         ValueError: an unknown method.
     """
-    check_normalization(method)
+    check_choice("normalization", method, Normalization)
     cams = full_precision(cams)
     if method == "none":
         return cams
@@ -129,8 +128,7 @@ def resize(maps: Tensor, size: Sequence[int], mode: ResizeMode = "auto") -> Tens
     Raises:
         ValueError: the number of dimensions does not fit, or an unknown mode.
     """
-    if mode not in get_args(ResizeMode):
-        raise ValueError(f"mode: expected 'linear', 'area', 'nearest' or 'auto', got {mode!r}")
+    check_choice("mode", mode, ResizeMode)
     spatial = tuple(maps.shape[2:])
     size = tuple(size)
     if len(size) != len(spatial) or len(spatial) not in _LINEAR_MODES:
@@ -168,13 +166,13 @@ def prepare(cams: Tensor, method: Normalization = "max") -> PreparedCams:
         The maps M = relu(C) / max (with ``method="max"``), and which cams are dead. No gradient flows from ``maps`` into a
         dead cam: dividing by its vanishing peak would make it arbitrarily large.
     """
-    check_normalization(method)
+    check_choice("normalization", method, Normalization)
     cams = full_precision(cams)
-    dead = dead_cams(cams)
-    by_sample = dead.reshape(-1, *[1] * (cams.dim() - 1))
-    rectified = rectify(cams.masked_fill(by_sample, 0))
-    if method != "max":
-        return PreparedCams(normalize(rectified, method), dead)
-    # A living cam has a scale to be divided by, so nothing else is looked at.
-    highest = rectified.amax(dim=_over_pixels(rectified), keepdim=True)
-    return PreparedCams(rectified / highest.masked_fill(by_sample, 1), dead)
+    rows = cams.flatten(1)
+    highest = rows.amax(1)
+    dead = _is_dead(rows.detach().amin(1), highest.detach())
+    shape = (-1, *[1] * (cams.dim() - 1))
+    if method == "max":
+        # Divided by infinity a dead cam becomes zero, and so does its gradient.
+        return PreparedCams(rectify(cams) / highest.masked_fill(dead, math.inf).reshape(shape), dead)
+    return PreparedCams(normalize(rectify(cams.masked_fill(dead.reshape(shape), 0)), method), dead)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
+from .checks import check_choice
+
 Reduction = Literal["none", "mean", "sum"]
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise a ``ValueError`` unless ``reduction`` is one of the known ones."""
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
 
 
 def reduce(
@@ -41,7 +37,7 @@ def reduce(
         >>> reduce(torch.tensor([1.0, 2.0, 6.0]), "mean", torch.tensor([True, True, False]))
         tensor(1.5000)
     """
-    check_reduction(reduction)
+    check_choice("reduction", reduction, Reduction)
     if counted is not None:
         values = values.masked_fill(~counted, 0)
     if weights is not None:

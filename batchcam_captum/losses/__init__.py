@@ -1,18 +1,9 @@
-"""The losses as modules, one a file, and the registry that finds them by name."""
+"""The losses as modules, and the registry that finds them by name."""
 
-from .base import LOSSES, CamLoss, LossOutput
-from .batch_cam import BatchCamLoss
-from .consistency import ConsistencyLoss
-from .energy import EnergyLoss
-from .foreground import ForegroundLoss
-from .gradia import GradiaLoss
-from .hint import HintLoss
-from .image import ImageLoss
-from .prototype import PrototypeLoss
-from .prototype_contrastive import PrototypeContrastiveLoss
-from .rrr_cam import RrrCamLoss
-from .separability import SeparabilityLoss
-from .total_variation import TotalVariationLoss
+from .base import LOSSES, CamLoss, LossOutput, NormalizedLoss, RectifiedLoss
+from .masks import EnergyLoss, GradiaLoss, HintLoss, RrrCamLoss
+from .pairs import ConsistencyLoss, ImageLoss, SeparabilityLoss, TotalVariationLoss
+from .prototypes import BatchCamLoss, ForegroundLoss, PrototypeContrastiveLoss, PrototypeLoss
 
 __all__ = [
     "LOSSES",
@@ -25,8 +16,10 @@ __all__ = [
     "HintLoss",
     "ImageLoss",
     "LossOutput",
+    "NormalizedLoss",
     "PrototypeContrastiveLoss",
     "PrototypeLoss",
+    "RectifiedLoss",
     "RrrCamLoss",
     "SeparabilityLoss",
     "TotalVariationLoss",

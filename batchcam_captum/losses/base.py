@@ -1,13 +1,30 @@
-"""What every cam loss has in common."""
+"""What every cam loss shares."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from torch import Tensor, nn
 
-from ..functional import CamMethod, Registry, Score, ValueChecks, dead_fraction, get_method
+from ..functional import (
+    CamMethod,
+    Normalization,
+    Reduction,
+    Registry,
+    Samples,
+    Score,
+    ValueChecks,
+    get_method,
+    no_autocast,
+)
+from ..functional.checks import both, check_choice, unless_all
+from ..functional.class_means import check_labels
 from ..functional.gradients import check_score
+from ..functional.losses.base import check_cams, counted_samples, prepare_samples
+from ..functional.losses.documented import complete, entries, sections
 
 #: Loss classes by name. Your own: ``@LOSSES.register("name")`` on a subclass of :class:`CamLoss`.
 LOSSES: Registry[type[CamLoss]] = Registry("loss")
@@ -22,55 +39,74 @@ class LossOutput(NamedTuple):
     )  #: share of dead cams among the samples that count, detached; None for a loss on signed cams
 
 
-class CamLoss(nn.Module):
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
+class _Options(nn.Module):
+    """A module whose annotated class attributes are the options of its constructor, all of them described in its docstring."""
+
+    #: The function of :mod:`batchcam_captum.functional` whose description is that of the class, if there is one.
+    function: ClassVar[Callable[..., Tensor] | None] = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        nn.Module.__init__(self)  # before the first option is set
+        return self
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = sections(vars(cls).get("__doc__") or "")
+        dataclass(eq=False, repr=False, kw_only=True)(cls)
+        for option in fields(cls):  # type: ignore[arg-type]
+            if option.name in vars(cls):  # a default left on the class would hide a module of this name
+                delattr(cls, option.name)
+        arguments, words = {}, {"target": "1"}
+        if "function" in vars(cls) and cls.function is not None:
+            described = sections(cls.function.__doc__ or "")
+            own[""] = f"{described['']}\n\n{own['']}"
+            arguments = entries(described["Args"])
+            words = vars(cls.function)["words"]
+        arguments |= entries(own.pop("Args", ""))
+        for name in ("method", "score"):
+            default = getattr(cls, f"default_{name}", None)
+            if default is not None:
+                words = words | {name: f'``"{default}"``'}
+        names = [name for name in inspect.signature(cls).parameters if name != "self"]
+        cls.__doc__ = complete("\n\n".join(own.values()), names, words, arguments)
+
+
+class CamLoss(_Options):
     """A loss on raw, signed cams.
 
-    A subclass implements :meth:`compute`, and may choose another map or score than the defaults.
-
-    Args:
-        ignore_index: samples with this label are left out.
-        method: which weighting makes the cam, see :data:`batchcam_captum.functional.CAM_METHODS`: a name or a function. None: the
-            loss's :attr:`default_method`.
-        score: which score the cam explains, see :func:`batchcam_captum.functional.select_scores`. None: the loss's
-            ``default_score``.
-        validate: look at values (the range of labels) at once on every device, which makes the host wait for a GPU. Without it
-            what was wrong on a GPU raises at :meth:`check`; on the CPU it always raises at once.
-
-    Raises:
-        ValueError: an unknown method or score.
-        TypeError: a method or a score that is neither a name nor a callable.
+    A subclass implements :meth:`per_sample`; what it declares as annotated class attributes become options of its constructor.
+    Derive from :class:`RectifiedLoss` instead for a loss on rectified maps.
     """
 
-    #: None: the weighting that the regularizer's ``grad_cam`` was made with.
-    default_method: str | None = None
-    default_score: Score = "label"
+    #: The weighting of the cam unless ``method`` says otherwise; None: that of the regularizer's ``grad_cam``.
+    default_method: ClassVar[str | None] = None
+    #: The score that the cam explains unless ``score`` says otherwise.
+    default_score: ClassVar[Score] = "label"
+    #: Whether cams are rectified, so that one without positive values is dead.
+    rectifies: ClassVar[bool] = False
 
-    #: Whether cams are rectified, so that one without positive values gives no gradient. A loss on signed cams, to which that is
-    #: no failure, says False, and reports no share of dead cams.
-    rectifies = True
+    reduction: Reduction = "mean"
+    ignore_index: int = -100
+    method: str | CamMethod | None = None
+    score: Score | None = None
+    validate: bool = False
 
-    def __init__(
-        self,
-        *,
-        ignore_index: int = -100,
-        method: str | CamMethod | None = None,
-        score: Score | None = None,
-        validate: bool = False,
-    ) -> None:
-        super().__init__()
-        method = self.default_method if method is None else method
-        score = self.default_score if score is None else score
-        if method is not None:
-            get_method(method)
-        check_score(score)
-        self.ignore_index = ignore_index
-        self.method: str | CamMethod | None = method
-        self.score: Score = score
-        self.checks = ValueChecks(synchronize=validate)
+    def __post_init__(self) -> None:
+        """Check the options, and fill in the defaults of the class."""
+        check_choice("reduction", self.reduction, Reduction)
+        self.method = type(self).default_method if self.method is None else self.method
+        self.score = type(self).default_score if self.score is None else self.score
+        if self.method is not None:
+            get_method(self.method)
+        check_score(self.score)
+        self.checks = ValueChecks(synchronize=self.validate)
 
     @property
     def scores(self) -> tuple[Score, ...]:
         """The scores whose cams the loss is given, one channel each: ``score``, unless a subclass compares several."""
+        assert self.score is not None
         return (self.score,)
 
     @property
@@ -92,23 +128,7 @@ class CamLoss(nn.Module):
         masks: Tensor | None = None,
         sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss; see :meth:`evaluate` for the share of dead cams as well.
-
-        Args:
-            cams: (N, 1, *spatial), raw and signed, as :meth:`BatchGradCam.attribute` returns them with
-                ``differentiable=True``; (N, S, *spatial) for a loss of S :attr:`scores`.
-            labels: (N,) class indices, or (N, K) soft labels or several labels a sample.
-            images: (N, C, *spatial), for losses that compare with the image.
-            masks: (N, 1, *spatial), for losses that compare with a mask.
-            sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
-
-        Returns:
-            A scalar, or for ``reduction="none"`` one number a sample or a class.
-
-        Raises:
-            ValueError: a shape or a value that does not fit; the message says what to do.
-            TypeError: a wrong kind of labels or cams.
-        """
+        """Return the value of the loss: that of :meth:`evaluate`, which takes the same arguments."""
         return self.evaluate(cams, labels, images=images, masks=masks, sample_weights=sample_weights).value
 
     def evaluate(
@@ -120,56 +140,75 @@ class CamLoss(nn.Module):
         masks: Tensor | None = None,
         sample_weights: Tensor | None = None,
     ) -> LossOutput:
-        """Return the loss and the share of dead cams.
+        """Return the value of the loss, and the share of dead cams.
 
         A loss that learns from its batches learns once per call, in training mode.
 
         Args:
-            cams: as for :meth:`forward`, like the other arguments.
-            labels: (N,) or (N, K).
-            images: (N, C, *spatial).
-            masks: (N, 1, *spatial).
-            sample_weights: (N,).
+            cams: (N, 1, *spatial), raw and signed, as ``BatchGradCam.attribute(…, differentiable=True)`` returns them;
+                (N, S, *spatial) for a loss of S :attr:`scores`.
+            labels: (N,) class indices, or (N, K) soft labels, one weight per class.
+            images: (N, C, *spatial), for losses that compare with the image.
+            masks: (N, 1, *spatial), for losses that compare with a mask.
+            sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
+
+        Returns:
+            The value, a scalar, or for ``reduction="none"`` one number per sample or class; and the share of dead cams.
 
         Raises:
-            ValueError: a shape or a value that does not fit.
-            TypeError: a wrong kind of labels or cams.
+            ValueError: a shape or a value that does not fit; the message says what to do.
+            TypeError: an argument of another kind.
         """
-        # Only where there are some: a loss that knows nothing of them works without.
-        weights = {} if sample_weights is None else {"sample_weights": sample_weights}
-        self.observe(cams, labels, masks=masks, **weights)
-        loss = self.compute(cams, labels, images=images, masks=masks, **weights)
-        if not self.rectifies:
-            return LossOutput(loss, None)
-        return LossOutput(loss, dead_fraction(cams[:, :1], self.counted(labels, sample_weights)))
+        with no_autocast(cams):
+            samples = self.samples(cams, labels, images, masks, sample_weights)
+            samples = samples._replace(labels=labels, images=images, masks=masks)
+            return LossOutput(self.value(samples), samples.dead_fraction() if self.rectifies else None)
 
-    def compute(
+    def per_sample(self, samples: Samples) -> Tensor:
+        """Return the loss of each sample, (N,): the formula of the loss.
+
+        Args:
+            samples: the batch: ``cams``, signed; ``maps``, rectified and normalized in a :class:`RectifiedLoss`; ``labels``,
+                ``images`` and ``masks`` as they were given.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to implement per_sample()")
+
+    def samples(
         self,
         cams: Tensor,
         labels: Tensor,
-        *,
         images: Tensor | None,
         masks: Tensor | None,
-        sample_weights: Tensor | None = None,
-    ) -> Tensor:
-        """The loss itself, see :meth:`forward`."""
-        raise NotImplementedError(f"{type(self).__name__} has to implement compute()")
+        sample_weights: Tensor | None,
+    ) -> Samples:
+        """Check a batch, and prepare it for the formula."""
+        check_cams(cams, len(self.scores))
+        counted = self.counted(cams, labels, sample_weights)
+        return prepare_samples(cams, counted, sample_weights, self.maps_normalization)
 
-    def observe(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        *,
-        masks: Tensor | None = None,
-        sample_weights: Tensor | None = None,
-    ) -> None:
-        """Called before :meth:`compute`, for a loss that learns from its batches. Does nothing."""
+    def counted(self, cams: Tensor, labels: Tensor, sample_weights: Tensor | None = None) -> Tensor | None:
+        """Check the labels, and return which samples are neither ignored nor of weight 0, (N,) booleans; None: all."""
+        check_labels(labels, cams.shape[0])
+        # In int64: in a smaller type −100 may be another class. Soft labels are ignored where all K are 0.
+        kept = (labels != 0).any(1) if labels.is_floating_point() else labels.long() != self.ignore_index
+        return both(unless_all(kept), counted_samples(cams.shape[0], sample_weights, self.checks))
 
-    def counted(self, labels: Tensor, sample_weights: Tensor | None = None) -> Tensor:
-        """Which samples are neither ignored nor of weight 0: (N,) booleans. Soft labels are ignored where all K are 0."""
-        # In int64: of labels of a smaller type -100 may be another class.
-        counted = (labels != 0).any(1) if labels.is_floating_point() else labels.long() != self.ignore_index
-        return counted if sample_weights is None else counted & (sample_weights > 0)
+    @property
+    def maps_normalization(self) -> Normalization | None:
+        """How rectified cams are normalized; None for signed cams."""
+        return None
+
+    def value(self, samples: Samples) -> Tensor:
+        """Reduce the losses of the samples."""
+        return samples.reduce(self._checked(self.per_sample(samples), samples), self.reduction)
+
+    def _checked(self, values: Tensor, samples: Samples) -> Tensor:
+        if values.shape != samples.cams.shape[:1]:
+            raise ValueError(
+                f"per_sample: expected one number per sample, ({samples.cams.shape[0]},), got {tuple(values.shape)} from "
+                f"{type(self).__name__}"
+            )
+        return values
 
     def check(self) -> None:
         """Raise what value checks have accumulated on a device.
@@ -178,3 +217,40 @@ class CamLoss(nn.Module):
             ValueError: a value did not fit in a batch since the last check.
         """
         self.checks.raise_failed()
+
+
+class RectifiedLoss(CamLoss):
+    """A loss on maps, M = relu(C) / max relu(C), that brings dead cams back to life.
+
+    A subclass implements :meth:`per_sample`, in which ``samples.maps`` are the maps.
+    """
+
+    rectifies: ClassVar[bool] = True
+
+    revive: bool = True
+
+    @property
+    def maps_normalization(self) -> Normalization | None:
+        """How rectified cams are normalized."""
+        return "max"
+
+    def value(self, samples: Samples) -> Tensor:
+        """Reduce the losses of the samples, with those of dead cams replaced."""
+        values = self._checked(self.per_sample(samples), samples)
+        return samples.reduce(values, self.reduction, revive=self.revive)
+
+
+class NormalizedLoss(RectifiedLoss):
+    """A loss on maps with a choice of how they are normalized."""
+
+    normalization: Normalization = "max"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        check_choice("normalization", self.normalization, Normalization)
+
+    @property
+    def maps_normalization(self) -> Normalization | None:
+        """How rectified cams are normalized."""
+        return self.normalization

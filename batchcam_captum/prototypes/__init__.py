@@ -1,10 +1,9 @@
 """What cams are compared with: one map, or several, of each class."""
 
-from .base import Prototypes, References
+from .base import Prototypes
 from .boxes import boxes_to_masks
 from .class_prototypes import ClassPrototypes, ImagePrototypes
 from .foreground import ForegroundPrototypes
-from .masks import MaskPrototypes
 from .running import RunningPrototypes
 from .sampled import ClusterPrototypes, MedianPrototypes, SampledPrototypes
 
@@ -13,10 +12,8 @@ __all__ = [
     "ClusterPrototypes",
     "ForegroundPrototypes",
     "ImagePrototypes",
-    "MaskPrototypes",
     "MedianPrototypes",
     "Prototypes",
-    "References",
     "RunningPrototypes",
     "SampledPrototypes",
     "boxes_to_masks",

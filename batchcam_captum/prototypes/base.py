@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,11 @@ from torch import Tensor, nn
 from ..files import written_whole
 from ..functional import ValueChecks, normalize, resize
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
 _FORMAT = 2
 #: How many sizes of maps the cache holds.
 _CACHED_SIZES = 8
 #: More spatial dimensions than any image has.
 MAX_DIMENSIONS = 6
-
-
-class References(NamedTuple):
-    """What the cams of a batch are compared with: the maps of G groups, which are the classes, or each sample by itself."""
-
-    labels: Tensor  #: (N,) group indices, or (N, G) soft labels: which maps each sample is compared with
-    maps: Tensor  #: (G, P, *spatial) in [0, 1]: P prototypes of each group, of which the nearest counts
-    seen: Tensor  #: (G,) booleans: which groups have some
 
 
 class Prototypes(nn.Module):
@@ -52,7 +41,6 @@ class Prototypes(nn.Module):
 
     #: True if losses in training mode change the prototypes, so that each layer needs its own.
     learns: ClassVar[bool] = False
-    needs_masks: ClassVar[bool] = False
     #: The options of the constructor that :meth:`save` writes.
     settings: ClassVar[tuple[str, ...]] = ()
     #: What the prototypes are computed from, and what to do while there are none.
@@ -118,21 +106,6 @@ class Prototypes(nn.Module):
         return normalize(resize(normalize(flat, "minmax"), size), "max").reshape(
             *self.values.shape[:2], *size
         )
-
-    def references(
-        self,
-        labels: Tensor,
-        *,
-        size: Sequence[int] | None = None,
-        masks: Tensor | None = None,
-        sample_weights: Tensor | None = None,
-        ignore_index: int = -100,
-        per_sample: bool = False,
-        group: ProcessGroup | None = None,
-        checks: ValueChecks | None = None,
-    ) -> References:
-        """What the cams of a batch are compared with."""
-        return References(labels, self.maps(size), self.seen)
 
     def observe(
         self,

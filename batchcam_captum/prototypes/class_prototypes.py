@@ -25,20 +25,7 @@ class ImagePrototypes(Prototypes):
     Each image is reduced to one channel: its standardization is undone (``mean``, ``std``), then its channels are averaged, or
     reduced by ``to_channel``.
 
-    A subclass implements :meth:`_add` and :meth:`_finish`; see also :class:`SampledPrototypes`.
-
-    Args:
-        num_classes: the number of classes, K.
-        per_class: the number of prototypes of each class, P.
-        mean: the ``mean`` of ``torchvision.transforms.Normalize`` that was applied to the images; None if it was not.
-        std: the ``std`` of ``torchvision.transforms.Normalize``.
-        to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
-        size: the spatial size that images are resized to; needed if their sizes differ.
-        ignore_index: images with this label are ignored.
-
-    Raises:
-        ValueError: an option is out of its range.
-        TypeError: ``to_channel`` is not callable.
+    The options are those of :class:`ClassPrototypes`, and ``per_class``. For a new kind derive from :class:`SampledPrototypes`.
     """
 
     settings: ClassVar[tuple[str, ...]] = ("mean", "std", "size", "ignore_index")

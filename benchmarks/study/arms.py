@@ -21,7 +21,6 @@ from batchcam_captum import (
     CamRegularizer,
     ClassPrototypes,
     ForegroundPrototypes,
-    MaskPrototypes,
     MedianPrototypes,
     RunningPrototypes,
 )
@@ -201,6 +200,6 @@ PROTOTYPES: dict[str, Callable[[StudyData], Any]] = {
     "foreground": _foreground,
     "mean_in_foreground": _mean_in_foreground,
     "clean": _clean,
-    "masks": lambda data: MaskPrototypes(data.num_classes),
-    "objects": lambda data: MaskPrototypes(data.num_classes),
+    "masks": lambda data: None,  # those of the batch
+    "objects": lambda data: None,
 }

@@ -1,9 +1,8 @@
 """
-A loss of one's own
-===================
+Your own loss
+=============
 
-Say a model must not look at the left part of its images, where a scanner prints its name. One method of a class makes that a
-loss.
+A model must not look at the left part of its images, where a scanner prints its name. One method of a class makes that a loss.
 """
 
 import torch
@@ -22,7 +21,7 @@ images[..., 4:] = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) 
 labels = torch.tensor(digits.target)
 
 # %%
-# The scanner's name: a pattern of three pixels that tells the class in training, and is drawn at random in the test.
+# The name of the scanner: a pattern of pixels that tells the class in training and is random in the test.
 
 
 def with_name(images, classes):
@@ -38,19 +37,18 @@ test_images = with_name(images[1347:], torch.randint(10, (450,), generator=draw)
 test_labels = labels[1347:]
 
 # %%
-# The loss: what a faithful map, of all classes' scores, has in the left part, squared. ``default_method`` and ``default_score``
-# say which map it is given.
+# The loss: the squared evidence in the left part of an element-wise map of all classes' scores. ``default_method`` and
+# ``default_score`` say which map the loss is given.
 
 
 class KeepOut(CamLoss):
-    """Evidence in the columns that are not to be looked at."""
+    """Evidence in the columns that the model must not use, for or against a class."""
 
     default_method = "hires_cam"
     default_score = "log_prob_sum"
-    rectifies = False  # evidence against a class counts as well
 
-    def compute(self, cams, labels, *, images=None, masks=None, sample_weights=None):
-        return cams[..., :3].square().flatten(1).sum(1).mean()
+    def per_sample(self, samples):
+        return samples.cams[..., :3].square().flatten(1).sum(1)
 
 
 def trained(weight):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from batchcam_captum import BatchGradCam, CamRegularizer, PrototypeLoss
+from batchcam_captum.losses import LossOutput
 from tests.models import strong_heads
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -119,9 +120,9 @@ def test_the_grid_is_found_in_training_too(size: tuple[int, int]) -> None:
     seen: list[tuple[int, ...]] = []
 
     class Sees(PrototypeLoss):
-        def compute(self, cams: Tensor, labels: Tensor, **named: Tensor | None) -> Tensor:
+        def evaluate(self, cams: Tensor, labels: Tensor, **named: Tensor | None) -> LossOutput:
             seen.append(tuple(cams.shape))
-            return super().compute(cams, labels, **named)
+            return super().evaluate(cams, labels, **named)
 
     regularizer = CamRegularizer(
         BatchGradCam(model, "blocks.1.norm1", reshape="auto"), Sees(torch.rand(5, 1, *size))

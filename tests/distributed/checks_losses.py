@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.testing import assert_close
 
-from batchcam_captum import BatchCamLoss, functional
+from batchcam_captum import BatchCamLoss
 from batchcam_captum.distributed import group_of, sum_over_ranks
 from tests import reference
 from tests.distributed.group import WORLD, Checks
@@ -206,17 +206,3 @@ def compiled(rank, memory):
             value.backward()
         values.append((value.detach(), leaf.grad))
     assert_close(*values)
-
-
-@CHECKS.each()
-def function_takes_a_sum_of_its_own(rank):
-    cams, prototypes = batch()
-    cams.requires_grad_()
-
-    def loss(cams, labels):
-        return functional.batch_cam_loss(
-            cams, labels, prototypes, total=lambda sums: sum_over_ranks(sums, dist.group.WORLD)
-        )
-
-    whole = reference.reduced(reference.batch_cam_losses(cams, HARD, prototypes.double()), "mean")
-    compare(rank, loss, cams, HARD, "even", whole)

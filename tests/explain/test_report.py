@@ -36,7 +36,17 @@ def read(path):
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert data.isascii()
     assert not set("<>&") & set(data)
-    return json.loads(data), text.replace(data, "")
+    found = json.loads(data)
+    text = text.replace(data, "")
+    pattern = r'<script type="application/json" id="block-(\d+)">(.*?)</script>'
+    media = []
+    for number, block in re.findall(pattern, text, re.DOTALL):
+        assert int(number) * found["blockSize"] == len(media)
+        media += json.loads(block)
+        text = text.replace(block, "")
+    for sample, files in zip(found["samples"], media, strict=True):
+        sample |= files
+    return found, text
 
 
 def cells(text, section):
@@ -243,7 +253,7 @@ def test_names_stay_text(tmp_path):
     ]
     assert data["classNames"] == HOSTILE[:3]
     assert text.count("<script>") == 1
-    assert text.count("</script>") == 2
+    assert text.count("</script>") == 3
     assert "<b>" not in text
 
 

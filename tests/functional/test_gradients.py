@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from batchcam_captum.functional import activation_gradients, select_scores
-from tests import reference_losses
+from tests import reference
 
 LABELS = torch.tensor([2, 0, 2, 1])
 
@@ -52,9 +52,9 @@ CONFUSED_LABELS = {
 def test_confused_is_the_highest_score_of_another_class(labels, activations):
     scores = scores_of(activations).detach()
     actual = select_scores(scores, labels, "confused")
-    assert_close(actual, reference_losses.confused_scores(scores, labels))
+    assert_close(actual, reference.confused_scores(scores, labels))
     scores[torch.arange(4), scores.argmax(1)] += 10
-    assert_close(select_scores(scores, labels, "confused"), reference_losses.confused_scores(scores, labels))
+    assert_close(select_scores(scores, labels, "confused"), reference.confused_scores(scores, labels))
 
 
 def test_confused_score_of_one_class_is_an_error():

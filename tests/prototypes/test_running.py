@@ -277,3 +277,21 @@ def test_compiled_whole_they_learn_as_eagerly():
     assert torch.equal(whole.counts, eager.counts)
     assert eager.unseen == [K - 1]
     assert_close(whole_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_running_means_are_not_made_of_crumbs():
+    def smoothed(n):  # labels of class 0
+        return torch.nn.functional.one_hot(torch.zeros(n, dtype=torch.long), 6).double() * 0.9 + 0.1 / 6
+
+    place = torch.eye(6).reshape(6, 1, 6, 1).expand(6, 1, 6, 6).contiguous()  # class c's cams have row c
+    prototypes = RunningPrototypes(6)
+    loss = PrototypeLoss(prototypes)
+    for _ in range(5):
+        loss(place[[0] * 4], smoothed(4))
+    loss(place[[5]], torch.tensor([5]))
+    assert prototypes.values[5, 0, 5].mean() > 0.5 > prototypes.values[5, 0, 0].mean()
+    before = prototypes.values[5].clone()
+    loss(place[[0] * 8], smoothed(8))
+    moved = (prototypes.values[5] - before).abs().max()
+    assert 0 < moved < 0.1 * 8 * 0.1 / 6 + 1e-3, "a tenth of what there was of the class"
+    assert prototypes.half().evidence.dtype == torch.float32

@@ -44,9 +44,11 @@ def tolerance(dtype):
 class Smooth(CamLoss):
     """Without a maximum or a kink, which the rounding of a cam could move to another pixel."""
 
-    def compute(self, cams, labels, *, images=None, masks=None, sample_weights=None):
-        self.seen = cams
-        return (cams - exact_maps()[labels].to(cams.dtype)).square().mean()
+    def per_sample(self, samples):
+        self.seen = samples.cams
+        return (
+            (samples.cams - exact_maps()[samples.labels].to(samples.cams.dtype)).square().flatten(1).mean(1)
+        )
 
 
 def batch():

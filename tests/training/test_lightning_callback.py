@@ -258,46 +258,12 @@ def test_other_loggers_get_the_numbers(tmp_path):
     assert run.callback_metrics["cam/ramp"].item() == pytest.approx(steps[7][0]["ramp"], rel=1e-5)
 
 
-def test_weights_and_biases_offline(tmp_path):
-    """Its run file holds the numbers, and its folder the picture."""
-    pytest.importorskip("wandb")
-    script = f"""
-from lightning.pytorch.loggers import WandbLogger
-from tests.training.lightning_models import *
-from batchcam_captum.training.lightning import CamCallback
-import json, wandb
-logger = WandbLogger(save_dir={str(tmp_path)!r}, offline=True, project="cams")
-callbacks = [CamCallback(4, pictures_every_n_steps=4)]
-trainer({str(tmp_path)!r}, logger=logger, callbacks=callbacks).fit(Classifier(), loader())
-names = sorted(name for name, value in dict(wandb.run.summary).items() if isinstance(value, int | float))
-print("SUMMARY", json.dumps(names))
-wandb.finish()
-"""
-    offline = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **offline},
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("SUMMARY"))[8:])
-    assert {"cam/ramp", "cam/auto", "cam/weight/auto", "cam/dead_fraction"} <= set(summary)
-    pictures = list(tmp_path.glob("**/media/images/cam/maps_*.png"))
-    assert len(pictures) == 2
-
-
 @pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"every_n_steps": 0}, "every_n_steps: expected an integer of at least 1, got 0"),
-        ({"pictures_every_n_steps": -1}, "pictures_every_n_steps: expected an integer of at least 1, got -1"),
-        ({"num_pictures": 1.5}, "num_pictures: expected an integer of at least 1, got 1.5"),
-    ],
+    "options", [{"every_n_steps": 0}, {"pictures_every_n_steps": -1}, {"num_pictures": 1.5}]
 )
-def test_numbers_that_cannot_be(options, text):
-    with pytest.raises(ValueError, match=text):
+def test_numbers_that_cannot_be(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name}: "):
         CamCallback(**options)
 
 
@@ -305,26 +271,28 @@ def test_batches_without_pictures_say_so(tmp_path):
     callback = CamCallback(
         pictures_every_n_steps=1, images_and_labels=lambda batch: (batch[0][:, :, 0], batch[1])
     )
-    with pytest.raises(ValueError, match=r"expected images \(N, C, H, W\) to draw, got \(4, 1, 8\)"):
+    with pytest.raises(ValueError, match=r"^images_and_labels: .* got \(4, 1, 8\)"):
         fit(tmp_path, callback)
-    module = Classifier(two_terms())
-    with pytest.raises(
-        TypeError, match=r"batch: expected .images, labels, ….*got dict; pass images_and_labels="
-    ):
+    with pytest.raises(TypeError, match=r"^batch: .* got dict"):
         CamCallback(pictures_every_n_steps=1).images_and_labels({"image": 1})
-    assert module.training
 
 
-def test_the_other_lightning_is_served_too(tmp_path):
-    """Both names in one process: each with its own Trainer."""
+def test_the_other_lightning_with_two_loggers(tmp_path):
+    """``pytorch_lightning`` comes first in a process of its own; one of the loggers is Weights & Biases, offline."""
+    pytest.importorskip("wandb")
     script = """
 import warnings; warnings.simplefilter("ignore")
-import {first}
-import torch, torch.nn.functional as F, pytorch_lightning
+import json, sys
+import batchcam_captum as b, batchcam_captum.training
+b.CamRegularizer
+assert not {"lightning", "pytorch_lightning", "batchcam_captum.training.lightning"} & set(sys.modules)
+import pytorch_lightning
+import torch, torch.nn.functional as F, wandb
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from batchcam_captum.training.lightning import CamCallback, CamRegularizerMixin
-from tests.training.lightning_models import Classifier, loader, network, losses
+from tests.training.lightning_models import loader, network, losses
 from batchcam_captum import BatchGradCam, CamRegularizer
-assert {first}.Callback in CamCallback.__mro__
+assert pytorch_lightning.Callback in CamCallback.__mro__
 
 class Net(CamRegularizerMixin, pytorch_lightning.LightningModule):
     def __init__(self):
@@ -338,34 +306,31 @@ class Net(CamRegularizerMixin, pytorch_lightning.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-from pytorch_lightning.loggers import TensorBoardLogger
-module = Net()
+module, folder = Net(), sys.argv[1]
 pytorch_lightning.Trainer(
     accelerator="cpu", max_epochs=1, enable_progress_bar=False, enable_checkpointing=False,
-    logger=TensorBoardLogger({folder!r}), callbacks=[CamCallback(4, pictures_every_n_steps=4)],
+    logger=[TensorBoardLogger(folder), WandbLogger(save_dir=folder, offline=True, project="cams")],
+    callbacks=[CamCallback(4, pictures_every_n_steps=4)],
 ).fit(module, loader())
-print("STEPS", module.regularizer.steps)
+summary = {name for name, value in dict(wandb.run.summary).items() if isinstance(value, int | float)}
+print("SUMMARY", json.dumps([module.regularizer.steps, *summary]))
+wandb.finish()
 """
-    running = {}
-    for first in ("lightning.pytorch", "pytorch_lightning"):
-        folder = tmp_path / first
-        code = (
-            script.replace("{{", "{")
-            .replace("}}", "}")
-            .replace("{first}", first)
-            .replace("{folder!r}", repr(str(folder)))
-        )
-        running[folder] = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-        )
-    for folder, process in running.items():
-        printed, _ = process.communicate()
-        assert process.returncode == 0, printed
-        assert "STEPS 8" in printed
-        tags = events(folder).Tags()
-        assert "cam/maps" in tags["images"]
-        assert "cam/weight/auto" in tags["scalars"]
+    offline = {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **offline},
+    )
+    assert done.returncode == 0, done.stderr
+    steps, *summary = json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith("SUMMARY"))[8:]
+    )
+    assert steps == 8
+    assert {"cam/ramp", "cam/auto", "cam/weight/auto", "cam/dead_fraction"} <= set(summary)
+    assert len(list(tmp_path.glob("**/media/images/cam/maps_*.png"))) == 2
+    tags = events(tmp_path).Tags()
+    assert "cam/maps" in tags["images"]
+    assert "cam/weight/auto" in tags["scalars"]

@@ -223,9 +223,9 @@ def test_a_loss_chooses_the_score_that_its_cam_explains(score, select):
 
 def test_own_loss_gets_images_and_masks_and_soft_labels_pass():
     class Outside(CamLoss):
-        def compute(self, cams, labels, *, images, masks):
-            assert images.shape == (8, 1, 8, 8)
-            return (cams * (1 - masks)).square().mean()
+        def per_sample(self, samples):
+            assert samples.images.shape == (8, 1, 8, 8)
+            return (samples.cams * (1 - samples.masks)).square().flatten(1).mean(1)
 
     model, (images, labels) = Net().eval(), batch()
     regularizer = regularizer_of(

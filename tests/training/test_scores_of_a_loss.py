@@ -25,8 +25,10 @@ class Bound(CamLoss):
     def second(self, scores, labels):
         return scores.amin(1)
 
-    def compute(self, cams, labels, *, images, masks):
-        return (cams[:, 0] - 2 * cams[:, 1]).square().sum()
+    reduction: str = "sum"
+
+    def per_sample(self, samples):
+        return (samples.cams[:, 0] - 2 * samples.cams[:, 1]).square().flatten(1).sum(1)
 
 
 class Fresh(Bound):

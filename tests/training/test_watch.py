@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer
+from batchcam_captum.functional import Samples
 from batchcam_captum.losses import CamLoss
 from tests.models import SmallCnn
 
@@ -38,11 +39,9 @@ class Tokens(nn.Module):
 class Shape(CamLoss):
     """Notes the shape of the cams."""
 
-    shape: tuple[int, ...] = ()
-
-    def compute(self, cams: Tensor, *_: Any, **__: Any) -> Tensor:
-        self.shape = tuple(cams.shape)
-        return cams.square().mean()
+    def per_sample(self, samples: Samples) -> Tensor:
+        self.shape = tuple(samples.cams.shape)
+        return samples.cams.square().flatten(1).mean(1)
 
 
 def in_another_thread(regularizer: CamRegularizer, images: Tensor) -> None:

@@ -130,7 +130,7 @@ def test_the_steps_in_between_are_bit_identical_and_compute_nothing(kind, monkey
 @pytest.mark.parametrize("kind", ["hooks", "split"])
 def test_only_terms_with_a_weight_are_computed(kind):
     class Never(PrototypeLoss):
-        def compute(self, *_, **__):
+        def evaluate(self, *_, **__):
             raise AssertionError("computed")
 
     model, maps = Deep(), prototypes()

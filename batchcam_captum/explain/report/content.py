@@ -30,6 +30,8 @@ Pairs = dict[tuple[int, int], int]
 MAP_SIDE, MAPS, MAP_BYTES = 32, 10, 12e6
 #: Pixels that all pictures may have, and the side length that they keep in any case.
 PICTURE_PIXELS, PICTURE_SIDE = 50e6, 32
+#: Samples whose maps and pictures are one part of the page; the first page of the gallery needs no more.
+BLOCK = 64
 #: With one scale for all maps, this percentile of their maxima is drawn as 1.
 PERCENTILE = 99
 #: Classes that a matrix of mistakes can show, mistakes listed instead, classes with the highest scores, damaged samples listed.
@@ -99,8 +101,11 @@ def read_content(store: Store, *, pictures: int | None, progress: bool) -> dict[
         "problems": table[table["status"] == "damaged"].head(PROBLEMS),
         "settings": _flat(store.settings),
         "environments": [_flat(each) for each in store.about["environments"]],
+        "blocks": _blocks(read.get("maps", np.zeros(0)), images),
         "data": {
-            "samples": _records(written, read, images, list(store.metrics)),
+            "samples": _records(written, read, list(store.metrics)),
+            "blockSize": BLOCK,
+            "pictures": bool(images),
             "classNames": names,
             "metrics": list(store.metrics),
             "labeled": by == "label",
@@ -299,14 +304,13 @@ def _summary(store: Store, table: DataFrame, written: DataFrame) -> dict[str, An
     }
 
 
-def _records(
-    written: DataFrame, read: dict[str, Array], images: list[str], metrics: list[str]
-) -> list[dict[str, Any]]:
+def _records(written: DataFrame, read: dict[str, Array], metrics: list[str]) -> list[dict[str, Any]]:
     """Return what the script knows of each sample."""
     labels, predictions = (written[name].fillna(-1).tolist() for name in ("label", "prediction"))
     records = []
     for row, (position, sample) in enumerate(zip(written.index, written.itertuples(), strict=True)):
         record = {
+            "row": row,
             "position": position,
             "id": sample.id,
             "path": sample.path,
@@ -317,7 +321,6 @@ def _records(
             "nearest": sample.nearest,
             "targets": read["targets"][row].tolist(),
             "peaks": [_number(peak) for peak in read["peaks"][row]],
-            "maps": _base64(read["maps"][row]),
             "scores": [
                 [int(index), _number(score), _number(share)]
                 for index, score, share in zip(
@@ -326,9 +329,15 @@ def _records(
             ],
         }
         records.append(record | {name: _number(read[name][row]) for name in metrics})
-        if images:
-            records[-1]["image"] = images[row]
     return records
+
+
+def _blocks(maps: Array, images: list[str]) -> list[list[dict[str, str]]]:
+    """Return the maps and pictures of all samples in blocks; there is at least one block."""
+    media = [{"maps": _base64(each)} for each in maps]
+    for record, image in zip(media, images, strict=False):
+        record["image"] = image
+    return [media[begin : begin + BLOCK] for begin in range(0, max(1, len(media)), BLOCK)]
 
 
 def class_name(index: int, names: list[str] | None) -> str:

@@ -4,11 +4,19 @@
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const { samples } = data;
-const [form, cards, dialog] = ["filters", "cards", "dialog"].map(byId);
+const [main, form, cards, dialog] = ["main", "filters", "cards", "dialog"].map(byId);
 const PER_PAGE = 60;
 let matches = samples;
 let page = 1;
 let opened = -1; // place of the detail view's sample among the matches
+
+// Pictures and maps are in blocks of samples, all but the first behind this script: it runs before the file is read to its end.
+const blocks = new Map();
+const mediaOf = (sample) => {
+  const number = Math.floor(sample.row / data.blockSize);
+  if (!blocks.has(number)) blocks.set(number, JSON.parse(byId(`block-${number}`).textContent));
+  return blocks.get(number)[sample.row % data.blockSize];
+};
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
 const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
@@ -34,7 +42,7 @@ const make = (tag, attributes = {}, ...children) => {
 // ---- Maps
 
 const view = { shared: false, cells: false };
-const SIDE = 96; // pixels of a drawn map
+const SIDE = 64; // pixels of a drawn map
 const table = bytesOf(data.colors); // 256 colors: red, green, blue
 // Colors as pixels of four bytes: opaque, and more opaque for larger values.
 const [opaqueColors, heatColors] = [() => 255, (value) => value].map((alpha) => new Uint32Array(
@@ -74,13 +82,14 @@ const drawMap = (canvas, values, factor, colors) => {
 const pictureOf = (sample, { image = true, map = 0, opaque = false } = {}) => {
   const words = map === null ? "image" : mapWords(sample, map);
   const picture = make("span", { class: "picture", role: "img", "aria-label": `${sample.name}, ${words}` });
-  if (image && sample.image) picture.append(make("img", { alt: "", src: `data:image/webp;base64,${sample.image}` }));
+  const media = mediaOf(sample);
+  if (image && media.image) picture.append(make("img", { alt: "", src: `data:image/webp;base64,${media.image}` }));
   if (map === null) return picture;
   if (stateOf(sample, map) === "alive") {
     const canvas = make("canvas", { class: opaque ? "" : "heat" });
     const cells = data.mapSize[0] * data.mapSize[1];
     const factor = view.shared ? sample.peaks[map] / data.top : 1;
-    const values = bytesOf(sample.maps).subarray(map * cells, (map + 1) * cells);
+    const values = bytesOf(media.maps).subarray(map * cells, (map + 1) * cells);
     drawMap(canvas, values, factor, opaque ? opaqueColors : heatColors);
     picture.append(canvas);
   } else picture.append(make("span", { class: "badge" }, words));
@@ -200,9 +209,9 @@ const openSample = (place) => {
   const several = sample.targets.map((target, map) => [target, map]).filter(([target]) => target >= 0);
   byId("dialog-body").replaceChildren(
     make("div", { class: "large" },
-      ...(sample.image ? [figureOf("Image", sample, { map: null })] : []),
+      ...(data.pictures ? [figureOf("Image", sample, { map: null })] : []),
       figureOf("Map", sample, { image: false, opaque: true }),
-      ...(sample.image ? [figureOf("Overlay", sample)] : [])),
+      ...(data.pictures ? [figureOf("Overlay", sample)] : [])),
     make("div", { class: "columns" }, pairsOf(facts), ...(sample.prediction < 0 ? [] : [scoresOf(sample)])),
     ...(several.length > 1 ? [make("h3", {}, "All maps"), make("div", { class: "cards" },
       ...several.map(([target, map]) => figureOf(className(target), sample, { map })))] : []));
@@ -248,7 +257,7 @@ for (const name of ["shared", "cells"]) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.ctrlKey || event.altKey || event.metaKey || main.inert) return;
   if (dialog.open) {
     if (event.key === "ArrowLeft") openSample(opened - 1);
     if (event.key === "ArrowRight") openSample(opened + 1);
@@ -288,10 +297,14 @@ document.body.classList.toggle("pixels", side <= 48);
 byId("shared-label").hidden = data.top === null;
 byId("filter-panel").open = !window.matchMedia("(max-width: 640px)").matches;
 drawLegend();
-readAddress(location.hash);
+main.inert = document.readyState === "loading";
+if (!location.hash.includes("=")) update(); // needs the first block alone
 const images = [...cards.querySelectorAll("img")].slice(0, 16);
-Promise.allSettled(images.map((image) => image.decode())).then(() => requestAnimationFrame(() => setTimeout(() => {
-  performance.mark("first-pictures");
+Promise.allSettled(images.map((image) => image.decode()))
+  .then(() => requestAnimationFrame(() => setTimeout(() => performance.mark("first-pictures"))));
+document.addEventListener("DOMContentLoaded", () => {
+  main.inert = false;
+  if (location.hash.includes("=")) readAddress(location.hash);
   drawClasses();
   document.body.dataset.ready = "";
-})));
+});

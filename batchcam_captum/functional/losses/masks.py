@@ -1,76 +1,67 @@
-"""What the losses against masks have in common."""
+"""Losses that compare cams with masks of where the evidence should be."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 from torch import Tensor
 
-from ..checks import ValueChecks
-from ..maps import Normalization, peak, prepare, resize
+from ..checks import ValueChecks, both, unless_all
+from ..distance import l1_distance, l2_distance
+from ..maps import Normalization, peak, resize
 from ..precision import full_precision
-from ..reduce import Reduction, reduce
-from .comparison import check_aspect, check_cams, check_counted, check_resolution, revived, without
-
-MaskResolution = Literal["map", "mask"]
-
-
-class Annotated(NamedTuple):
-    """Cams and masks, ready for a comparison; see :func:`annotated`."""
-
-    cams: Tensor  #: (N, 1, *spatial), signed; zero where a sample does not count
-    maps: Tensor  #: (N, 1, *size), rectified and normalised
-    masks: Tensor  #: (N, 1, *size) in [0, 1]
-    dead: Tensor  #: (N,) booleans
-    counted: Tensor  #: (N,) booleans: neither ignored nor without an annotation
-
-    def reduced(
-        self, values: Tensor, revive: bool, reduction: Reduction, sample_weights: Tensor | None
-    ) -> Tensor:
-        """The values (N,) reduced, with those of dead cams revived."""
-        if revive:
-            values = revived(values, self.cams, self.masks, self.dead)
-        return reduce(values, reduction, self.counted, sample_weights)
+from ..reduce import Reduction
+from .base import (
+    MaskResolution,
+    Samples,
+    check_aspect,
+    check_cams,
+    check_size,
+    counted_samples,
+    prepare_samples,
+    without,
+)
+from .documented import loss_function
 
 
-def annotated(
+def mask_samples(
     cams: Tensor,
     masks: Tensor,
-    normalization: Normalization,
-    resolution: MaskResolution,
-    counted: Tensor | None,
-    sample_weights: Tensor | None,
-    checks: ValueChecks | None,
-) -> Annotated:
-    """Check cams and masks, prepare the cams, and bring both to one size; to be called with autocast off.
+    *,
+    normalization: Normalization | None = "max",
+    resolution: MaskResolution = "map",
+    counted: Tensor | None = None,
+    sample_weights: Tensor | None = None,
+    checks: ValueChecks | None = None,
+) -> Samples:
+    """Check cams and masks, and prepare both for a comparison at one size.
 
-    Raises:
-        ValueError: a shape or a value that does not fit.
-        TypeError: no tensors, or cams that are not floating.
+    Args:
+        cams: (N, 1, *spatial), raw and signed.
+        masks: (N, 1, *spatial); all zero where a sample is not annotated.
+        normalization: of the rectified cams; None leaves them signed.
+        resolution: compare at the size of the cams or of the masks.
+        counted: (N,) booleans, or None for all.
+        sample_weights: (N,), or None.
+        checks: where checks of values go; None: they raise at once.
     """
     check_cams(cams)
-    check_resolution(resolution, MaskResolution)
+    size = check_size(resolution, MaskResolution, cams.shape[2:])
     check_masks(masks, cams)
-    counted = check_counted(cams, counted, sample_weights, checks)
-    masks = without(masks.to(full_precision(cams).dtype), counted)
     checks = ValueChecks(synchronize=True) if checks is None else checks
+    counted = both(counted, counted_samples(cams.shape[0], sample_weights, checks))
+    masks = without(masks.to(full_precision(cams).dtype), counted)
     checks.require(
         (masks >= 0) & (masks <= 1),
         "masks: expected numbers from 0 to 1, got others, or NaN; divide masks of bytes by 255, and mark a sample without an "
         "annotation by a mask of zeros",
         lambda: f"found {'NaN' if bool(masks.isnan().any()) else f'{masks.min():.4g} to {masks.max():.4g}'}",
     )
-    counted = counted & (masks.detach().flatten(1) > 0).any(1)
-    cams = without(cams, counted)
-    prepared = prepare(cams, normalization)
-    maps = prepared.maps
-    if resolution == "mask":
-        maps = resize(maps, masks.shape[2:])
-    return Annotated(cams, maps, fit_masks(masks, maps), prepared.dead, counted)
+    annotated = unless_all((masks.detach().flatten(1) > 0).any(1))
+    samples = prepare_samples(cams, both(counted, annotated), sample_weights, normalization)
+    return samples.against(masks if size is None else fit_masks(masks, samples.maps))
 
 
 def fit_masks(masks: Tensor, maps: Tensor) -> Tensor:
-    """Masks at the size of the maps. The peak stays what it was, so that what is smaller than a map's pixel still has a place."""
+    """Resize masks to the maps, keeping their peak, so that what is smaller than a pixel of the map still has a place."""
     if masks.shape[2:] == maps.shape[2:]:
         return masks
     resized = resize(masks, maps.shape[2:])
@@ -79,7 +70,7 @@ def fit_masks(masks: Tensor, maps: Tensor) -> Tensor:
 
 
 def check_masks(masks: Tensor, cams: Tensor) -> None:
-    """Check the shape of masks: expected (N, 1, *spatial), of the cams' aspect ratio.
+    """Check the shape of masks: expected (N, 1, *spatial), with the aspect ratio of the cams.
 
     Raises:
         ValueError: another shape.
@@ -93,7 +84,7 @@ def check_masks(masks: Tensor, cams: Tensor) -> None:
         remedy = (
             "call masks.unsqueeze(1)"
             if masks.dim() == dims - 1
-            else "pass one channel a sample, as large as the images"
+            else "pass one channel per sample, as large as the images"
         )
         raise ValueError(
             f"masks: expected (N, 1, *spatial), with as many spatial dimensions as the cams {tuple(cams.shape)}, got {shape}; "
@@ -105,3 +96,117 @@ def check_masks(masks: Tensor, cams: Tensor) -> None:
             f"a mask of zeros"
         )
     check_aspect("masks", shape[2:], cams.shape[2:])
+
+
+@loss_function(other="mask", target="m")
+def energy_loss(
+    cams: Tensor,
+    masks: Tensor,
+    *,
+    resolution: MaskResolution = "map",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Penalize the share of the positive evidence that lies outside the mask.
+
+    .. math:: 1 - \frac{\sum m\, C^+}{\sum C^+} = \frac{\sum (1 - m)\, C^+}{\sum C^+}, \qquad C^+ = \mathrm{relu}(C)
+
+    (Rao et al. 2023, "Studying How to Efficiently and Effectively Guide Models with Explanations": their energy loss is the
+    negative share inside, which is smaller by the constant 1.) In [0, 1]; a dead cam without ``revive`` gives 1 and no gradient.
+    It does not depend on the scale of the cam, so there is no normalization to choose.
+    """
+    samples = mask_samples(cams, masks, resolution=resolution, sample_weights=sample_weights)
+    return samples.reduce(energy(samples), reduction, revive=revive)
+
+
+def energy(samples: Samples) -> Tensor:
+    """Return the share of each map outside its mask, 1 for a dead cam: (N,)."""
+    assert samples.references is not None
+    outside = ((1 - samples.references) * samples.maps).flatten(1).sum(1)
+    total = samples.maps.flatten(1).sum(1)
+    if samples.dead is None:
+        return outside / total
+    # All of nothing is outside: a dead cam gets the worst value, not the best.
+    return outside.masked_fill(samples.dead, 1) / total.masked_fill(samples.dead, 1)
+
+
+@loss_function(other="mask", target="m")
+def rrr_cam_loss(
+    cams: Tensor,
+    masks: Tensor,
+    *,
+    normalization: Normalization = "max",
+    resolution: MaskResolution = "map",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Penalize the squared evidence outside the mask: right for the right reasons, on cams.
+
+    .. math:: \sum \left((1 - m)\, M\right)^2, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    (Ross et al. 2017, eq. 1, use input gradients; Schramowski et al. 2020 the normalized Grad-CAM. Both mark what is *wrong*;
+    here, as in every loss against masks, a mask says where the evidence should be, so the paper's mask is 1 − m.) A sum over
+    pixels as in the papers, in [0, number of pixels], so its weight depends on the size of the map. A dead cam without
+    ``revive`` gives 0 and no gradient.
+    """
+    samples = mask_samples(
+        cams, masks, normalization=normalization, resolution=resolution, sample_weights=sample_weights
+    )
+    return samples.reduce(squares_outside(samples), reduction, revive=revive)
+
+
+def squares_outside(samples: Samples) -> Tensor:
+    """Return Σ ((1 − m) M)² of each sample: (N,)."""
+    assert samples.references is not None
+    return ((1 - samples.references) * samples.maps).square().flatten(1).sum(1)
+
+
+@loss_function(other="mask", target="m")
+def gradia_loss(
+    cams: Tensor,
+    masks: Tensor,
+    *,
+    normalization: Normalization = "max",
+    resolution: MaskResolution = "map",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Penalize the mean absolute difference between cam and mask.
+
+    .. math:: \mathrm{mean}\, |M - m|, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    (GRADIA's attention loss, Gao et al. 2022, "Aligning Eyes between Humans and Deep Neural Network through Interactive Attention
+    Alignment"; the mean over pixels and the normalization are ours.) In [0, 1]; a dead cam without ``revive`` gives mean(m) and
+    no gradient.
+    """
+    samples = mask_samples(
+        cams, masks, normalization=normalization, resolution=resolution, sample_weights=sample_weights
+    )
+    return samples.reduce(samples.distances(l1_distance, revive=revive), reduction, revive=revive)
+
+
+@loss_function(other="mask", target="m")
+def hint_loss(
+    cams: Tensor,
+    masks: Tensor,
+    *,
+    normalization: Normalization = "max",
+    resolution: MaskResolution = "map",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Penalize the mean squared difference between cam and mask, after HINT.
+
+    .. math:: \mathrm{mean}\, (M - m)^2, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    (After Selvaraju et al. 2019, who rank the regions of an image by human attention; the squared difference instead of the
+    ranking is ours.) In [0, 1]; a dead cam without ``revive`` gives mean(m²) and no gradient.
+    """
+    samples = mask_samples(
+        cams, masks, normalization=normalization, resolution=resolution, sample_weights=sample_weights
+    )
+    return samples.reduce(samples.distances(l2_distance, revive=revive), reduction, revive=revive)

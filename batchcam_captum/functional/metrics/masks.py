@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses.masks import MaskResolution, check_masks, fit_masks
+from ..losses.base import MaskResolution
+from ..losses.masks import check_masks, fit_masks
 from ..maps import normalize, prepare, resize
 from .checks import cam_metric, check_choice, check_integer, check_number, finite
 

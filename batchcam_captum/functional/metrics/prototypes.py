@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..class_means import class_weights
 from ..distance import Distance, cosine_similarity, get_distance, unit
-from ..losses.comparison import Resolution, check_prototypes, fit, nearest
+from ..losses.base import Resolution, check_prototypes, fit, nearest
 from ..maps import prepare
 from ..precision import exact_matmul_dtype
 from .checks import cam_metric, finite

@@ -113,11 +113,11 @@ def test_the_window_slides():
 def test_without_a_memory_nothing_is_remembered():
     cams, prototypes = batch()
     loss = BatchCamLoss(prototypes)
-    assert loss.memory is None
+    assert loss.earlier is None
     assert not loss.keeps_state
     own, labels = parts_of(cams)[0]
     assert torch.equal(loss(own, labels), loss(own, labels))
-    assert [name for name in loss.state_dict() if "memory" in name] == []
+    assert [name for name in loss.state_dict() if "earlier" in name] == []
     loss.reset()
 
 
@@ -137,18 +137,18 @@ def test_a_regularizer_that_evaluates_leaves_the_memory_alone():
     loss = BatchCamLoss(torch.rand(3, 1, 8, 8), memory=1)
     regularizer = CamRegularizer(BatchGradCam(model, model.layer), loss)
     regularizer.evaluate(images, labels)
-    assert loss.memory.num_calls == 0
+    assert loss.earlier.num_calls == 0
     with regularizer:
         scores = model(images)
     regularizer(scores, labels)
-    assert loss.memory.num_calls == 1
+    assert loss.earlier.num_calls == 1
 
 
 def test_what_is_remembered_carries_no_graph():
     cams, prototypes = batch()
     loss = BatchCamLoss(prototypes, memory=2)
     loss(cams.requires_grad_(), LABELS)
-    assert not any(tensor.requires_grad for tensor in loss.memory.state_dict().values())
+    assert not any(tensor.requires_grad for tensor in loss.earlier.state_dict().values())
     first = loss(cams, LABELS)
     loss(cams, LABELS)  # writing to the ring must not disturb a backward that has yet to come
     first.backward()
@@ -173,7 +173,7 @@ def test_a_resumed_run_goes_on_bit_for_bit():
             value.backward()
             values.append((value.detach(), leaf.grad))
         assert all(torch.equal(*pair) for pair in zip(values[0], values[1], strict=True))
-        assert torch.equal(loss.memory.maps, resumed.memory.maps)
+        assert torch.equal(loss.earlier.maps, resumed.earlier.maps)
 
 
 def test_a_state_of_another_length_or_without_a_memory_is_refused():
@@ -199,7 +199,7 @@ def test_maps_of_another_size_are_refused_and_change_nothing():
         loss(turned, LABELS[:4])
     assert_close(dict(loss.state_dict()), before, rtol=0, atol=0)
     loss.reset()
-    assert loss.memory.num_calls == 0
+    assert loss.earlier.num_calls == 0
     assert torch.equal(loss(turned, LABELS[:4]), BatchCamLoss(prototypes)(turned, LABELS[:4]))
     in_prototypes_size = BatchCamLoss(prototypes, memory=1, resolution="prototype")
     in_prototypes_size(*parts_of(cams)[0])
@@ -212,7 +212,7 @@ def test_what_raises_is_not_remembered():
     loss(*parts_of(cams)[0])
     with pytest.raises(ValueError, match="class indices"):
         loss(cams[:1], torch.tensor([K]))
-    assert loss.memory.num_calls == 1
+    assert loss.earlier.num_calls == 1
 
 
 @pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.double])
@@ -220,10 +220,10 @@ def test_casting_the_loss_keeps_what_is_remembered(cast):
     cams, prototypes = batch(torch.float32)
     loss = BatchCamLoss(prototypes, memory=2)
     loss(*parts_of(cams)[0])
-    before = loss.memory.maps.clone()
+    before = loss.earlier.maps.clone()
     cast(loss)
-    assert torch.equal(loss.memory.maps, before)
-    assert loss.memory.maps.dtype == torch.float32
+    assert torch.equal(loss.earlier.maps, before)
+    assert loss.earlier.maps.dtype == torch.float32
     loss(*parts_of(cams)[1])
 
 
@@ -232,7 +232,7 @@ def test_half_cams_are_remembered_in_full_precision(dtype):
     cams, prototypes = batch(torch.float32)
     loss = BatchCamLoss(prototypes, memory=1)
     loss(cams[:4].to(dtype), LABELS[:4])
-    assert loss.memory.maps.dtype == torch.float32
+    assert loss.earlier.maps.dtype == torch.float32
 
 
 def test_an_empty_first_call():
@@ -275,3 +275,12 @@ def test_memory_helps_where_classes_are_rare():
         [single(own, label) for own, label in zip(cams.split(1), LABELS.split(1), strict=True)]
     )
     assert F.l1_loss(mean.mean(), value) > 1e-3
+
+
+def test_a_memory_adds_up_what_there_is_of_a_class():
+    torch.manual_seed(5)
+    cams, maps = torch.rand(4, 1, 4, 4), torch.rand(2, 1, 4, 4)
+    soft = torch.tensor([[0.75, 0.25]]).repeat(4, 1)
+    loss = BatchCamLoss(maps, memory=1)
+    loss(cams[:2], soft[:2])
+    assert_close(loss(cams[2:], soft[2:]), BatchCamLoss(maps)(cams, soft))

@@ -8,13 +8,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..functional.losses.batch_cam import BESIDE_MAPS
+from ..functional.losses.prototypes import BESIDE_MAPS
 
 
 class ClassSumsMemory(nn.Module):
-    """The class sums of the last calls, as they were, in a ring of buffers.
+    """The packed class sums of the last calls, in a ring of buffers.
 
-    The buffers take their shape from the first call. Which entry is the oldest is known on the device only, so nothing waits for
+    The buffers take their shape from the first call. Only the device knows which entry is the oldest, so that nothing waits for
     it; entries that were never written are zero, as are the sums of a batch without samples.
 
     Args:
@@ -22,8 +22,8 @@ class ClassSumsMemory(nn.Module):
         num_classes: the number of classes, K.
     """
 
-    maps: Tensor  #: (M−1, K, 1, *spatial), see :class:`~batchcam_captum.functional.ClassSums`
-    rest: Tensor  #: (M−1, K, 4)
+    maps: Tensor  #: (M−1, K, 1, *spatial), sums of the normalized maps
+    rest: Tensor  #: (M−1, K, 4), the sums beside them
     num_calls: Tensor  #: how often something was remembered since the last reset, a scalar
 
     def __init__(self, length: int, num_classes: int) -> None:
@@ -44,7 +44,7 @@ class ClassSumsMemory(nn.Module):
             )
 
     def with_earlier(self, sums: Tensor) -> Tensor:
-        """The sums (K, D + 4) of this call and of those remembered; the gradient of this call's is multiplied by their number."""
+        """Add the sums (K, D + 4) of this call to those remembered; the gradient of this call is multiplied by their number."""
         if not self.maps.numel():
             return sums
         earlier = torch.cat([self.maps.sum(0).flatten(1), self.rest.sum(0)], 1).to(sums)
@@ -54,13 +54,13 @@ class ClassSumsMemory(nn.Module):
 
     @torch.no_grad()
     def remember(self, sums: Tensor, size: tuple[int, ...]) -> None:
-        """Put the sums (K, D + 4) of a call in the place of the oldest."""
+        """Replace the oldest sums by those of a call, (K, D + 4)."""
         if not self.maps.numel():
             self.maps = sums.new_zeros(self.length, sums.shape[0], 1, *size)
             self.rest = sums.new_zeros(self.length, sums.shape[0], BESIDE_MAPS)
             self.num_calls = self.num_calls.to(sums.device)
         oldest = (self.num_calls % self.length).reshape(1)
-        # Not in place: the backward of a compiled step may look at them again, and would see those of the next call.
+        # Not in place: the backward of a compiled step may read them again, and would see those of the next call.
         self.maps = self.maps.index_copy(
             0, oldest, sums[:, :-BESIDE_MAPS].reshape(1, -1, 1, *size).to(self.maps)
         )
@@ -75,7 +75,7 @@ class ClassSumsMemory(nn.Module):
             self.num_calls = torch.zeros_like(self.num_calls)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return what ``print`` shows."""
         return f"length={self.length}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -1,0 +1,242 @@
+"""Losses that compare a cam with its image, with another cam, or with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..checks import check_choice
+from ..distance import Distance, l2_distance
+from ..maps import Normalization, peak
+from ..reduce import Reduction
+from .base import (
+    ImageResolution,
+    Samples,
+    check_aspect,
+    check_cams,
+    check_positive,
+    check_size,
+    counted_samples,
+    fit_references,
+    prepare_samples,
+)
+from .documented import loss_function
+
+TransformName = Literal["hflip", "vflip", "rot90"]
+#: (N, 1, *spatial) -> (N, 1, *spatial): what was done to the images, done to maps.
+Transform = Callable[[Tensor], Tensor]
+ConsistencyNormalization = Literal["max", "none"]
+
+_DIMENSIONS = {"hflip": 1, "vflip": 2, "rot90": 2}
+
+
+@loss_function(other="image", target="x")
+def image_loss(
+    cams: Tensor,
+    images: Tensor,
+    *,
+    distance: str | Distance = "l2",
+    normalization: Normalization = "max",
+    resolution: ImageResolution = "map",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Compare each cam with its own image: the authors' term before Batch-CAM.
+
+    .. math:: \frac{1}{N} \sum_i D(M_i, x_i), \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    Args:
+        images: x, (N, 1, *spatial) in [0, 1], of any size, as :func:`~batchcam_captum.functional.image_maps` makes them.
+    """
+    check_cams(cams)
+    counted = counted_samples(cams.shape[0], sample_weights)
+    samples = prepare_samples(cams, counted, sample_weights, normalization)
+    samples = against_images(samples, images, resolution)
+    return samples.reduce(samples.distances(distance, revive=revive), reduction, revive=revive)
+
+
+def against_images(samples: Samples, images: Tensor, resolution: ImageResolution) -> Samples:
+    """Check images (N, 1, *spatial), and compare each cam with its own."""
+    cams = samples.cams
+    if images.shape[:2] != cams.shape[:2] or images.dim() != cams.dim():
+        raise ValueError(
+            f"images: expected one image of one channel for each of the cams {tuple(cams.shape)}, got {tuple(images.shape)}; "
+            f"see functional.image_maps"
+        )
+    check_aspect("images", images.shape[2:], cams.shape[2:])
+    size = check_size(resolution, ImageResolution, cams.shape[2:])
+    return samples.against(fit_references(images, size, cams.dtype))
+
+
+@loss_function(unit="pairs")
+def consistency_loss(
+    cams: Tensor,
+    *,
+    transform: TransformName | Transform = "hflip",
+    normalization: ConsistencyNormalization = "max",
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Compare the cam of a transformed image with the transformed cam of the image.
+
+    .. math:: \mathrm{mean}\, \left(C(Tx) - T\, C(x)\right)^2
+
+    (Guo et al. 2019, "Visual Attention Consistency under Image Transforms", whose batch holds both views as well. Dividing each
+    cam by its largest absolute value is ours: without it the loss falls as the cams shrink.) The signed cams are compared, so a
+    dead cam learns like any other. In [0, 4] with ``normalization="max"``; two all-zero cams give 0.
+
+    Args:
+        cams: C, (2N, 1, *spatial), raw and signed: of the N images, then of the same images transformed, in the same order.
+        transform: T, ``"hflip"`` (the last dimension reversed), ``"vflip"`` (the last but one), ``"rot90"`` (as
+            ``torch.rot90(images, 1, (-2, -1))``), or a callable on maps, (N, 1, *spatial) -> (N, 1, *spatial).
+        normalization: ``"max"`` divides each cam by its largest absolute value; ``"none"`` compares raw cams.
+        sample_weights: (2N,), at least 0; a pair has the lower weight of its views, and weight 0 leaves it out. Default: all
+            alike.
+
+    Returns:
+        A scalar, or (N,), one number per pair, for ``reduction="none"``. With nothing to count the scalar is a zero that is
+        connected to the graph.
+    """
+    check_cams(cams)
+    check_transform(transform)
+    samples = view_samples(cams, counted_samples(cams.shape[0], sample_weights), sample_weights)
+    return samples.reduce(inconsistency(samples, transform, normalization), reduction)
+
+
+def check_transform(transform: TransformName | Transform) -> None:
+    """Raise a ``ValueError`` unless the transform is known, or a callable."""
+    if not callable(transform) and transform not in get_args(TransformName):
+        raise ValueError(
+            f"transform: expected 'hflip', 'vflip', 'rot90' or a callable on maps, got {transform!r}"
+        )
+
+
+def view_samples(cams: Tensor, counted: Tensor | None, sample_weights: Tensor | None) -> Samples:
+    """Prepare the cams of two views, (2N, 1, *spatial), as the two channels of N samples; a pair counts if both views do."""
+    if cams.shape[0] % 2:
+        raise ValueError(
+            f"cams: expected an even number, those of the images and then those of the transformed images, got {cams.shape[0]}; "
+            f"pass torch.cat([images, transformed]) to the model, and the labels twice"
+        )
+    counted = None if counted is None else torch.stack(counted.chunk(2)).all(0)
+    weights = None if sample_weights is None else torch.stack(sample_weights.chunk(2)).amin(0)
+    return prepare_samples(torch.cat(cams.chunk(2), 1), counted, weights, None)
+
+
+def inconsistency(
+    samples: Samples, transform: TransformName | Transform, normalization: ConsistencyNormalization
+) -> Tensor:
+    """Return mean (C(Tx) − T C(x))² of each pair of views: (N,)."""
+    check_choice("normalization", normalization, ConsistencyNormalization)
+    plain, transformed = samples.cams.split(1, 1)
+    if normalization == "max":
+        plain, transformed = _over_peak(plain), _over_peak(transformed)
+    expected = _transformed(plain, transform)
+    if expected.shape != transformed.shape:
+        raise ValueError(
+            f"transform: expected maps of the shape of those of the second view {tuple(transformed.shape)}, got "
+            f"{tuple(expected.shape)}; turn square images only, or pass a callable that keeps the shape"
+        )
+    return l2_distance(transformed, expected)
+
+
+def _transformed(maps: Tensor, transform: TransformName | Transform) -> Tensor:
+    if callable(transform):
+        return transform(maps)
+    if maps.dim() - 2 < _DIMENSIONS[transform]:
+        raise ValueError(
+            f"transform: expected cams with at least {_DIMENSIONS[transform]} spatial dimensions for {transform!r}, got "
+            f"{tuple(maps.shape)}"
+        )
+    if transform == "rot90":
+        return maps.rot90(1, (-2, -1))
+    return maps.flip(-1 if transform == "hflip" else -2)
+
+
+def _over_peak(cams: Tensor) -> Tensor:
+    """Return C / max |C|; zero, with a zero gradient, where there is nothing to divide by."""
+    scale = peak(cams)
+    zero = scale.detach() < torch.finfo(cams.dtype).tiny
+    return cams.masked_fill(zero, 0) / scale.masked_fill(zero, 1)
+
+
+@loss_function(target="1")
+def separability_loss(
+    cams: Tensor,
+    *,
+    threshold: float = 0.5,
+    sharpness: float = 10.0,
+    normalization: Normalization = "max",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Penalize the overlap of the maps of the label and of the most confused class.
+
+    .. math:: \frac{2 \sum \min(M_y, M_c)\, T}{\sum (M_y + M_c)}, \qquad T = \mathrm{sigmoid}\left(\omega (M_y - \sigma)\right)
+
+    (Wang et al. 2019, "Sharpen Focus: Learning with Attention Separability and Consistency", ICASC: L_AS, with T the soft mask of
+    the label's map. Normalizing each map, and the values of σ and ω, are ours.) In [0, 1]; 0 where the maps do not overlap. A
+    dead map overlaps with nothing: for the confused class that is welcome, for the label see ``revive``.
+
+    Args:
+        cams: (N, 2, *spatial), raw and signed: the cam of the label's score and that of the score ``"confused"``, see
+            :func:`~batchcam_captum.functional.select_scores`.
+        threshold: σ as a share of the largest value of the label's map, from 0 to 1.
+        sharpness: ω > 0; large values make T a step.
+    """
+    check_cams(cams, channels=2)
+    check_soft_mask(threshold, sharpness)
+    counted = counted_samples(cams.shape[0], sample_weights)
+    samples = prepare_samples(cams, counted, sample_weights, normalization)
+    return samples.reduce(overlap(samples, threshold, sharpness), reduction, revive=revive)
+
+
+def check_soft_mask(threshold: float, sharpness: float) -> None:
+    """Raise a ``ValueError`` unless the threshold is a share, and the sharpness positive and finite."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a share from 0 to 1, got {threshold}")
+    check_positive("sharpness", sharpness)
+
+
+def overlap(samples: Samples, threshold: float, sharpness: float) -> Tensor:
+    """Return 2 Σ min(M_y, M_c) T / Σ (M_y + M_c) of each sample: (N,)."""
+    label, confused = samples.maps.flatten(2).unbind(1)
+    soft_mask = torch.sigmoid(sharpness * (label - threshold * label.amax(1, keepdim=True)))
+    shared = 2 * (torch.minimum(label, confused) * soft_mask).sum(1)
+    total = (label + confused).sum(1)
+    return shared / total.masked_fill(total == 0, 1)
+
+
+@loss_function(target="1")
+def total_variation_loss(
+    cams: Tensor,
+    *,
+    normalization: Normalization = "max",
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Penalize differences between neighboring pixels of a map.
+
+    .. math:: \sum_d \mathrm{mean}_p\, |M_{p + e_d} - M_p|, \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
+
+    with d over the spatial dimensions and p over the pixels that have a next one. (Rudin, Osher and Fatemi 1992, in its
+    anisotropic form; the mean over pixels, so that the weight does not depend on the size of the map, is ours.) In [0, d]; 0 for
+    a flat map. With ``normalization="none"`` a smaller cam is a smoother one.
+    """
+    check_cams(cams)
+    counted = counted_samples(cams.shape[0], sample_weights)
+    samples = prepare_samples(cams, counted, sample_weights, normalization)
+    return samples.reduce(variation(samples), reduction, revive=revive)
+
+
+def variation(samples: Samples) -> Tensor:
+    """Return Σ_d mean |M[p + e_d] − M[p]| of each map: (N,)."""
+    maps = samples.maps
+    steps = [maps.diff(dim=d).abs().flatten(1).mean(1) for d in range(2, maps.dim())]
+    return torch.stack(steps).sum(0)

@@ -1,0 +1,128 @@
+"""Losses that compare cams with masks of where the evidence should be."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..functional import (
+    MaskResolution,
+    Samples,
+    energy_loss,
+    gradia_loss,
+    hint_loss,
+    l1_distance,
+    l2_distance,
+    rrr_cam_loss,
+)
+from ..functional.checks import check_choice
+from ..functional.losses.masks import energy, mask_samples, squares_outside
+from .base import LOSSES, CamLoss, NormalizedLoss, RectifiedLoss
+
+
+class AgainstMasks(CamLoss):
+    """A loss that compares with the masks of the batch."""
+
+    resolution: MaskResolution = "map"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        check_choice("resolution", self.resolution, MaskResolution)
+
+    def samples(
+        self,
+        cams: Tensor,
+        labels: Tensor,
+        images: Tensor | None,
+        masks: Tensor | None,
+        sample_weights: Tensor | None,
+    ) -> Samples:
+        """Check cams and masks, and prepare both."""
+        return against_masks(self, cams, labels, masks, sample_weights, self.resolution)
+
+
+def against_masks(
+    loss: CamLoss,
+    cams: Tensor,
+    labels: Tensor,
+    masks: Tensor | None,
+    sample_weights: Tensor | None,
+    resolution: MaskResolution = "map",
+) -> Samples:
+    """Check cams and masks, and prepare both for a loss."""
+    if masks is None:
+        raise ValueError(
+            "masks: expected masks (N, 1, *spatial) of where the evidence should be, got none; pass masks= to the loss, or to "
+            "the regularizer"
+        )
+    return mask_samples(
+        cams,
+        masks,
+        normalization=loss.maps_normalization,
+        resolution=resolution,
+        counted=loss.counted(cams, labels),
+        sample_weights=sample_weights,
+        checks=loss.checks,
+    )
+
+
+@LOSSES.register("energy")
+class EnergyLoss(AgainstMasks, RectifiedLoss):
+    """The module of :func:`~batchcam_captum.functional.energy_loss`; the masks come with the batch.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import EnergyLoss
+        >>> cams, masks = torch.ones(2, 1, 6, 6), torch.zeros(2, 1, 24, 24)
+        >>> masks[0, :, :, :12] = 1  # the left half; the second sample is not annotated
+        >>> EnergyLoss()(cams, torch.tensor([3, 1]), masks=masks)
+        tensor(0.5000)
+    """
+
+    function = energy_loss
+
+    def per_sample(self, samples: Samples) -> Tensor:
+        """Return the share outside the mask."""
+        return energy(samples)
+
+
+@LOSSES.register("rrr_cam")
+class RrrCamLoss(AgainstMasks, NormalizedLoss):
+    """The module of :func:`~batchcam_captum.functional.rrr_cam_loss`; the masks come with the batch.
+
+    Example:
+        >>> import torch
+        >>> from batchcam_captum import RrrCamLoss
+        >>> cams, masks = torch.ones(2, 1, 6, 6), torch.zeros(2, 1, 24, 24)
+        >>> masks[0, :, :, :12] = 1  # the left half; the second sample is not annotated
+        >>> RrrCamLoss()(cams, torch.tensor([3, 1]), masks=masks)
+        tensor(18.)
+    """
+
+    function = rrr_cam_loss
+
+    def per_sample(self, samples: Samples) -> Tensor:
+        """Return the sum of squares outside the mask."""
+        return squares_outside(samples)
+
+
+@LOSSES.register("gradia")
+class GradiaLoss(AgainstMasks, NormalizedLoss):
+    """The module of :func:`~batchcam_captum.functional.gradia_loss`; the masks come with the batch."""
+
+    function = gradia_loss
+
+    def per_sample(self, samples: Samples) -> Tensor:
+        """Return the mean absolute difference."""
+        return samples.distances(l1_distance, revive=self.revive)
+
+
+@LOSSES.register("hint")
+class HintLoss(AgainstMasks, NormalizedLoss):
+    """The module of :func:`~batchcam_captum.functional.hint_loss`; the masks come with the batch."""
+
+    function = hint_loss
+
+    def per_sample(self, samples: Samples) -> Tensor:
+        """Return the mean squared difference."""
+        return samples.distances(l2_distance, revive=self.revive)
