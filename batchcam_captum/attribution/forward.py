@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.jit import ScriptModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils import parametrize
 
@@ -23,6 +24,7 @@ from .state import BufferCopies, recordable, rng_kept, training_lock
 # Without recording, torch's transformer modules take another path, which zeroes padded positions; DataParallel's workers have
 # a grad mode each.
 _NEED_GRAD_MODE = (nn.DataParallel, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+_COMPILED = (ScriptModule, fx.GraphModule)
 
 
 class ModelFacts(NamedTuple):
@@ -42,12 +44,16 @@ class ModelFacts(NamedTuple):
         if not isinstance(model, nn.Module):
             return cls(frozenset(), (), (), cached, True)
         modules = frozenset(_all_modules(model))
+        # There are far fewer types than modules, and each call of a small model counts.
+        types = {type(module) for module in modules}
+        has_norms = any(issubclass(each, _BatchNorm) for each in types)
         return cls(
             modules,
             tuple(module for module in modules if module.training),
-            tuple(module for module in modules if mixes_samples(module)),
-            cached or any(isinstance(module, _NEED_GRAD_MODE) for module in modules),
-            any(_may_be_compiled(module) for module in modules),
+            tuple(filter(mixes_samples, modules)) if has_norms else (),
+            cached or any(issubclass(each, _NEED_GRAD_MODE) for each in types),
+            any(issubclass(each, _COMPILED) or each.__name__ == "OptimizedModule" for each in types)
+            or any(m._compiled_call_impl is not None or "forward" in m.__dict__ for m in modules),
         )
 
     def hides(self, layers: Sequence[nn.Module]) -> bool:
@@ -64,15 +70,6 @@ def _all_modules(root: nn.Module) -> set[nn.Module]:
                 found.add(module)
                 waiting.append(module)
     return found
-
-
-def _may_be_compiled(module: nn.Module) -> bool:
-    return (
-        isinstance(module, ScriptModule | fx.GraphModule)
-        or type(module).__name__ == "OptimizedModule"
-        or module._compiled_call_impl is not None
-        or "forward" in module.__dict__
-    )
 
 
 class Forward(NamedTuple):

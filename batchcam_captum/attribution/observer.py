@@ -67,7 +67,7 @@ class ForwardObserver:
 
     Args:
         layers: the layers to observe.
-        model: the model whose input shape and output are noted, if it is a module.
+        model: the model, if it is a module: its input shape and its output are noted, unless ``own=True``.
         own: an attribution runs the forward: its last run of a layer counts, and recording is on after the layer. Otherwise a
             second run of a layer raises.
         trunk_free: nothing before the layers has a graph. Raise :class:`TrunkNeedsGraphError` where that would lose a path.
@@ -133,7 +133,7 @@ class ForwardObserver:
 
     def __enter__(self) -> Self:
         self._owner = get_ident()
-        if self._model is not None:
+        if self._model is not None and not self.own:
             self._handles.append(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True))
             self._handles.append(self._model.register_forward_hook(self._after_model))
         for position, layer in enumerate(self.layers):
