@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
+from typing import Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform, get_origin
 
 from torch import Tensor, nn
 
@@ -39,10 +40,22 @@ class LossOutput(NamedTuple):
     )  #: share of dead cams among the samples that count, detached; None for a loss on signed cams
 
 
+class Batch(NamedTuple):
+    """What a loss is called with."""
+
+    cams: Tensor
+    labels: Tensor
+    images: Tensor | None = None
+    masks: Tensor | None = None
+    sample_weights: Tensor | None = None
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
 class _Options(nn.Module):
     """A module whose annotated class attributes are the options of its constructor, all of them described in its docstring."""
 
+    #: The values of each option that is annotated by a ``Literal``, which the constructor checks.
+    choices: ClassVar[dict[str, Any]] = {}
     #: The function of :mod:`batchcam_captum.functional` whose description is that of the class, if there is one.
     function: ClassVar[Callable[..., Tensor] | None] = None
 
@@ -53,6 +66,14 @@ class _Options(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        annotations = inspect.get_annotations(cls)
+        names = vars(sys.modules[cls.__module__])
+        kinds = {
+            name: names.get(kind) if isinstance(kind, str) else kind for name, kind in annotations.items()
+        }
+        cls.choices = {name: kind for name, kind in kinds.items() if get_origin(kind) is Literal}
+        for base in cls.__mro__[1:]:
+            cls.choices = getattr(base, "choices", {}) | cls.choices
         own = sections(vars(cls).get("__doc__") or "")
         dataclass(eq=False, repr=False, kw_only=True)(cls)
         for option in fields(cls):  # type: ignore[arg-type]
@@ -69,8 +90,8 @@ class _Options(nn.Module):
             default = getattr(cls, f"default_{name}", None)
             if default is not None:
                 words = words | {name: f'``"{default}"``'}
-        names = [name for name in inspect.signature(cls).parameters if name != "self"]
-        cls.__doc__ = complete("\n\n".join(own.values()), names, words, arguments)
+        options = inspect.signature(cls).parameters
+        cls.__doc__ = complete("\n\n".join(own.values()), options, words, arguments)
 
 
 class CamLoss(_Options):
@@ -95,7 +116,8 @@ class CamLoss(_Options):
 
     def __post_init__(self) -> None:
         """Check the options, and fill in the defaults of the class."""
-        check_choice("reduction", self.reduction, Reduction)
+        for name, choices in self.choices.items():
+            check_choice(name, getattr(self, name), choices)
         self.method = type(self).default_method if self.method is None else self.method
         self.score = type(self).default_score if self.score is None else self.score
         if self.method is not None:
@@ -160,7 +182,7 @@ class CamLoss(_Options):
             TypeError: an argument of another kind.
         """
         with no_autocast(cams):
-            samples = self.samples(cams, labels, images, masks, sample_weights)
+            samples = self.samples(Batch(cams, labels, images, masks, sample_weights))
             samples = samples._replace(labels=labels, images=images, masks=masks)
             return LossOutput(self.value(samples), samples.dead_fraction() if self.rectifies else None)
 
@@ -173,42 +195,32 @@ class CamLoss(_Options):
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement per_sample()")
 
-    def samples(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        images: Tensor | None,
-        masks: Tensor | None,
-        sample_weights: Tensor | None,
-    ) -> Samples:
+    def samples(self, batch: Batch) -> Samples:
         """Check a batch, and prepare it for the formula."""
-        check_cams(cams, len(self.scores))
-        counted = self.counted(cams, labels, sample_weights)
-        return prepare_samples(cams, counted, sample_weights, self.maps_normalization)
+        check_cams(batch.cams, len(self.scores))
+        return prepare_samples(batch.cams, self.counted(batch), batch.sample_weights, **self.preparation())
 
-    def counted(self, cams: Tensor, labels: Tensor, sample_weights: Tensor | None = None) -> Tensor | None:
-        """Check the labels, and return which samples are neither ignored nor of weight 0, (N,) booleans; None: all."""
+    def counted(self, batch: Batch) -> Tensor | None:
+        """Check labels and weights, and return which samples are neither ignored nor of weight 0, (N,) booleans; None: all."""
+        cams, labels = batch.cams, batch.labels
         check_labels(labels, cams.shape[0])
         # In int64: in a smaller type −100 may be another class. Soft labels are ignored where all K are 0.
         kept = (labels != 0).any(1) if labels.is_floating_point() else labels.long() != self.ignore_index
-        return both(unless_all(kept), counted_samples(cams.shape[0], sample_weights, self.checks))
+        return both(unless_all(kept), counted_samples(cams.shape[0], batch.sample_weights, self.checks))
 
-    @property
-    def maps_normalization(self) -> Normalization | None:
-        """How rectified cams are normalized; None for signed cams."""
-        return None
+    def preparation(self) -> dict[str, Any]:
+        """Return how :meth:`samples` prepares the cams."""
+        return {"normalization": None, "reduction": self.reduction}
 
     def value(self, samples: Samples) -> Tensor:
         """Reduce the losses of the samples."""
-        return samples.reduce(self._checked(self.per_sample(samples), samples), self.reduction)
-
-    def _checked(self, values: Tensor, samples: Samples) -> Tensor:
+        values = self.per_sample(samples)
         if values.shape != samples.cams.shape[:1]:
             raise ValueError(
                 f"per_sample: expected one number per sample, ({samples.cams.shape[0]},), got {tuple(values.shape)} from "
                 f"{type(self).__name__}"
             )
-        return values
+        return samples.reduce(values)
 
     def check(self) -> None:
         """Raise what value checks have accumulated on a device.
@@ -229,15 +241,9 @@ class RectifiedLoss(CamLoss):
 
     revive: bool = True
 
-    @property
-    def maps_normalization(self) -> Normalization | None:
-        """How rectified cams are normalized."""
-        return "max"
-
-    def value(self, samples: Samples) -> Tensor:
-        """Reduce the losses of the samples, with those of dead cams replaced."""
-        values = self._checked(self.per_sample(samples), samples)
-        return samples.reduce(values, self.reduction, revive=self.revive)
+    def preparation(self) -> dict[str, Any]:
+        """Return how :meth:`samples` prepares the cams."""
+        return {"normalization": "max", "reduction": self.reduction, "revive": self.revive}
 
 
 class NormalizedLoss(RectifiedLoss):
@@ -245,12 +251,6 @@ class NormalizedLoss(RectifiedLoss):
 
     normalization: Normalization = "max"
 
-    def __post_init__(self) -> None:
-        """Check the options."""
-        super().__post_init__()
-        check_choice("normalization", self.normalization, Normalization)
-
-    @property
-    def maps_normalization(self) -> Normalization | None:
-        """How rectified cams are normalized."""
-        return self.normalization
+    def preparation(self) -> dict[str, Any]:
+        """Return how :meth:`samples` prepares the cams."""
+        return super().preparation() | {"normalization": self.normalization}

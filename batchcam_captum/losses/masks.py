@@ -14,9 +14,8 @@ from ..functional import (
     l2_distance,
     rrr_cam_loss,
 )
-from ..functional.checks import check_choice
 from ..functional.losses.masks import energy, mask_samples, squares_outside
-from .base import LOSSES, CamLoss, NormalizedLoss, RectifiedLoss
+from .base import LOSSES, Batch, CamLoss, NormalizedLoss, RectifiedLoss
 
 
 class AgainstMasks(CamLoss):
@@ -24,45 +23,26 @@ class AgainstMasks(CamLoss):
 
     resolution: MaskResolution = "map"
 
-    def __post_init__(self) -> None:
-        """Check the options."""
-        super().__post_init__()
-        check_choice("resolution", self.resolution, MaskResolution)
-
-    def samples(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        images: Tensor | None,
-        masks: Tensor | None,
-        sample_weights: Tensor | None,
-    ) -> Samples:
+    def samples(self, batch: Batch) -> Samples:
         """Check cams and masks, and prepare both."""
-        return against_masks(self, cams, labels, masks, sample_weights, self.resolution)
+        return against_masks(self, batch, self.resolution)
 
 
-def against_masks(
-    loss: CamLoss,
-    cams: Tensor,
-    labels: Tensor,
-    masks: Tensor | None,
-    sample_weights: Tensor | None,
-    resolution: MaskResolution = "map",
-) -> Samples:
+def against_masks(loss: CamLoss, batch: Batch, resolution: MaskResolution = "map") -> Samples:
     """Check cams and masks, and prepare both for a loss."""
-    if masks is None:
+    if batch.masks is None:
         raise ValueError(
             "masks: expected masks (N, 1, *spatial) of where the evidence should be, got none; pass masks= to the loss, or to "
             "the regularizer"
         )
     return mask_samples(
-        cams,
-        masks,
-        normalization=loss.maps_normalization,
+        batch.cams,
+        batch.masks,
         resolution=resolution,
-        counted=loss.counted(cams, labels),
-        sample_weights=sample_weights,
+        counted=loss.counted(batch._replace(sample_weights=None)),
+        sample_weights=batch.sample_weights,
         checks=loss.checks,
+        **loss.preparation(),
     )
 
 
@@ -114,7 +94,7 @@ class GradiaLoss(AgainstMasks, NormalizedLoss):
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the mean absolute difference."""
-        return samples.distances(l1_distance, revive=self.revive)
+        return samples.distances(l1_distance)
 
 
 @LOSSES.register("hint")
@@ -125,4 +105,4 @@ class HintLoss(AgainstMasks, NormalizedLoss):
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the mean squared difference."""
-        return samples.distances(l2_distance, revive=self.revive)
+        return samples.distances(l2_distance)

@@ -15,7 +15,6 @@ from ..functional import (
     separability_loss,
     total_variation_loss,
 )
-from ..functional.checks import check_choice
 from ..functional.images import PerChannel, ToChannel, per_channel
 from ..functional.losses.base import ImageResolution, check_cams
 from ..functional.losses.pairs import (
@@ -30,7 +29,7 @@ from ..functional.losses.pairs import (
     variation,
     view_samples,
 )
-from .base import LOSSES, CamLoss, NormalizedLoss
+from .base import LOSSES, Batch, CamLoss, NormalizedLoss
 
 
 @LOSSES.register("image")
@@ -64,33 +63,25 @@ class ImageLoss(NormalizedLoss):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        check_choice("resolution", self.resolution, ImageResolution)
         self.distance = get_distance(self.distance)
         self.mean = per_channel("mean", self.mean)
         self.std = per_channel("std", self.std)
 
-    def samples(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        images: Tensor | None,
-        masks: Tensor | None,
-        sample_weights: Tensor | None,
-    ) -> Samples:
+    def samples(self, batch: Batch) -> Samples:
         """Check cams and images, and prepare both."""
-        if images is None:
+        if batch.images is None:
             raise ValueError("images: expected the images of the batch, got none; pass images= to the loss")
-        if not isinstance(images, Tensor):
+        if not isinstance(batch.images, Tensor):
             raise TypeError(
-                f"images: expected a tensor (N, C, *spatial), got {type(images).__name__}; pass torch.stack(images)"
+                f"images: expected a tensor (N, C, *spatial), got {type(batch.images).__name__}; pass torch.stack(images)"
             )
-        samples = super().samples(cams, labels, images, masks, sample_weights)
-        maps = image_maps(images, mean=self.mean, std=self.std, to_channel=self.to_channel)
+        samples = super().samples(batch)
+        maps = image_maps(batch.images, mean=self.mean, std=self.std, to_channel=self.to_channel)
         return against_images(samples, maps, self.resolution)
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the distance of each map to its image."""
-        return samples.distances(self.distance, revive=self.revive)
+        return samples.distances(self.distance)
 
 
 @LOSSES.register("consistency")
@@ -117,20 +108,13 @@ class ConsistencyLoss(CamLoss):
         """Check the options."""
         super().__post_init__()
         check_transform(self.transform)
-        check_choice("normalization", self.normalization, ConsistencyNormalization)
 
-    def samples(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        images: Tensor | None,
-        masks: Tensor | None,
-        sample_weights: Tensor | None,
-    ) -> Samples:
+    def samples(self, batch: Batch) -> Samples:
         """Check that the batch holds two views, and put them side by side."""
-        check_cams(cams)
-        samples = view_samples(cams, self.counted(cams, labels, sample_weights), sample_weights)
-        first, second = labels.chunk(2) if len(labels) else (labels, labels)
+        check_cams(batch.cams)
+        weights = batch.sample_weights
+        samples = view_samples(batch.cams, self.counted(batch), weights, reduction=self.reduction)
+        first, second = batch.labels.chunk(2) if len(batch.labels) else (batch.labels, batch.labels)
         self.checks.require(
             first == second,
             "labels: expected the same labels for both halves of the batch, the images and then the same images transformed, "

@@ -22,7 +22,7 @@ from ..functional import (
     prototype_contrastive_loss,
     prototype_loss,
 )
-from ..functional.checks import check_choice, readable
+from ..functional.checks import readable
 from ..functional.losses.base import (
     check_cams,
     check_positive,
@@ -43,7 +43,7 @@ from ..functional.losses.prototypes import (
     prototype_samples,
 )
 from ..prototypes import ClassPrototypes, ForegroundPrototypes, Prototypes
-from .base import LOSSES, CamLoss, NormalizedLoss
+from .base import LOSSES, Batch, CamLoss, NormalizedLoss
 from .masks import against_masks
 from .memory import ClassSumsMemory
 
@@ -102,43 +102,21 @@ class AgainstPrototypes(CamLoss):
         """Return what the loss compares with, (K, P, *size), from maps (K, P, *size) of the prototypes."""
         return fit_references(maps, None, full_precision(cams).dtype)
 
-    def samples(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        images: Tensor | None,
-        masks: Tensor | None,
-        sample_weights: Tensor | None,
-    ) -> Samples:
+    def samples(self, batch: Batch) -> Samples:
         """Check the batch, let prototypes learn from it, and prepare it for a comparison with them."""
-        check_cams(cams)
+        check_cams(batch.cams)
         prototypes = self.held
         if prototypes.learns and self.training:
-            self._observe(prototypes, cams, labels, sample_weights)
-        made, seen = self._references(prototypes, cams)
-        return prototype_samples(
-            cams,
-            labels,
-            made,
-            seen,
-            normalization=self.maps_normalization,
-            ignore_index=self.ignore_index,
-            sample_weights=sample_weights,
-            checks=self.checks,
-        )
+            with torch.no_grad():
+                maps = prepare(without(batch.cams.detach(), self.counted(batch))).maps
+                prototypes.observe(maps, batch.labels, **self._labels(batch))
+        made, seen = self._references(prototypes, batch.cams)
+        given = self._labels(batch) | self.preparation()
+        return prototype_samples(batch.cams, batch.labels, made, seen=seen, **given)
 
-    @torch.no_grad()
-    def _observe(
-        self, prototypes: Prototypes, cams: Tensor, labels: Tensor, sample_weights: Tensor | None
-    ) -> None:
-        maps = prepare(without(cams.detach(), self.counted(cams, labels, sample_weights))).maps
-        prototypes.observe(
-            maps,
-            labels,
-            sample_weights=sample_weights,
-            ignore_index=self.ignore_index,
-            checks=self.checks,
-        )
+    def _labels(self, batch: Batch) -> dict[str, Any]:
+        weights, ignored = batch.sample_weights, self.ignore_index
+        return {"sample_weights": weights, "ignore_index": ignored, "checks": self.checks}
 
     def _references(self, prototypes: Prototypes, cams: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what to compare cams with, and which classes there are; None: all of them."""
@@ -193,7 +171,6 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        check_choice("resolution", self.resolution, Resolution)
         self.distance = get_distance(self.distance)
 
     def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
@@ -202,7 +179,7 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the distance of each map to the prototype of its class."""
-        return samples.distances(self.distance, revive=self.revive)
+        return samples.distances(self.distance)
 
     def value(self, samples: Samples) -> Tensor:
         """Reduce the losses of the samples, with those of dead cams replaced."""
@@ -278,7 +255,7 @@ class BatchCamLoss(PrototypeLoss):
         size = tuple(groups.prototypes.shape[2:])
         if earlier is not None:
             earlier.check_size(size)  # before anything is sent
-        sums = ClassSums.of(samples, groups, self.revive)
+        sums = ClassSums.of(samples, groups)
         packed = None
         if group is not None:
             packed = sum_over_ranks(sums.pack(), group)
@@ -325,7 +302,6 @@ class PrototypeContrastiveLoss(AgainstPrototypes):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        check_choice("resolution", self.resolution, Resolution)
         check_positive("temperature", self.temperature)
 
     def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
@@ -338,7 +314,7 @@ class PrototypeContrastiveLoss(AgainstPrototypes):
 
     def value(self, samples: Samples) -> Tensor:
         """Return the cross-entropy over the classes."""
-        return samples.reduce(contrast(samples, self.temperature), self.reduction)
+        return samples.reduce(contrast(samples, self.temperature))
 
 
 @LOSSES.register("foreground")
@@ -375,7 +351,6 @@ class ForegroundLoss(AgainstPrototypes):
             CamLoss.__post_init__(self)
         else:
             super().__post_init__()
-        check_choice("normalization", self.normalization, ForegroundNormalization)
 
     @property
     def num_classes(self) -> int | None:
@@ -391,18 +366,11 @@ class ForegroundLoss(AgainstPrototypes):
         """Return the foreground of each class."""
         return foregrounds(maps, cams, self.checks)
 
-    def samples(
-        self,
-        cams: Tensor,
-        labels: Tensor,
-        images: Tensor | None,
-        masks: Tensor | None,
-        sample_weights: Tensor | None,
-    ) -> Samples:
+    def samples(self, batch: Batch) -> Samples:
         """Check the batch, and prepare it for a comparison with the foregrounds, or with the masks."""
-        if self.prototypes is None:
-            return against_masks(self, cams, labels, masks, sample_weights)
-        return own_foreground(super().samples(cams, labels, images, masks, sample_weights))
+        return (
+            against_masks(self, batch) if self.prototypes is None else own_foreground(super().samples(batch))
+        )
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the evidence outside the foreground."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -28,6 +28,18 @@ MIN_MAP_SIZE = 4
 _TOO_LARGE, _TOO_SMALL = 1, 3
 
 
+class Reducing(TypedDict, total=False):
+    """The options of every loss, with the defaults of :data:`~.documented.DEFAULTS`."""
+
+    reduction: Reduction
+
+
+class Reviving(Reducing, total=False):
+    """The options of losses on rectified maps."""
+
+    revive: bool
+
+
 class Samples(NamedTuple):
     """A batch, prepared for the formula of a loss."""
 
@@ -45,36 +57,32 @@ class Samples(NamedTuple):
     labels: Tensor | None = None  #: as they were given to a :class:`~batchcam_captum.losses.CamLoss`
     images: Tensor | None = None
     masks: Tensor | None = None
+    reduction: Reduction = "mean"
+    revive: bool = False
 
     def against(self, references: Tensor) -> Samples:
         """Compare with these references (N, P, *size); the maps are brought to their size."""
         return self._replace(maps=resize(self.maps, references.shape[2:]), references=references)
 
-    def reduce(self, values: Tensor, reduction: Reduction, *, revive: bool = False) -> Tensor:
-        """Reduce values (N,) over the samples that count.
-
-        Args:
-            values: one per sample.
-            reduction: ``"none"``, ``"mean"`` or ``"sum"``.
-            revive: replace those of dead cams by 1 − cosine(C, P), P the nearest reference, or a map of ones.
-        """
-        if revive and self.dead is not None:
+    def reduce(self, values: Tensor) -> Tensor:
+        """Reduce values (N,) over the samples that count, those of dead cams replaced by :meth:`revival` if they revive."""
+        if self.revive and self.dead is not None:
             values = torch.where(self.dead, self.revival(), values)
-        return reduce(values, reduction, self.counted, self.weights)
+        return reduce(values, self.reduction, self.counted, self.weights)
 
     def revival(self) -> Tensor:
         """Return 1 − cosine(C, P) of each signed cam and its nearest reference, or a map of ones: (N,)."""
         target = torch.ones_like(self.maps[:, :1]) if self.references is None else self.references
         return nearest(cosine_distance, resize(self.cams[:, :1], target.shape[2:]), target)
 
-    def distances(self, distance: str | Distance, *, revive: bool) -> Tensor:
+    def distances(self, distance: str | Distance) -> Tensor:
         """Return the distance of each map to the nearest of its references: (N,).
 
         Where the value is not used, a map of zeros is compared with one of ones: a distance may have no derivative where both
         maps are zero, as a square root has none, and would spoil the gradient of everything else.
         """
         assert self.references is not None
-        unused = self.dead if revive else None if self.counted is None else ~self.counted
+        unused = self.dead if self.revive else None if self.counted is None else ~self.counted
         references = self.references if unused is None else fill_samples(self.references, unused, 1)
         return nearest(get_distance(distance), self.maps, references)
 
@@ -90,6 +98,9 @@ def prepare_samples(
     counted: Tensor | None = None,
     weights: Tensor | None = None,
     normalization: Normalization | None = "max",
+    *,
+    reduction: Reduction = "mean",
+    revive: bool = False,
 ) -> Samples:
     """Prepare cams (N, S, *spatial), each channel by itself.
 
@@ -98,14 +109,39 @@ def prepare_samples(
         counted: (N,) booleans, or None for all. Where False the cam becomes zero, so that not even a NaN reaches a gradient.
         weights: (N,), or None.
         normalization: of the rectified cams; None leaves them signed.
+        reduction: how :meth:`Samples.reduce` reduces.
+        revive: whether dead cams pay the distance to their reference instead.
     """
+    check_choice("reduction", reduction, Reduction)
     cams = without(full_precision(cams), counted)
     if normalization is None:
-        return Samples(cams, cams, None, counted, weights)
+        return Samples(cams, cams, None, counted, weights, reduction=reduction)
     prepared = prepare(cams.flatten(0, 1).unsqueeze(1), normalization)
     dead = prepared.dead.reshape(cams.shape[:2])[:, 0]
     some_dead = not (readable(dead) and not bool(dead.any()))
-    return Samples(cams, prepared.maps.reshape(cams.shape), dead if some_dead else None, counted, weights)
+    return Samples(
+        cams,
+        prepared.maps.reshape(cams.shape),
+        dead if some_dead else None,
+        counted,
+        weights,
+        reduction=reduction,
+        revive=revive,
+    )
+
+
+def checked_samples(
+    cams: Tensor,
+    normalization: Normalization | None = "max",
+    *,
+    channels: int = 1,
+    sample_weights: Tensor | None = None,
+    **options: Unpack[Reviving],
+) -> Samples:
+    """Check cams and the weights of samples, and prepare the cams."""
+    check_cams(cams, channels)
+    counted = counted_samples(cams.shape[0], sample_weights)
+    return prepare_samples(cams, counted, sample_weights, normalization, **options)
 
 
 def without(cams: Tensor, counted: Tensor | None) -> Tensor:

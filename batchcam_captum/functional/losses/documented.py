@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -61,6 +61,9 @@ WORDS = {
     "method": "that of the regularizer's ``grad_cam``",
     "score": '``"label"``',
 }
+
+#: The options that functions of losses take as ``**options``, in the order of their signatures.
+DEFAULTS = {"seen": None, "revive": True, "reduction": "mean", "ignore_index": -100, "sample_weights": None}
 
 RETURNS = """\
 Returns:
@@ -130,23 +133,45 @@ def complete(
     return "\n\n".join(parts[name] for name in order if name in parts) + "\n"
 
 
+def expanded(function: Callable[..., Tensor]) -> inspect.Signature:
+    """Return the signature of a function with the options of its ``**options: Unpack[…]`` spelled out."""
+    signature = inspect.signature(function)
+    *parameters, last = signature.parameters.values()
+    if last.kind is not inspect.Parameter.VAR_KEYWORD:
+        return signature
+    (options,) = get_args(get_type_hints(function)[last.name])
+    parameters += [
+        last.replace(name=name, kind=last.KEYWORD_ONLY, default=default, annotation=kind.__forward_arg__)
+        for name, default in DEFAULTS.items()
+        if (kind := options.__annotations__.get(name)) is not None
+    ]
+    return signature.replace(parameters=parameters)
+
+
 def loss_function(**words: str) -> Callable[[F], F]:
-    """Return a decorator that runs a loss with autocast off and completes its docstring.
+    """Return a decorator that completes the signature and the docstring of a loss, and runs it with autocast off.
 
     Args:
         **words: what the placeholders of :data:`ARGUMENTS` mean for this loss.
     """
 
     def decorate(function: F) -> F:
+        signature = expanded(function)
+        added = signature.parameters.keys() - inspect.signature(function).parameters.keys()
+        defaults = {name: DEFAULTS[name] for name in DEFAULTS if name in added}
+
         @functools.wraps(function)
-        def loss(cams: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def loss(cams: Tensor, *args: Any, **options: Any) -> Tensor:
+            for name in options:
+                if name not in signature.parameters:
+                    raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}")
             with no_autocast(cams):
-                return function(cams, *args, **kwargs)
+                return function(cams, *args, **{**defaults, **options})
 
         doc = inspect.cleandoc(function.__doc__ or "")
         returns = "" if "Returns:" in doc else f"\n\n{RETURNS}"
-        loss.__doc__ = complete(doc + returns, inspect.signature(function).parameters, words)
-        vars(loss)["words"] = words
+        loss.__doc__ = complete(doc + returns, signature.parameters, words)
+        vars(loss).update(words=words, __signature__=signature)
         return cast(F, loss)
 
     return decorate

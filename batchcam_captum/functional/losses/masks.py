@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
 from ..checks import ValueChecks, both, unless_all
 from ..distance import l1_distance, l2_distance
 from ..maps import Normalization, peak, resize
 from ..precision import full_precision
-from ..reduce import Reduction
 from .base import (
     MaskResolution,
+    Reviving,
     Samples,
     check_aspect,
     check_cams,
@@ -22,15 +24,22 @@ from .base import (
 from .documented import loss_function
 
 
+class MaskOptions(Reviving, total=False):
+    """The options that the losses against masks share."""
+
+    sample_weights: Tensor | None
+
+
 def mask_samples(
     cams: Tensor,
     masks: Tensor,
-    *,
     normalization: Normalization | None = "max",
     resolution: MaskResolution = "map",
+    *,
     counted: Tensor | None = None,
     sample_weights: Tensor | None = None,
     checks: ValueChecks | None = None,
+    **options: Unpack[Reviving],
 ) -> Samples:
     """Check cams and masks, and prepare both for a comparison at one size.
 
@@ -42,6 +51,7 @@ def mask_samples(
         counted: (N,) booleans, or None for all.
         sample_weights: (N,), or None.
         checks: where checks of values go; None: they raise at once.
+        **options: of :func:`prepare_samples`.
     """
     check_cams(cams)
     size = check_size(resolution, MaskResolution, cams.shape[2:])
@@ -56,7 +66,7 @@ def mask_samples(
         lambda: f"found {'NaN' if bool(masks.isnan().any()) else f'{masks.min():.4g} to {masks.max():.4g}'}",
     )
     annotated = unless_all((masks.detach().flatten(1) > 0).any(1))
-    samples = prepare_samples(cams, both(counted, annotated), sample_weights, normalization)
+    samples = prepare_samples(cams, both(counted, annotated), sample_weights, normalization, **options)
     return samples.against(masks if size is None else fit_masks(masks, samples.maps))
 
 
@@ -104,9 +114,7 @@ def energy_loss(
     masks: Tensor,
     *,
     resolution: MaskResolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[MaskOptions],
 ) -> Tensor:
     r"""Penalize the share of the positive evidence that lies outside the mask.
 
@@ -116,8 +124,8 @@ def energy_loss(
     negative share inside, which is smaller by the constant 1.) In [0, 1]; a dead cam without ``revive`` gives 1 and no gradient.
     It does not depend on the scale of the cam, so there is no normalization to choose.
     """
-    samples = mask_samples(cams, masks, resolution=resolution, sample_weights=sample_weights)
-    return samples.reduce(energy(samples), reduction, revive=revive)
+    samples = mask_samples(cams, masks, "max", resolution, **options)
+    return samples.reduce(energy(samples))
 
 
 def energy(samples: Samples) -> Tensor:
@@ -138,9 +146,7 @@ def rrr_cam_loss(
     *,
     normalization: Normalization = "max",
     resolution: MaskResolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[MaskOptions],
 ) -> Tensor:
     r"""Penalize the squared evidence outside the mask: right for the right reasons, on cams.
 
@@ -151,10 +157,8 @@ def rrr_cam_loss(
     pixels as in the papers, in [0, number of pixels], so its weight depends on the size of the map. A dead cam without
     ``revive`` gives 0 and no gradient.
     """
-    samples = mask_samples(
-        cams, masks, normalization=normalization, resolution=resolution, sample_weights=sample_weights
-    )
-    return samples.reduce(squares_outside(samples), reduction, revive=revive)
+    samples = mask_samples(cams, masks, normalization, resolution, **options)
+    return samples.reduce(squares_outside(samples))
 
 
 def squares_outside(samples: Samples) -> Tensor:
@@ -170,9 +174,7 @@ def gradia_loss(
     *,
     normalization: Normalization = "max",
     resolution: MaskResolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[MaskOptions],
 ) -> Tensor:
     r"""Penalize the mean absolute difference between cam and mask.
 
@@ -182,10 +184,8 @@ def gradia_loss(
     Alignment"; the mean over pixels and the normalization are ours.) In [0, 1]; a dead cam without ``revive`` gives mean(m) and
     no gradient.
     """
-    samples = mask_samples(
-        cams, masks, normalization=normalization, resolution=resolution, sample_weights=sample_weights
-    )
-    return samples.reduce(samples.distances(l1_distance, revive=revive), reduction, revive=revive)
+    samples = mask_samples(cams, masks, normalization, resolution, **options)
+    return samples.reduce(samples.distances(l1_distance))
 
 
 @loss_function(other="mask", target="m")
@@ -195,9 +195,7 @@ def hint_loss(
     *,
     normalization: Normalization = "max",
     resolution: MaskResolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[MaskOptions],
 ) -> Tensor:
     r"""Penalize the mean squared difference between cam and mask, after HINT.
 
@@ -206,7 +204,5 @@ def hint_loss(
     (After Selvaraju et al. 2019, who rank the regions of an image by human attention; the squared difference instead of the
     ranking is ours.) In [0, 1]; a dead cam without ``revive`` gives mean(m²) and no gradient.
     """
-    samples = mask_samples(
-        cams, masks, normalization=normalization, resolution=resolution, sample_weights=sample_weights
-    )
-    return samples.reduce(samples.distances(l2_distance, revive=revive), reduction, revive=revive)
+    samples = mask_samples(cams, masks, normalization, resolution, **options)
+    return samples.reduce(samples.distances(l2_distance))

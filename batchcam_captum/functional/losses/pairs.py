@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from ..maps import Normalization, peak
 from ..reduce import Reduction
 from .base import (
     ImageResolution,
+    Reviving,
     Samples,
     check_aspect,
     check_cams,
     check_positive,
     check_size,
+    checked_samples,
     counted_samples,
     fit_references,
     prepare_samples,
@@ -33,6 +35,12 @@ ConsistencyNormalization = Literal["max", "none"]
 _DIMENSIONS = {"hflip": 1, "vflip": 2, "rot90": 2}
 
 
+class PairOptions(Reviving, total=False):
+    """The options that the losses on rectified maps share."""
+
+    sample_weights: Tensor | None
+
+
 @loss_function(other="image", target="x")
 def image_loss(
     cams: Tensor,
@@ -41,9 +49,7 @@ def image_loss(
     distance: str | Distance = "l2",
     normalization: Normalization = "max",
     resolution: ImageResolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[PairOptions],
 ) -> Tensor:
     r"""Compare each cam with its own image: the authors' term before Batch-CAM.
 
@@ -52,11 +58,8 @@ def image_loss(
     Args:
         images: x, (N, 1, *spatial) in [0, 1], of any size, as :func:`~batchcam_captum.functional.image_maps` makes them.
     """
-    check_cams(cams)
-    counted = counted_samples(cams.shape[0], sample_weights)
-    samples = prepare_samples(cams, counted, sample_weights, normalization)
-    samples = against_images(samples, images, resolution)
-    return samples.reduce(samples.distances(distance, revive=revive), reduction, revive=revive)
+    samples = against_images(checked_samples(cams, normalization, **options), images, resolution)
+    return samples.reduce(samples.distances(distance))
 
 
 def against_images(samples: Samples, images: Tensor, resolution: ImageResolution) -> Samples:
@@ -103,8 +106,9 @@ def consistency_loss(
     """
     check_cams(cams)
     check_transform(transform)
-    samples = view_samples(cams, counted_samples(cams.shape[0], sample_weights), sample_weights)
-    return samples.reduce(inconsistency(samples, transform, normalization), reduction)
+    counted = counted_samples(cams.shape[0], sample_weights)
+    samples = view_samples(cams, counted, sample_weights, reduction=reduction)
+    return samples.reduce(inconsistency(samples, transform, normalization))
 
 
 def check_transform(transform: TransformName | Transform) -> None:
@@ -115,7 +119,9 @@ def check_transform(transform: TransformName | Transform) -> None:
         )
 
 
-def view_samples(cams: Tensor, counted: Tensor | None, sample_weights: Tensor | None) -> Samples:
+def view_samples(
+    cams: Tensor, counted: Tensor | None, sample_weights: Tensor | None, **options: Unpack[Reviving]
+) -> Samples:
     """Prepare the cams of two views, (2N, 1, *spatial), as the two channels of N samples; a pair counts if both views do."""
     if cams.shape[0] % 2:
         raise ValueError(
@@ -124,7 +130,7 @@ def view_samples(cams: Tensor, counted: Tensor | None, sample_weights: Tensor | 
         )
     counted = None if counted is None else torch.stack(counted.chunk(2)).all(0)
     weights = None if sample_weights is None else torch.stack(sample_weights.chunk(2)).amin(0)
-    return prepare_samples(torch.cat(cams.chunk(2), 1), counted, weights, None)
+    return prepare_samples(torch.cat(cams.chunk(2), 1), counted, weights, None, **options)
 
 
 def inconsistency(
@@ -171,9 +177,7 @@ def separability_loss(
     threshold: float = 0.5,
     sharpness: float = 10.0,
     normalization: Normalization = "max",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[PairOptions],
 ) -> Tensor:
     r"""Penalize the overlap of the maps of the label and of the most confused class.
 
@@ -189,11 +193,9 @@ def separability_loss(
         threshold: σ as a share of the largest value of the label's map, from 0 to 1.
         sharpness: ω > 0; large values make T a step.
     """
-    check_cams(cams, channels=2)
     check_soft_mask(threshold, sharpness)
-    counted = counted_samples(cams.shape[0], sample_weights)
-    samples = prepare_samples(cams, counted, sample_weights, normalization)
-    return samples.reduce(overlap(samples, threshold, sharpness), reduction, revive=revive)
+    samples = checked_samples(cams, normalization, channels=2, **options)
+    return samples.reduce(overlap(samples, threshold, sharpness))
 
 
 def check_soft_mask(threshold: float, sharpness: float) -> None:
@@ -217,9 +219,7 @@ def total_variation_loss(
     cams: Tensor,
     *,
     normalization: Normalization = "max",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    sample_weights: Tensor | None = None,
+    **options: Unpack[PairOptions],
 ) -> Tensor:
     r"""Penalize differences between neighboring pixels of a map.
 
@@ -229,10 +229,8 @@ def total_variation_loss(
     anisotropic form; the mean over pixels, so that the weight does not depend on the size of the map, is ours.) In [0, d]; 0 for
     a flat map. With ``normalization="none"`` a smaller cam is a smoother one.
     """
-    check_cams(cams)
-    counted = counted_samples(cams.shape[0], sample_weights)
-    samples = prepare_samples(cams, counted, sample_weights, normalization)
-    return samples.reduce(variation(samples), reduction, revive=revive)
+    samples = checked_samples(cams, normalization, **options)
+    return samples.reduce(variation(samples))
 
 
 def variation(samples: Samples) -> Tensor:

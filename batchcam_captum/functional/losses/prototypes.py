@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from ..distance import Distance, get_distance, scaled, unit
 from ..maps import Normalization, peak, resize
 from ..reduce import Reduction, reduce
 from .base import (
+    Reducing,
     Resolution,
+    Reviving,
     Samples,
     check_cams,
     check_positive,
@@ -37,20 +39,35 @@ BESIDE_MAPS = 4
 _ROUNDING = 1e-5
 
 
+class LabelOptions(Reducing, total=False):
+    """The options that the losses with labels share."""
+
+    seen: Tensor | None
+    ignore_index: int
+    sample_weights: Tensor | None
+
+
+class PrototypeOptions(LabelOptions, total=False):
+    """The options of losses that compare rectified maps with prototypes."""
+
+    revive: bool
+
+
 def prototype_samples(
     cams: Tensor,
     labels: Tensor,
     prototypes: Tensor,
-    seen: Tensor | None,
-    *,
     normalization: Normalization | None,
-    ignore_index: int,
-    sample_weights: Tensor | None,
+    *,
+    seen: Tensor | None = None,
+    ignore_index: int = -100,
+    sample_weights: Tensor | None = None,
     checks: ValueChecks | None = None,
+    **options: Unpack[Reviving],
 ) -> Samples:
     """Prepare cams for a comparison with prototypes (K, P, *size) that have their size and scale already."""
     belongs = membership(cams, labels, prototypes, seen, ignore_index, sample_weights, checks)
-    samples = prepare_samples(cams, belongs.mask, belongs.importance, normalization)
+    samples = prepare_samples(cams, belongs.mask, belongs.importance, normalization, **options)
     return samples._replace(belongs=belongs, prototypes=prototypes, seen=seen)
 
 
@@ -69,14 +86,10 @@ def prototype_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    seen: Tensor | None = None,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
     resolution: Resolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-    sample_weights: Tensor | None = None,
+    **options: Unpack[PrototypeOptions],
 ) -> Tensor:
     r"""Compare each cam with the prototype of its class.
 
@@ -85,20 +98,17 @@ def prototype_loss(
     (Ignesti et al. 2025, arXiv 2510.00664; the normalization and the comparison at the size of the cams are ours.) With soft
     labels, or several labels per sample, the prototypes are mixed in the same proportions.
     """
+    prototypes = _fitted(cams, prototypes, resolution)
+    samples = against_own(prototype_samples(cams, labels, prototypes, normalization, **options))
+    return samples.reduce(samples.distances(distance))
+
+
+def _fitted(cams: Tensor, prototypes: Tensor, resolution: Resolution) -> Tensor:
+    """Check cams and prototypes, and bring the prototypes to the size and the scale of the comparison."""
     check_cams(cams)
     check_prototypes(cams, prototypes)
     size = check_size(resolution, Resolution, cams.shape[2:])
-    samples = prototype_samples(
-        cams,
-        labels,
-        fit_references(prototypes, size, _dtype(cams)),
-        seen,
-        normalization=normalization,
-        ignore_index=ignore_index,
-        sample_weights=sample_weights,
-    )
-    samples = against_own(samples)
-    return samples.reduce(samples.distances(distance, revive=revive), reduction, revive=revive)
+    return fit_references(prototypes, size, _dtype(cams))
 
 
 def _dtype(cams: Tensor) -> torch.dtype:
@@ -111,14 +121,10 @@ def batch_cam_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    seen: Tensor | None = None,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
     resolution: Resolution = "map",
-    revive: bool = True,
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-    sample_weights: Tensor | None = None,
+    **options: Unpack[PrototypeOptions],
 ) -> Tensor:
     r"""Compare the mean cam of each class in the batch with the prototype of that class.
 
@@ -134,20 +140,14 @@ def batch_cam_loss(
         A scalar, or (K,) for ``reduction="none"``, zero for an absent class. With nothing to count the scalar is a zero that is
         connected to the graph.
     """
-    check_cams(cams)
-    check_prototypes(cams, prototypes)
-    size = check_size(resolution, Resolution, cams.shape[2:])
-    samples = prototype_samples(
-        cams,
-        labels,
-        fit_references(prototypes, size, _dtype(cams)),
-        seen,
-        normalization=normalization,
-        ignore_index=ignore_index,
-        sample_weights=sample_weights,
-    )
+    prototypes = _fitted(cams, prototypes, resolution)
+    return class_value(prototype_samples(cams, labels, prototypes, normalization, **options), distance)
+
+
+def class_value(samples: Samples, distance: str | Distance) -> Tensor:
+    """Return the loss of the class means of a batch."""
     groups = Groups.of(samples)
-    return groups.value(ClassSums.of(samples, groups, revive), distance, reduction)
+    return groups.value(ClassSums.of(samples, groups), distance, samples.reduction)
 
 
 class Groups(NamedTuple):
@@ -200,7 +200,7 @@ class ClassSums(NamedTuple):
     mass: Tensor | None = None  #: (G,) how many samples there are, whatever they weigh; None: whole numbers
 
     @classmethod
-    def of(cls, samples: Samples, groups: Groups, revive: bool) -> ClassSums:
+    def of(cls, samples: Samples, groups: Groups) -> ClassSums:
         """Sum over a batch."""
         assert samples.belongs is not None
         belongs = samples.belongs
@@ -212,7 +212,7 @@ class ClassSums(NamedTuple):
             rows = rows * weights.reshape(-1, *[1] * (rows.dim() - 1))
         counts = _over_groups(weights, belongs, groups)
         averaged, costs = counts, None
-        if revive and samples.dead is not None:
+        if samples.revive and samples.dead is not None:
             averaged = _over_groups(weights.masked_fill(samples.dead, 0), belongs, groups)
             paid = torch.where(samples.dead, against_own(samples).revival(), 0)
             costs = _over_groups(weights * paid, belongs, groups)
@@ -248,12 +248,9 @@ def prototype_contrastive_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    seen: Tensor | None = None,
     temperature: float = 0.1,
     resolution: Resolution = "prototype",
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-    sample_weights: Tensor | None = None,
+    **options: Unpack[LabelOptions],
 ) -> Tensor:
     r"""Pull each cam to the prototype of its class, and push it away from the others.
 
@@ -269,20 +266,10 @@ def prototype_contrastive_loss(
         resolution: compare at the size of the cams, ``"map"``, or enlarge the cams to that of the ``"prototype"``. The first is
             far cheaper where many large prototypes (a thousand of 224 pixels) are compared with each cam.
     """
-    check_cams(cams)
-    check_prototypes(cams, prototypes)
     check_positive("temperature", temperature)
-    size = check_size(resolution, Resolution, cams.shape[2:])
-    samples = prototype_samples(
-        cams,
-        labels,
-        contrasted(fit_references(prototypes, size, _dtype(cams)), seen),
-        seen,
-        normalization=None,
-        ignore_index=ignore_index,
-        sample_weights=sample_weights,
-    )
-    return samples.reduce(contrast(samples, temperature), reduction)
+    prototypes = contrasted(_fitted(cams, prototypes, resolution), options.get("seen"))
+    samples = prototype_samples(cams, labels, prototypes, None, **options)
+    return samples.reduce(contrast(samples, temperature))
 
 
 def contrasted(prototypes: Tensor, seen: Tensor | None) -> Tensor:
@@ -329,11 +316,8 @@ def foreground_loss(
     labels: Tensor,
     prototypes: Tensor,
     *,
-    seen: Tensor | None = None,
     normalization: ForegroundNormalization = "none",
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-    sample_weights: Tensor | None = None,
+    **options: Unpack[LabelOptions],
 ) -> Tensor:
     r"""Penalize evidence outside the foreground of the class, for or against it.
 
@@ -356,16 +340,8 @@ def foreground_loss(
     check_cams(cams)
     check_prototypes(cams, prototypes)
     check_choice("normalization", normalization, ForegroundNormalization)
-    samples = prototype_samples(
-        cams,
-        labels,
-        foregrounds(prototypes, cams, None),
-        seen,
-        normalization=None,
-        ignore_index=ignore_index,
-        sample_weights=sample_weights,
-    )
-    return samples.reduce(outside(own_foreground(samples), normalization), reduction)
+    samples = prototype_samples(cams, labels, foregrounds(prototypes, cams, None), None, **options)
+    return samples.reduce(outside(own_foreground(samples), normalization))
 
 
 def foregrounds(prototypes: Tensor, cams: Tensor, checks: ValueChecks | None) -> Tensor:
