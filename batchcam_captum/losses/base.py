@@ -74,24 +74,26 @@ class _Options(nn.Module):
         cls.choices = {name: kind for name, kind in kinds.items() if get_origin(kind) is Literal}
         for base in cls.__mro__[1:]:
             cls.choices = getattr(base, "choices", {}) | cls.choices
-        own = sections(vars(cls).get("__doc__") or "")
+        doc = vars(cls).get("__doc__") or ""  # before dataclass() writes one
         dataclass(eq=False, repr=False, kw_only=True)(cls)
         for option in fields(cls):  # type: ignore[arg-type]
             if option.name in vars(cls):  # a default left on the class would hide a module of this name
                 delattr(cls, option.name)
-        arguments, words = {}, {"target": "1"}
-        if "function" in vars(cls) and cls.function is not None:
-            described = sections(cls.function.__doc__ or "")
-            own[""] = f"{described['']}\n\n{own['']}"
-            arguments = entries(described["Args"])
-            words = vars(cls.function)["words"]
-        arguments |= entries(own.pop("Args", ""))
-        for name in ("method", "score"):
-            default = getattr(cls, f"default_{name}", None)
-            if default is not None:
-                words = words | {name: f'``"{default}"``'}
-        options = inspect.signature(cls).parameters
-        cls.__doc__ = complete("\n\n".join(own.values()), options, words, arguments)
+        cls.__doc__ = _completed(cls, doc)
+
+
+def _completed(kind: type[_Options], doc: str) -> str:
+    """Complete the docstring of a loss: with the description of its function, if it has one, and all of its options."""
+    own, arguments, words = sections(doc), {}, {"target": "1"}
+    if vars(kind).get("function") is not None:
+        described = sections(kind.function.__doc__ or "")
+        own[""] = f"{described['']}\n\n{own['']}"
+        arguments, words = entries(described["Args"]), vars(kind.function)["words"]
+    for name in ("method", "score"):
+        if getattr(kind, f"default_{name}", None) is not None:
+            words = words | {name: f'``"{getattr(kind, f"default_{name}")}"``'}
+    arguments |= entries(own.pop("Args", ""))
+    return complete("\n\n".join(own.values()), inspect.signature(kind).parameters, words, arguments)
 
 
 class CamLoss(_Options):
