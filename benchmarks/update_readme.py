@@ -14,8 +14,8 @@ from .study.summary import cell_of, collected
 from .writing import ROOT, machine, markdown, put, result
 
 COMMANDS = {
-    "digits": "batchcam demo --seeds 0 1 2",
-    "fashion-mnist": "batchcam demo --data fashion-mnist --data-root DIR --seeds 0 1 2",
+    "digits": "batchcam demo --seeds 0,1,2",
+    "fashion-mnist": "batchcam demo --data fashion-mnist --data-root DIR --seeds 0,1,2",
 }
 #: Data sets of the study, in words.
 SETS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tomllib
 import warnings
@@ -26,6 +27,26 @@ version = release = __version__
 #: Where the source lies, for the links that edit a page.
 source_address = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["urls"]["Source"]
 
+#: The page of the commands includes what they say of themselves.
+COMMANDS = HERE / "_build" / "commands.md"
+COMMANDS.parent.mkdir(exist_ok=True)
+subprocess.run(
+    [
+        sys.executable,
+        "-m",
+        "typer",
+        "batchcam_captum.cli.app",
+        "utils",
+        "docs",
+        "--name",
+        "batchcam",
+        "--output",
+        str(COMMANDS),
+    ],
+    check=True,
+    capture_output=True,
+)
+
 extensions = [
     "dashes",
     "diagrams",
@@ -39,7 +60,6 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinxarg.ext",
     "sphinxcontrib.bibtex",
     "sphinx_copybutton",
     "sphinx_design",

@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "attribution": {"attribution", "functional", "warn"},
     "prototypes": {"prototypes", "functional", "batches", "files", "distributed", "warn"},
     "losses": {"losses", "functional", "prototypes", "distributed"},
-    "loading": {"loading", "attribution", "functional", "files", "environment", "optional"},
+    "loading": {"loading", "attribution", "functional", "files", "environment", "optional", "warn"},
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"}
     | {"warn"},
     "evaluation": {

@@ -2,202 +2,218 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from .arguments import MODEL, add_images, add_model, remark_random_weights, several
+import typer
+
+from .options import (
+    Checkpoint,
+    Device,
+    Layer,
+    Mean,
+    Model,
+    NumClasses,
+    Pretrained,
+    Quiet,
+    Size,
+    Std,
+    comma_separated,
+    remark,
+    warnings_as_remarks,
+)
 
 if TYPE_CHECKING:
-    from ..interop.compare import Comparison
     from ..loading import LoadedImages
 
-#: The methods, listed here because the help needs them before torch is imported.
+#: The methods, listed here because the help shows them before torch is imported.
 METHODS = ("grad_cam", "grad_cam_plus_plus", "xgrad_cam", "hires_cam", "layer_cam", "grad_cam_elementwise")
 
 
-def add(commands: Any) -> None:
-    """Describe the command.
+def compare(
+    model: Model,
+    image: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE",
+            help="Files, folders or patterns. Default: photographs that come with scikit-image or scikit-learn.",
+        ),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = False,
+    num_classes: NumClasses = None,
+    layer: Layer = None,
+    reshape: Annotated[
+        Literal["auto", "tokens", "channels_last"] | None,
+        typer.Option(help="For layers of transformers. Default: auto if needed."),
+    ] = None,
+    device: Device = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="float32, float64, bfloat16 or float16. Default: the model's."),
+    ] = None,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Use this memory format.")] = False,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=-(2**63), max=2**63 - 1, help="Of random weights.")
+    ] = 0,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    target: Annotated[
+        Any,
+        typer.Option(
+            parser=comma_separated(int),
+            metavar="CLASSES",
+            help="One class for all images, or one for each. Default: the predicted ones.",
+        ),
+    ] = None,
+    method: Annotated[
+        Any,
+        typer.Option(parser=comma_separated(str), metavar="NAMES", help=f"Some of {', '.join(METHODS)}."),
+    ] = "grad_cam",
+    libraries: Annotated[
+        Any,
+        typer.Option(
+            parser=comma_separated(str),
+            metavar="NAMES",
+            help="Some of pytorch-grad-cam, captum, torchcam. Default: all that are installed.",
+        ),
+    ] = None,
+    batch_sizes: Annotated[
+        Any,
+        typer.Option(
+            parser=comma_separated(int),
+            metavar="NUMBERS",
+            help="Measure time and memory of these batch sizes.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Rounds of the timing, at most.")] = 20,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results.")] = Path(
+        "compare-output"
+    ),
+    quiet: Quiet = False,
+) -> None:
+    """Compare maps and costs across libraries.
 
-    Args:
-        commands: what ``add_subparsers`` returned.
+    The others are pytorch-grad-cam, Captum and TorchCAM, as far as they are installed: differences, similarity, correlations,
+    overlap; with --batch-sizes also time, and on CUDA peak memory. Prints the tables, and writes comparison.json, comparison.md
+    and comparison.png.
     """
-    compare = commands.add_parser(
-        "compare",
-        help="compare the maps with those of pytorch-grad-cam, Captum and TorchCAM, and what they cost",
-        description="Compare this package's maps with those of the other libraries that are installed: differences, similarity, "
-        "correlations, overlap; with --batch-sizes also time, and on CUDA peak memory. Prints the tables and writes "
-        "comparison.json, comparison.md and comparison.png. Options with several values take them separated by commas: "
-        "--size 24,30.",
-    )
-    compare.set_defaults(run=run, extra="compare")
-    compare.add_argument("model", metavar="MODEL", help=MODEL)
-    compare.add_argument(
-        "image",
-        nargs="*",
-        metavar="IMAGE",
-        help="files, folders or patterns; default: photographs that come with scikit-image or scikit-learn",
-    )
-    model = compare.add_argument_group("model")
-    add_model(model)
-    model.add_argument(
-        "--pretrained",
-        action="store_true",
-        help="the library's own weights, downloaded if needed; without this option and --checkpoint they are random",
-    )
-    model.add_argument("--num-classes", type=int, metavar="K", help="default: as the library makes the model")
-    model.add_argument(
-        "--reshape",
-        choices=["auto", "tokens", "channels_last"],
-        help="for layers of transformers; default: auto if needed",
-    )
-    model.add_argument(
-        "--dtype", metavar="NAME", help="float32, float64, bfloat16 or float16; default: the model's"
-    )
-    model.add_argument("--channels-last", action="store_true", help="use this memory format")
-    model.add_argument("--seed", type=int, default=0, help="of random weights; default: 0")
-    images = compare.add_argument_group(
-        "images", "Default: as in the model's training, if its library knows."
-    )
-    add_images(images, "height and width, or one for both")
-    images.add_argument(
-        "--target",
-        type=several(int),
-        action="extend",
-        metavar="CLASS",
-        help="one for all images, or one for each; default: the predicted ones",
-    )
-    what = compare.add_argument_group("comparison")
-    what.add_argument(
-        "--method",
-        type=several(str),
-        action="extend",
-        metavar="NAME",
-        help=f"some of {', '.join(METHODS)}; default: grad_cam",
-    )
-    what.add_argument(
-        "--libraries",
-        type=several(str),
-        action="extend",
-        metavar="NAME",
-        help="some of pytorch-grad-cam, captum, torchcam; default: all that are installed",
-    )
-    what.add_argument(
-        "--batch-sizes", type=several(int), action="extend", metavar="N", help="measure these batch sizes"
-    )
-    what.add_argument("--repeats", type=int, default=20, help="rounds of the timing at most; default: 20")
-    what.add_argument(
-        "--output",
-        type=Path,
-        default=Path("compare-output"),
-        metavar="DIR",
-        help="folder for the results; default: compare-output",
-    )
-    what.add_argument("--quiet", action="store_true", help="no progress, no remarks")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Load, compare, print and write."""
     from ..files import output_folder
     from ..interop.compare import FILES, check_names
-    from ..interop.peers import PEERS
-    from ..loading import check_device, check_dtype
+    from ..loading import check_device, check_dtype, load_images, load_packaged_images, source_of
     from ..optional import load
+    from .inputs import ModelSource
 
-    # Fast checks first: loading may take minutes.
-    check_device(options.device)
-    dtype = None if options.dtype is None else check_dtype(options.dtype)
-    check_names("--method", options.method or ["grad_cam"], METHODS)
-    by_letters = {_letters(name): name for name in PEERS}
-    libraries = [by_letters.get(_letters(name), name) for name in options.libraries or PEERS]
-    check_names("--libraries", libraries, PEERS)
-    absent = [name for name in libraries if PEERS[name].version is None]
-    if absent and options.libraries:
-        raise ValueError(f"--libraries: expected installed libraries, got {', '.join(absent)}; install them")
+    # Checks that take no time come first.
+    check_device(device)
+    precision = None if dtype is None else check_dtype(dtype)
+    check_names("--method", method, METHODS)
+    chosen = _find_libraries(libraries)
     load("matplotlib", purpose="batchcam compare")
-    with output_folder(options.output, FILES):
-        comparison = _compared(options, dtype, libraries)
+    source = ModelSource(model, checkpoint, pretrained, num_classes, device, size, mean, std)
+    with output_folder(output, FILES), warnings_as_remarks(quiet):
+        network = source.load(seed=seed).to(dtype=precision)
+        prepare = source.preprocessing(network)
+        images = load_images(image, prepare) if image else load_packaged_images(prepare)
+        if source.has_random_weights:
+            remark(
+                f"{model} has random weights; for meaningful maps pass --checkpoint or --pretrained", quiet
+            )
+        comparison = _run(
+            network,
+            layer,
+            images,
+            source,
+            channels_last=channels_last,
+            methods=method,
+            targets=_expand(target, images),
+            libraries=chosen,
+            batch_sizes=batch_sizes or (),
+            reshape=reshape,
+            repeats=repeats,
+            progress=not quiet,
+        )
+        origin, version = source_of(model)
+        comparison.settings |= {
+            "model": model,
+            "source": origin,
+            "source_version": version,
+            "preprocessing": asdict(prepare),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "pretrained": pretrained,
+            "seed": seed,
+            "channels_last": channels_last,
+        }
         print(comparison.text())
-        names = comparison.write(options.output)
-    for remark in [] if options.quiet else comparison.remarks:
-        print(f"batchcam: {remark}", file=sys.stderr)
-    print("\n".join([f"Written to {options.output}:", *(f"  {name}" for name in names)]))
+        names = comparison.write(output)
+    for each in comparison.remarks:
+        remark(each, quiet)
+    print("\n".join([f"Written to {output}:", *(f"  {name}" for name in names)]))
 
 
-def _compared(options: argparse.Namespace, dtype: Any, libraries: list[str]) -> Comparison:
+def _run(
+    network: Any,
+    layer: str | None,
+    images: LoadedImages,
+    source: Any,
+    *,
+    channels_last: bool,
+    reshape: Any,
+    **options: Any,
+) -> Any:
+    """Compare the maps; an error of torch becomes one of the command."""
     import torch
 
     from ..interop.compare import compare
-    from ..loading import find_layer, load_model, source_of
+    from ..loading import find_layer
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        model = load_model(
-            options.model,
-            checkpoint=options.checkpoint,
-            num_classes=options.num_classes,
-            pretrained=options.pretrained,
-        )
-    images, preprocessing = _images(options, model)
-    remark_random_weights(options)
+    example = next(iter(network.parameters()), images.tensor)
+    inputs = images.tensor.to(example.device, example.dtype)
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)
+        inputs = inputs.to(memory_format=torch.channels_last)
     try:
-        model, tensor = model.to(options.device, dtype), images.tensor.to(options.device, dtype)
-        if options.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-            tensor = tensor.to(memory_format=torch.channels_last)
-        layer = find_layer(model, options.layer, tensor[:2])
+        found = find_layer(network, layer, inputs[:2])
         comparison = compare(
-            model,
-            layer.name,
-            tensor,
-            methods=options.method or ["grad_cam"],
-            targets=_targets(options.target, images),
-            libraries=libraries,
-            batch_sizes=options.batch_sizes or [],
-            reshape=options.reshape or layer.reshape,
-            repeats=options.repeats,
+            network,
+            found.name,
+            inputs,
+            reshape=reshape or found.reshape,
             paths=images.paths,
             pictures=images.pictures,
-            progress=not options.quiet,
+            **options,
         )
     except (RuntimeError, TypeError) as error:
         raise ValueError(
-            f"model: expected {options.model} to take images of shape {tuple(images.tensor.shape)} on {options.device}, got "
+            f"model: expected {source.name} to take images of shape {tuple(inputs.shape)} on {source.device}, got "
             f"{type(error).__name__}: {error}; change --size, --mean (one number per channel), --dtype or --device"
         ) from error
     if not comparison.pairs and comparison.skipped:
         first = comparison.skipped[0]
         raise ValueError(
-            f"--layer: expected one that can be compared, got {layer.name!r}: {first.library}, {first.method}: {first.reason}"
+            f"--layer: expected one that can be compared, got {found.name!r}: {first.library}, {first.method}: {first.reason}"
         )
     comparison.unreadable = images.failed
-    source, version = source_of(options.model)
-    comparison.settings |= {
-        "model": options.model,
-        "source": source,
-        "source_version": version,
-        "preprocessing": preprocessing,
-        "checkpoint": None if options.checkpoint is None else str(options.checkpoint),
-        "pretrained": options.pretrained,
-        "seed": options.seed,
-        "channels_last": options.channels_last,
-    }
     return comparison
 
 
-def _images(options: argparse.Namespace, model: Any) -> tuple[LoadedImages, dict[str, Any]]:
-    """Return the images as the model takes them, and what was done to them."""
-    from ..loading import load_images, load_packaged_images
-    from .inputs import preprocessing_of
+def _find_libraries(names: list[str] | None) -> list[str]:
+    """Return the libraries by their own names, however the user writes them."""
+    from ..interop.compare import check_names
+    from ..interop.peers import PEERS
 
-    taken = preprocessing_of(options, model)
-    loaded = load_images(options.image, taken) if options.image else load_packaged_images(taken)
-    return loaded, asdict(taken)
+    by_letters = {_letters(name): name for name in PEERS}
+    libraries = [by_letters.get(_letters(name), name) for name in names or PEERS]
+    check_names("--libraries", libraries, PEERS)
+    absent = [name for name in libraries if PEERS[name].version is None]
+    if absent and names:
+        raise ValueError(f"--libraries: expected installed libraries, got {', '.join(absent)}; install them")
+    return libraries
 
 
-def _targets(given: list[int] | None, images: LoadedImages) -> list[int] | None:
+def _expand(given: list[int] | None, images: LoadedImages) -> list[int] | None:
     """Return one class per image that could be read; None: the predicted ones."""
     if given is None:
         return None

@@ -1,14 +1,13 @@
-"""From what a user names to what a command works with: models, checkpoints, layers, images, devices.
+"""Load models, checkpoints and images by name, and find layers and devices.
 
-Libraries that only some of it needs (timm, torchvision, Pillow, safetensors) are imported where they are used.
+timm, torchvision, Pillow and safetensors are imported where they are used.
 """
 
 from .checkpoints import load_checkpoint
 from .devices import check_device, check_dtype
 from .images import LoadedImages, Preprocessing, load_images, load_packaged_images, read_image
 from .layers import FoundLayer, find_layer
-from .models import load_model, source_of
-from .preprocessing import preprocessing
+from .models import load_model, preprocessing, source_of
 
 __all__ = [
     "FoundLayer",

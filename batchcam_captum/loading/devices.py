@@ -1,4 +1,4 @@
-"""Devices and dtypes by the names that users give them."""
+"""Devices and dtypes by name."""
 
 from __future__ import annotations
 
@@ -15,42 +15,36 @@ _SHORT |= {"float": "float32", "double": "float64", "half": "float16"}
 
 
 def check_device(name: str | torch.device) -> torch.device:
-    """The device of this name, tried out: whether it is there, and which index it may have, only PyTorch knows.
+    """Return the device of this name, after trying whether it is there.
 
     Args:
-        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, … or ``"mps"``.
-
-    Returns:
-        The device.
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"mps"``.
 
     Raises:
-        ValueError: another kind of device, or one that this machine lacks; the message says what PyTorch sees.
+        ValueError: another kind of device, or one that this machine does not have; the message says what PyTorch sees.
     """
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(f"{device.type} is none of cpu, cuda, mps")
+            raise RuntimeError(f"{device.type} is not one of cpu, cuda, mps")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without this kind
         reason = str(error).splitlines()[0].partition(". ")[0]  # some go on for a page
         raise ValueError(
-            f"device: expected cpu, cuda, cuda:1, … or mps, and that this machine has it, got {str(name)!r} "
+            f"device: expected cpu, or a cuda, cuda:1, ... or mps device of this machine, got {str(name)!r} "
             f"({reason}; PyTorch {torch.__version__} sees {_seen()}); pass cpu"
         ) from error
     return device
 
 
 def check_dtype(name: str | torch.dtype) -> torch.dtype:
-    """The floating dtype of this name.
+    """Return the floating-point dtype of this name.
 
     Args:
-        name: ``"float32"``, ``"float64"``, ``"float16"``, ``"bfloat16"``, or ``"fp32"``, ``"bf16"``, …; or the dtype itself.
-
-    Returns:
-        The dtype.
+        name: ``"float32"``, ``"float64"``, ``"float16"``, ``"bfloat16"``, or ``"fp32"``, ``"bf16"``, ...; or the dtype itself.
 
     Raises:
-        ValueError: another name, or a dtype that a model does not run in.
+        ValueError: an unknown name, or a dtype that models do not run in.
     """
     if isinstance(name, torch.dtype):
         name = str(name)
@@ -62,7 +56,7 @@ def check_dtype(name: str | torch.dtype) -> torch.dtype:
 
 
 def _seen() -> str:
-    """The accelerators that PyTorch can use, in words."""
+    """Describe the accelerators that PyTorch can use."""
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     seen = [f"cuda:{index} ({name})" for index, name in enumerate(names)]
     if torch.backends.mps.is_available():

@@ -169,7 +169,6 @@ def test_fast_checks_come_before_loading(folder, capsys, monkeypatch, arguments,
         (["net.py:make", "images", "--target", "4"], "targets"),
         (["net.py:make", "images", "--target", "1,2"], "--target"),
         (["net.py:make", "images", "--batch-sizes", "0"], "batch_sizes"),
-        (["net.py:make", "images", "--repeats", "0"], "repeats"),
         (["net.py:make", "images", "--output", "net.py/below"], "--output"),
     ],
 )
@@ -190,6 +189,5 @@ def test_help_names_the_methods(capsys):
     from batchcam_captum.interop.peers import OURS
 
     assert sorted(METHODS) == sorted(OURS.classes)
-    with pytest.raises(SystemExit):
-        main(["compare", "--help"])
+    assert main(["compare", "--help"]) == 0
     assert all(name in capsys.readouterr().out for name in ("grad_cam_elementwise",))

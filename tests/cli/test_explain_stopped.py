@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from batchcam_captum.cli.stopping import Terminated, sigterm_raises
 from batchcam_captum.explain import layout, open_store
 from batchcam_captum.explain import run as explaining
 from batchcam_captum.explain.layout import Status
@@ -89,7 +88,6 @@ def test_sigterm_ends_it_in_order(files, tmp_path):
     assert process.returncode == 143
     done = _written(tmp_path / "out")
     assert 4 <= done < 60
-    # Without a checkpoint there is nothing to remark either, as a function makes the model.
     assert (
         error
         == f"batchcam: terminated; {done} images are in {tmp_path}/out and stay: give the same command again\n"
@@ -105,20 +103,6 @@ def _written(path):
         return 0
 
 
-def test_an_error_after_sigterm_is_taken_for_its_consequence():
-    def worker_ends():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
-
-    with pytest.raises(Terminated), sigterm_raises():
-        worker_ends()
-    with pytest.raises(RuntimeError, match="of its own"), sigterm_raises():
-        raise RuntimeError("of its own")
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
 def test_images_that_were_mended_are_tried_again_when_asked_for(tmp_path, capsys, files):
     shutil.copytree(files / "images", tmp_path / "images")
     damaged = tmp_path / "images" / "dogs" / "0.png"
@@ -131,7 +115,7 @@ def test_images_that_were_mended_are_tried_again_when_asked_for(tmp_path, capsys
         assert run(f"{files / 'model.py'}:make", *where, *maps, *more) == 0
         return capsys.readouterr().out, open_store(tmp_path / "out")
 
-    remedy = "\nOnce they are mended: the same command with --retry-damaged\n"
+    remedy = "\nAfter repairing them: the same command with --retry-damaged\n"
     printed, store = explained()
     assert "Explained 4 of 6 images, " in printed
     assert remedy in printed

@@ -44,39 +44,14 @@ def test_layer_that_is_not_there():
 
 def test_device():
     assert check_device("cpu") == torch.device("cpu")
-    with pytest.raises(
-        ValueError, match=r"device: expected cpu, cuda, .* got 'cuda:99' .*PyTorch .* sees .*; pass cpu"
-    ):
-        check_device("cuda:99")
-    with pytest.raises(ValueError, match="got 'gpu'"):
-        check_device("gpu")
-    with pytest.raises(ValueError, match="meta is none of cpu, cuda, mps"):
-        check_device("meta")
+    for name in ("cuda:99", "gpu", "meta", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ValueError, match=f"^device: .*got '{name}' .*PyTorch .* sees .*; pass cpu"):
+            check_device(name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_where_one_is_asked_for():
-    with pytest.raises(ValueError, match=r"got 'cuda' .*sees no GPU\); pass cpu"):
-        check_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("float32", torch.float32),
-        ("fp64", torch.float64),
-        ("half", torch.float16),
-        ("float", torch.float32),
-        ("bf16", torch.bfloat16),
-        ("torch.float64", torch.float64),
-        (torch.float64, torch.float64),
-    ],
-)
-def test_dtype(name, dtype):
-    assert check_dtype(name) == dtype
-
-
-@pytest.mark.parametrize("name", ["int8", "f32", "", torch.int64])
-def test_dtype_that_no_model_runs_in(name):
-    with pytest.raises(ValueError, match="dtype: expected one of float32, float64, float16, bfloat16, got"):
-        check_dtype(name)
+def test_dtype():
+    for name in ("float64", "fp64", "double", "torch.float64", torch.float64):
+        assert check_dtype(name) == torch.float64
+    for name in ("int8", "f32", "", torch.int64):
+        with pytest.raises(ValueError, match=r"^dtype: .*bfloat16"):
+            check_dtype(name)
