@@ -72,17 +72,3 @@ def foregrounds(images, labels, num_classes, lit=0.3, share=0.35, dilate=2):
                 if own and sum(bool(image[i, j] > lit) for image in own) > share * len(own):
                     result[c, max(0, i - dilate) : i + dilate + 1, max(0, j - dilate) : j + dilate + 1] = True
     return result
-
-
-def mean_masks(masks, rows, importance, num_classes):
-    """The mean mask of each class, (K, *spatial); zero for an absent class."""
-    means = []
-    for c in range(num_classes):
-        pairs = [
-            (s * row[c], mask)
-            for mask, row, s in zip(masks[:, 0].double(), rows, importance, strict=True)
-            if row is not None
-        ]
-        weight = sum(w for w, _ in pairs)
-        means.append(sum(w * mask for w, mask in pairs) / (weight or 1))
-    return torch.stack(means)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils.checkpoint import CheckpointError
 
 from ..functional import CamMethod, dead_cams
@@ -49,13 +48,83 @@ Topic = Literal[
     "unreached",
     "zero_gradient",
 ]
+Severity = Literal["error", "warning", "note"]
+_ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
+_TEXTS: dict[Topic, tuple[Severity, str]] = {
+    "attribution": ("error", "{error}"),
+    "batch_norm": (
+        "warning",
+        "{norms}: BatchNorm with batch statistics after the layer mixes the samples, so each map depends on the other images; "
+        "{remedy}",
+    ),
+    "checkpoint": (
+        "error",
+        "reentrant checkpointing after or around the layer lets no gradient be taken at a layer; pass use_reentrant=False to "
+        "torch.utils.checkpoint.checkpoint",
+    ),
+    "class_token": (
+        "error",
+        "the scores depend on the class token alone, not on any of the layer's places, so every map is zero; {instead}",
+    ),
+    "compiled": (
+        "warning",
+        "{parts}, around or after the layer, is compiled: attribute() runs it uncompiled; in training it runs no hooks, and has no "
+        "second derivative: use the original module, call torch.compiler.set_stance('force_eager'), or split the model "
+        "(split_model)",
+    ),
+    "dead_cams": (
+        "warning",
+        "{share:.0%} of the maps have no positive value: nothing here is evidence for the target; look at the signed map, another "
+        "layer, or another target",
+    ),
+    "disconnected": ("error", "the scores do not depend on what the layer returns; {instead}"),
+    "layout": (
+        "error",
+        "the layer returns {shape}, which is not (N, C, *spatial); pass reshape='auto' to BatchGradCam, for maps of {size}",
+    ),
+    "mixing": (
+        "warning",
+        "the score of an image depends on the activations of the others in its batch, and so does its map; explain single "
+        "images, or a later layer",
+    ),
+    "not_finite": (
+        "error",
+        "the {what} are not finite; look for NaN in inputs and weights, and compute in float32 or float64",
+    ),
+    "repeated": (
+        "warning",
+        "the layer runs {runs} times in one forward: attribute() explains its last run, and a regularizer raises; give each run "
+        "a module of its own, or {instead}",
+    ),
+    "second_order": (
+        "warning",
+        "an operator after the layer has no second derivative ({problem}). Plain maps do not need one; differentiable maps and "
+        "losses on maps do: {choice} replace the operator",
+    ),
+    "small_maps": ("warning", "maps of {size}, under {least}, say next to nothing; {remedy}"),
+    "softmax": (
+        "warning",
+        "the scores look like a softmax: none is negative, and they sum to 1. Its gradient nearly vanishes for certain "
+        "predictions, and mixes the classes; explain the scores before the softmax",
+    ),
+    "target": ("error", "{error}"),
+    "unreached": ("error", "the layer does not run in this forward; choose one that does{names}"),
+    "zero_gradient": (
+        "error",
+        "the gradient of the scores is zero everywhere, so every map is zero; are the weights of the head zero, or does a ReLU "
+        "cut off everything after the layer?",
+    ),
+}
+# Texts for a topic's milder or more serious case.
+_UNCERTAIN_LAYOUT = (
+    "the layer returns {shape} for inputs {inputs}, which is read as (N, C, *spatial); pass a function as reshape= if it is "
+    "something else, or {instead}"
+)
 _CHECKPOINTED_ATTENTION = (
     "attention in a checkpointed part after the layer: its recomputation in the backward has to find the same backend as the "
     "forward did; for differentiable maps and losses put the whole training step inside "
     "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
 )
-Severity = Literal["error", "warning", "note"]
-_ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True)
@@ -233,34 +302,39 @@ def _report(
                 target = scores.detach().argmax(1)
             selected = select_target(scores, target)
         except (TypeError, ValueError) as error:
-            text = str(error).removeprefix("target: ")
-            return CheckReport([Finding("target", "error", text)], figures, len(inputs[0]))
+            finding = _finding("target", error=str(error).removeprefix("target: "))
+            return CheckReport([finding], figures, len(inputs[0]))
         findings += _of_scores(scores.detach())
         suggestions = suggest_from(trace, grad_cam.forward_func, scores, grad_cam.output)
-        views = [
-            _View(grad_cam, layer, figure.name, trace, scores, selected, suggestions, compiled)
-            for layer, figure in zip(grad_cam.layers, figures, strict=True)
-        ]
-        for view in views:
+        for layer, figure in zip(grad_cam.layers, figures, strict=True):
+            view = _View(grad_cam, layer, figure.name, trace, scores, selected, suggestions)
             try:
-                findings += [found for examine in _EXAMINATIONS for found in examine(view)]
+                findings += [*_of_forward(view, compiled), *_of_gradients(view)]
             except CheckpointError:
                 findings.append(Finding("checkpoint", "warning", _CHECKPOINTED_ATTENTION, view.name))
-        can_read = {"auto" for view in views if view.layout is not None and view.layout.reshape}
+            if view.layout is not None and grad_cam.reshape is None:
+                grad_cam.reshape = view.layout.reshape
     if _no_error(findings, "layout", "class_token", "zero_gradient"):
-        grad_cam.reshape = grad_cam.reshape or ("auto" if can_read else None)
         is_meant = _no_error(findings)
         try:
             with warnings.catch_warnings(action="ignore"):  # findings tell the same
                 cams = grad_cam.attribute(inputs, target, arguments or None)
         except (RuntimeError, TypeError, ValueError) as error:
-            findings.append(Finding("attribution", "error", str(error)))
+            findings.append(_finding("attribution", error=error))
             cams = []
         for position, cam in enumerate(cams if isinstance(cams, list) else [cams]):
             if isinstance(cam, Tensor):  # a layer with several tensors has a map of each
-                figures[position] = _with_map(figures[position], cam)
+                dead = dead_cams(cam).float().mean().item()
+                figures[position] = replace(
+                    figures[position], map_size=tuple(cam.shape[2:]), dead_fraction=dead
+                )
                 findings += _of_maps(cam, figures[position], suggestions) if is_meant else ()
     return CheckReport(findings, figures, len(inputs[0]))
+
+
+def _finding(topic: Topic, layer: str | None = None, **values: object) -> Finding:
+    severity, text = _TEXTS[topic]
+    return Finding(topic, severity, text.format(**values), layer)
 
 
 def _no_error(findings: Iterable[Finding], *but: str) -> bool:
@@ -273,9 +347,27 @@ def _figures(grad_cam: BatchGradCam, layer: nn.Module, trace: Trace) -> LayerFig
     return LayerFigures(runs[-1].name if runs else name, len(runs), runs[-1].shape if runs else None)
 
 
+def _instead(suggestions: LayerSuggestions, name: str) -> str:
+    """Return which layer to choose instead of this one."""
+    best = suggestions.recommended
+    if best is None or best.name == name:
+        return "choose another layer"
+    reshape = f' with reshape="{best.reshape}"' if best.reshape else ""
+    return f"choose {best.name!r} ({_times(best.map_size)}){reshape}"
+
+
+def _times(size: Iterable[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _listed(names: Iterable[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:3]) + (f" and {len(unique) - 3} more" if len(unique) > 3 else "")
+
+
 @dataclass(frozen=True)
 class _View:
-    """A layer in a traced forward."""
+    """A layer in a traced forward whose graph is still there."""
 
     grad_cam: BatchGradCam
     layer: nn.Module
@@ -284,232 +376,124 @@ class _View:
     scores: Tensor
     selected: Tensor  #: one score per sample
     suggestions: LayerSuggestions
-    compiled: dict[str, nn.Module]  #: by name
 
     @property
-    def runs(self) -> list[Call]:
-        return self.trace.runs(self.layer)
-
-    @property
-    def has_graph(self) -> bool:
-        """Return True if gradients can be taken at the layer."""
-        return bool(self.runs and self.runs[-1].edges) and not self.is_checkpointed
-
-    @property
-    def is_checkpointed(self) -> bool:
-        return any(node.name() == "CheckpointFunctionBackward" for node in self.later_nodes)
+    def run(self) -> Call | None:
+        """Return the last run of the layer."""
+        runs = self.trace.runs(self.layer)
+        return runs[-1] if runs else None
 
     @property
     def layout(self) -> Layout | None:
-        return Layout.of(self.runs[-1], self.grad_cam.forward_func, self.trace) if self.runs else None
+        return Layout.of(self.run, self.grad_cam.forward_func, self.trace) if self.run else None
 
     @property
-    def later_nodes(self) -> set[Node]:
-        """Return what leads from the layer to the scores; the whole graph if the layer is not in it."""
+    def is_checkpointed(self) -> bool:
+        """Return True if reentrant checkpointing is between layer and scores; anywhere, if the layer has no graph."""
         root = node_of(self.selected)
-        ends = {edge.node for run in self.runs[-1:] for edge in run.edges}
-        return between(root, ends) - ends if ends else set(walk([root]))
-
-    @property
-    def instead(self) -> str:
-        return _instead(self.suggestions, self.name)
-
-    def gradients(self, scores: Tensor) -> list[Tensor]:
-        """Return the gradients with respect to what the layer returned; none if the scores do not depend on it."""
-        edges = self.runs[-1].edges
-        found = torch.autograd.grad(scores.sum(), edges, retain_graph=True, allow_unused=True)
-        return [gradient for gradient in found if gradient is not None]
-
-    def find(self, topic: Topic, severity: Severity, message: str) -> Iterator[Finding]:
-        yield Finding(topic, severity, message, self.name)
-
-
-def _instead(suggestions: LayerSuggestions, name: str) -> str:
-    """Return which layer to choose instead of this one."""
-    best = suggestions.recommended
-    if best is None or best.name == name:
-        return "choose another layer"
-    reshape = f' with reshape="{best.reshape}"' if best.reshape else ""
-    return f"choose {best.name!r} ({' x '.join(map(str, best.map_size))}){reshape}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    unique = list(dict.fromkeys(names))
-    return ", ".join(unique[:3]) + (f" and {len(unique) - 3} more" if len(unique) > 3 else "")
+        ends = {edge.node for edge in self.run.edges} if self.run else set()
+        nodes = between(root, ends) - ends if ends else walk([root])
+        return any(node.name() == "CheckpointFunctionBackward" for node in nodes)
 
 
 def _of_scores(scores: Tensor) -> Iterator[Finding]:
     if not torch.isfinite(scores).all():
-        text = "the scores are not finite; look for NaN in the inputs and weights"
-        yield Finding("not_finite", "error", text)
+        yield _finding("not_finite", what="scores")
     elif scores.dim() == 2 and scores.shape[1] > 1 and (scores >= 0).all():
         sums = scores.float().sum(1)
         if torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-            yield Finding(
-                "softmax",
-                "warning",
-                "the scores look like a softmax: none is negative, and they sum to 1. Its gradient nearly vanishes for certain "
-                "predictions, and mixes the classes; explain the scores before the softmax",
-            )
+            yield _finding("softmax")
 
 
-def _compiled(view: _View) -> Iterator[Finding]:
-    later = {
-        call.module for run in view.runs[-1:] for call in (*view.trace.after(run), *view.trace.around(run))
-    }
-    parts = [name for name, part in view.compiled.items() if original(part) in later or part in later]
-    if parts:
-        yield from view.find(
-            "compiled",
-            "warning",
-            f"{_listed(name or 'the model' for name in parts)}, around or after the layer, is compiled: attribute() runs it "
-            f"uncompiled; in training compiled code runs no hooks, and has no second derivative: use the original module, call "
-            f'torch.compiler.set_stance("force_eager"), or split the model (split_model)',
-        )
-
-
-def _run_count(view: _View) -> Iterator[Finding]:
-    if not view.runs:
+def _of_forward(view: _View, compiled: dict[str, nn.Module]) -> Iterator[Finding]:
+    """Yield what can be told without a gradient."""
+    run, trace = view.run, view.trace
+    instead = _instead(view.suggestions, view.name)
+    if run is None:
         names = ", ".join(repr(row.name) for row in view.suggestions[:3])
-        remedy = f"choose one that does, such as {names}" if names else "choose one that does"
-        yield from view.find("unreached", "error", f"the layer does not run in this forward; {remedy}")
-    elif len(view.runs) > 1:
-        yield from view.find(
-            "repeated",
-            "warning",
-            f"the layer runs {len(view.runs)} times in one forward: attribute() explains its last run, and a regularizer raises; "
-            f"give each run a module of its own, or {view.instead}",
-        )
-
-
-def _checkpoint(view: _View) -> Iterator[Finding]:
-    if view.runs and view.is_checkpointed:
-        where = "after the layer" if view.runs[-1].edges else "around the layer"
-        yield from view.find(
-            "checkpoint",
-            "error",
-            f"reentrant checkpointing {where} lets no gradient be taken at a layer; pass use_reentrant=False to "
-            f"torch.utils.checkpoint.checkpoint",
-        )
-
-
-def _layout(view: _View) -> Iterator[Finding]:
-    shape = view.runs[-1].shape if view.has_graph else None
-    if shape is None or view.grad_cam.reshape is not None:
+        yield _finding("unreached", view.name, names=f", such as {names}" if names else "")
         return
-    layout = view.layout
-    if layout is not None and layout.reshape:
-        yield from view.find(
-            "layout",
-            "error",
-            f"the layer returns {shape}, which is not (N, C, *spatial); pass reshape={layout.reshape!r} to BatchGradCam, which "
-            f"makes maps of {' x '.join(map(str, layout.map_size))}",
-        )
-    elif layout is None and prod(shape[2:]) > 1:
-        given = " and ".join(str(tuple(each.shape)) for each in view.trace.spatial_inputs)
-        yield from view.find(
-            "layout",
-            "warning",
-            f"the layer returns {shape} for inputs {given}, which is read as (N, C, *spatial); pass a function as reshape= if it "
-            f"is something else, or {view.instead}",
-        )
+    runs = len(trace.runs(view.layer))
+    if runs > 1:
+        yield _finding("repeated", view.name, runs=runs, instead=instead)
+    later = {call.module for call in (*trace.after(run), *trace.around(run))}
+    parts = [name or "the model" for name, part in compiled.items() if later & {part, original(part)}]
+    if parts:
+        yield _finding("compiled", view.name, parts=_listed(parts))
+    if view.is_checkpointed:
+        yield _finding("checkpoint", view.name)
+    elif run.edges and run.shape is not None and view.grad_cam.reshape is None:
+        if view.layout is None and prod(run.shape[2:]) > 1:
+            given = " and ".join(str(tuple(each.shape)) for each in trace.spatial_inputs)
+            text = _UNCERTAIN_LAYOUT.format(shape=run.shape, inputs=given, instead=instead)
+            yield Finding("layout", "warning", text, view.name)
+        elif view.layout is not None and view.layout.reshape:
+            yield _finding("layout", view.name, shape=run.shape, size=_times(view.layout.map_size))
 
 
-def _gradient(view: _View) -> Iterator[Finding]:
-    if not view.has_graph:
-        return
-    gradients = view.gradients(view.selected)
+def _of_gradients(view: _View) -> Iterator[Finding]:
+    """Yield what gradients at the layer, of first and second order, tell."""
+    if view.run is None or not view.run.edges or view.is_checkpointed:
+        return  # a part without a graph may be on purpose; attribute() tells
+    gradients = _gradients(view.selected, view.run)
+    instead = _instead(view.suggestions, view.name)
     if not gradients:
-        text = f"the scores do not depend on what the layer returns; {view.instead}"
-        yield from view.find("disconnected", "error", text)
+        yield _finding("disconnected", view.name, instead=instead)
     elif not any(gradient.any() for gradient in gradients):
-        yield from view.find(
-            "zero_gradient",
-            "error",
-            "the gradient of the scores is zero everywhere, so every map is zero; are the weights of the head zero, or does a "
-            "ReLU cut off everything after the layer?",
-        )
+        yield _finding("zero_gradient", view.name)
     elif len(gradients) == 1 and view.layout is not None and not view.layout.rearrange(gradients[0]).any():
-        yield from view.find(
-            "class_token",
-            "error",
-            f"the scores depend on the class token alone, not on any of the layer's places, so every map is zero; {view.instead}",
-        )
+        yield _finding("class_token", view.name, instead=instead)
     else:
-        yield from _mixing(view)
+        yield from _of_other_samples(view, view.run)
+    yield from _of_second_order(view, view.run)
 
 
-def _mixing(view: _View) -> Iterator[Finding]:
+def _gradients(scores: Tensor, run: Call, *, create_graph: bool = False) -> list[Tensor]:
+    """Return the gradients with respect to what a run returned; none if the scores do not depend on it."""
+    found = torch.autograd.grad(
+        scores.sum(), run.edges, create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
+    return [gradient for gradient in found if gradient is not None]
+
+
+def _of_other_samples(view: _View, run: Call) -> Iterator[Finding]:
     """Find out whether the first sample's score depends on the activations of the others."""
     samples = len(view.selected)
-    others = [each[1:] for each in view.gradients(view.selected[:1]) if each.shape[:1] == (samples,)]
+    others = [each[1:] for each in _gradients(view.selected[:1], run) if each.shape[:1] == (samples,)]
     if not any(bool(each.any()) for each in others):
         return
-    norms = [call for call in view.trace.after(view.runs[-1]) if mixes_samples(call.module)]
+    norms = [call for call in view.trace.after(run) if mixes_samples(call.module)]
     if not norms:
-        yield from view.find(
-            "mixing",
-            "warning",
-            "the score of an image depends on the activations of the others in its batch, and so does its map; explain single "
-            "images, or a later layer",
-        )
+        yield _finding("mixing", view.name)
         return
     # A norm itself may be on one branch of a block, whose map misses the other.
     later = [call for call in view.trace.candidates(view.scores) if call.ended >= norms[-1].ended]
-    yield from view.find(
-        "batch_norm",
-        "warning",
-        f"{_listed(call.name for call in norms)}: BatchNorm with batch statistics after the layer mixes the samples, so each map "
-        f"depends on the other images; {mixing_remedy(repr(later[0].name) if later else None)}",
-    )
+    remedy = mixing_remedy(repr(later[0].name) if later else None)
+    yield _finding("batch_norm", view.name, norms=_listed(call.name for call in norms), remedy=remedy)
 
 
-def _second_order(view: _View) -> Iterator[Finding]:
+def _of_second_order(view: _View, run: Call) -> Iterator[Finding]:
     """Differentiate the gradients once more; if that fails, look for the nearest later layer at which it works."""
-    problem = _second_order_problem(view, view.runs[-1]) if view.has_graph else None
+    problem = second_order_problem(_gradients(view.selected, run, create_graph=True), run.edges)
     if problem is None:
         return
-    ends = {edge.node for edge in view.runs[-1].edges}
+    ends = {edge.node for edge in run.edges}
     later = (
         call.name
         for call in view.trace.candidates(view.scores)
-        if call.ended > view.runs[-1].ended
+        if call.ended > run.ended
         and between(call.edges[0].node, ends)  # not on the branch of another input
-        and _second_order_problem(view, call) is None
+        and second_order_problem(_gradients(view.selected, call, create_graph=True), call.edges) is None
     )
-    choice = next(
-        (f"choose {name!r}, the nearest later layer that works, or" for name in later),
-        "no later layer works:",
-    )
-    yield from view.find(
-        "second_order",
-        "warning",
-        f"an operator after the layer has no second derivative ({problem}). Plain maps do not need one; differentiable maps and "
-        f"losses on maps do: {choice} replace the operator",
-    )
-
-
-def _second_order_problem(view: _View, run: Call) -> str | None:
-    gradients = torch.autograd.grad(
-        view.selected.sum(), run.edges, create_graph=True, retain_graph=True, allow_unused=True
-    )
-    return second_order_problem(gradients, run.edges)
-
-
-_EXAMINATIONS: tuple[Callable[[_View], Iterator[Finding]], ...] = (
-    _run_count, _compiled, _checkpoint, _layout, _gradient, _second_order,
-)  # fmt: skip
-
-
-def _with_map(figures: LayerFigures, cams: Tensor) -> LayerFigures:
-    dead = dead_cams(cams).float().mean().item()
-    return replace(figures, map_size=tuple(cams.shape[2:]), dead_fraction=dead)
+    name = next(later, None)
+    choice = f"choose {name!r}, the nearest later layer that works, or" if name else "no later layer works:"
+    yield _finding("second_order", view.name, problem=problem, choice=choice)
 
 
 def _of_maps(cams: Tensor, figures: LayerFigures, suggestions: LayerSuggestions) -> Iterator[Finding]:
     name, size, dead = figures.name, figures.map_size or (), figures.dead_fraction or 0.0
     if not torch.isfinite(cams).all():
-        yield Finding("not_finite", "error", "the maps are not finite; compute in float32 or float64", name)
+        yield _finding("not_finite", name, what="maps")
         return
     best = suggestions.recommended
     if best is not None and best.name != name and shortest_side(best.map_size) >= MIN_MAP_SIZE:
@@ -520,15 +504,8 @@ def _of_maps(cams: Tensor, figures: LayerFigures, suggestions: LayerSuggestions)
         text = f"the maps have a single place, so nothing is located; {remedy}"
         yield Finding("small_maps", "error", text, name)
     elif shortest_side(size) < MIN_MAP_SIZE:
-        least = " x ".join([str(MIN_MAP_SIZE)] * min(len(size), 2))
-        text = f"maps of {' x '.join(map(str, size))}, under {least}, say next to nothing; {remedy}"
-        yield Finding("small_maps", "warning", text, name)
+        least = _times([MIN_MAP_SIZE] * min(len(size), 2))
+        yield _finding("small_maps", name, size=_times(size), least=least, remedy=remedy)
     if dead > 0:
-        text = (
-            f"{dead:.0%} of the maps have no positive value: nothing at this layer is evidence for the target"
-        )
-        if dead < 0.5:
-            yield Finding("dead_cams", "note", text, name)
-        else:
-            text += "; look at the signed map, another layer, or another target"
-            yield Finding("dead_cams", "warning", text, name)
+        found = _finding("dead_cams", name, share=dead)
+        yield found if dead >= 0.5 else replace(found, severity="note")
