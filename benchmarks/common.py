@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
-#: See "The measuring contract" in README.md: blocks are neither given back to the kernel nor faulted in again.
+#: See "The measuring contract" in docs/evidence/benchmarks.md: blocks are neither given back to the kernel nor faulted in again.
 PINNED = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",

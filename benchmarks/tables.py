@@ -1,4 +1,4 @@
-"""Put the tables of the benchmarks' committed results into benchmarks/README.md, between their markers."""
+"""Put the tables of the benchmarks' committed results into docs/evidence/benchmarks.md, between their markers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from writing import RESULTS, machine, put
 
-README = RESULTS.parent / "README.md"
+PAGE = RESULTS.parents[1] / "docs" / "evidence" / "benchmarks.md"
 #: One block each; the results of a benchmark are NAME-cpu.json and whatever else begins with NAME-.
 BENCHMARKS = (
     "attribute",
@@ -99,9 +99,9 @@ def _number(value: float) -> str:
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """The README's text with every block brought up to date."""
-    return put(text, {name: block(name, results) for name in BENCHMARKS}, "benchmarks/README.md")
+    """The page's text with every block brought up to date."""
+    return put(text, {name: block(name, results) for name in BENCHMARKS}, PAGE.name)
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 from .dead_maps_table import dead_maps
 from .study.arms import PLAIN
 from .study.page import RESULTS as RUNS
-from .study.page import about, difference, written
+from .study.page import SETS, about, difference, written
 from .study.plans import CLEAN, DECOYED, FURTHER, RECIPE, known
 from .study.summary import cell_of, collected
 from .writing import ROOT, machine, markdown, put, result
@@ -16,17 +16,6 @@ from .writing import ROOT, machine, markdown, put, result
 COMMANDS = {
     "digits": "batchcam demo --seeds 0,1,2",
     "fashion-mnist": "batchcam demo --data fashion-mnist --data-root DIR --seeds 0,1,2",
-}
-#: Data sets of the study, in words.
-SETS = {
-    "mnist": "MNIST",
-    "fashion-mnist": "Fashion-MNIST",
-    "decoy-mnist": "Decoy-MNIST (RRR)",
-    "decoy-fashion-mnist": "Decoy-Fashion-MNIST (RRR)",
-    "decoy-cdep-mnist": "Decoy-MNIST (CDEP)",
-    "decoy-cdep-fashion-mnist": "Decoy-Fashion-MNIST (CDEP)",
-    "decoy-fixed-mnist": "the decoy always in one place",
-    "color-mnist": "a colour on the digit itself",
 }
 #: Library -> its name in the results.
 PEERS = {
@@ -42,18 +31,18 @@ CASES = {
 }
 #: What no benchmark measures: the sources and the documentation of the versions that the comparison names, and its tests.
 WORDS = {
-    "a loss on maps trains the head, too": (
+    "a loss on maps trains the head": (
         "`differentiable=True`", '`grad_kwargs={"create_graph": True}`', "no: NumPy", "no: detached",
     ),
     "after a call, in train mode": (
-        "nothing has changed", "BatchNorm's statistics have moved", "eval mode for good, `.grad` filled", "hooks until removed",
+        "nothing changed", "BatchNorm statistics moved", "left in eval mode, `.grad` filled", "hooks until removed",
     ),
-    "further methods": ("4", "none, but many attributions that are no CAMs", "15", "10"),
+    "other CAM methods": ("4", "none, but many other attributions", "15", "10"),
 }  # fmt: skip
 
 
 def demo(name: str) -> str:
-    """The demo with a data set: the command, the recipe and machine, the table."""
+    """Return the command, settings, machine and table of the demo with a data set."""
     results = result(f"demo-{name}")
     settings = results["settings"]
     return "\n".join(
@@ -67,7 +56,7 @@ def demo(name: str) -> str:
 
 
 def study() -> str:
-    """The recipe next to cross-entropy alone, data set by data set."""
+    """Return the accuracy of the recipe and of cross-entropy on each data set."""
     runs = known("grid", RUNS)[0]
     cells = collected(RUNS, runs)
     rows = []
@@ -95,14 +84,14 @@ def study() -> str:
 
 
 def step() -> str:
-    """What the recipe adds to a training step, next to how far a plain step is from itself."""
+    """Return the time of a training step with the recipe, and of a second plain one, divided by that of a plain one."""
     results = result("recipe_step-cpu")
     figures = {(figure["case"], figure["figure"]): figure for figure in results["figures"]}
     rows = [
         [case, *(_quartiles(figures[case, f"{arm} ÷ plain"]) for arm in ("foreground_shape", "plain, again"))]
         for case in dict.fromkeys(case for case, _ in figures)
     ]
-    heading = ["a training step ÷ a plain one, median (quartiles)", "with the recipe", "a plain one again"]
+    heading = ["time of a training step ÷ plain step, median (quartiles)", "with the recipe", "plain, again"]
     return "\n".join(
         [
             markdown(heading, rows),
@@ -117,7 +106,7 @@ def _quartiles(figure: dict[str, Any]) -> str:
 
 
 def peers() -> str:
-    """The other libraries: time, memory and maps, as far as they were measured, and what cannot be."""
+    """Return time, memory and maps of the other libraries, and what no benchmark measures."""
     cost, maps = result("comparison_cost-cpu"), result("comparison-cpu")
     cases = {case["case"]: case for case in cost["cases"]}
     rows = [
@@ -129,7 +118,7 @@ def peers() -> str:
     rows.append([f"{label}: memory of a call", *memory])
     rows.append(
         [
-            "largest difference of its maps from ours, float64",
+            "largest difference from our maps, float64",
             "",
             *(_apart(maps, peer) for peer in list(PEERS)[1:]),
         ]
@@ -146,7 +135,7 @@ def _ratio(case: dict[str, Any], peer: str) -> float:
 
 
 def _apart(record: dict[str, Any], peer: str) -> str:
-    """Of all networks and methods."""
+    """Return the largest difference over all networks and methods."""
     found = [case["maps"].get(peer, {}) for case in record["cases"] if case["variant"] == "float64"]
     return f"{max(entry['max'] for maps in found for entry in maps.values()):.1e}".replace("e-0", "e-")
 
@@ -160,7 +149,7 @@ FILES = {
 
 
 def filled(text: str, file: str = "README.md") -> str:
-    """A file's text with every block brought up to date."""
+    """Return the text of a file with every block brought up to date."""
     return put(text, {name: block() for name, block in FILES[file].items()}, file)
 
 

@@ -1,1 +1,1 @@
-"""Does it help? Every arm on every data set, by one protocol; see README.md beside this file."""
+"""Does it help? Every arm on every data set, by one protocol; see docs/evidence/protocol.md."""

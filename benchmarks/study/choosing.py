@@ -1,4 +1,4 @@
-"""The weights and the recipe, chosen by the rules of README.md from validation runs alone."""
+"""The weights and the recipe, chosen by the rules of docs/evidence/protocol.md from validation runs alone."""
 
 from __future__ import annotations
 

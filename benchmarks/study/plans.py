@@ -37,7 +37,7 @@ FAMILIES: dict[str, tuple[float, ...]] = {
     "rrr_cam": (0.003, 0.01, 0.03, 0.1),
     "energy": (0.1, 0.3, 1, 10),
 }
-#: What is shipped; found by the search, fixed before any test set with a shortcut was opened. See README.md.
+#: What is shipped; found by the search, fixed before any test set with a shortcut was opened. See docs/evidence/protocol.md.
 RECIPE = "foreground:0.1+prototype-ssim@mean:1~1"
 #: The recipe's terms, each alone, and with class medians, which a shortcut in a random corner is not in.
 PARTS = {"shape alone": "prototype-ssim@mean:1~1", "foreground alone": "foreground:0.1"}

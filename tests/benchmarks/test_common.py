@@ -132,7 +132,7 @@ def test_allocator_is_pinned_and_memory_is_measured_without(tmp_path):
 
 
 def test_tables_are_those_of_the_committed_results(tables):
-    text = tables.README.read_text(encoding="utf-8")
+    text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.filled(text) == text
 
 

@@ -385,6 +385,8 @@ def test_arms_differ_in_nothing_but_the_loss(small, tmp_path):
 def test_the_page_is_that_of_the_committed_results():
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.filled(text) == text
+    for name, make in page.FILES.items():
+        assert make(page.RESULTS) == (page.DATA / name).read_text(encoding="utf-8")
 
 
 def test_committed_results_are_of_the_plans():
