@@ -62,6 +62,7 @@ source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-n
 exclude_patterns = ["_build", "_templates", "gallery", "auto_examples/*.ipynb", "**sg_execution_times.rst"]
 templates_path = ["_templates"]
 nitpicky = True
+nitpick_ignore_regex = [("py:obj", r".*\.T")]  # type variables
 default_role = "py:obj"
 suppress_warnings = ["myst.header", "config.cache"]
 smartquotes_action = "D"  # two hyphens are a dash; quotes stay as they are typed
@@ -92,7 +93,7 @@ warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
 
 
 def data_of(package: str) -> dict[str, str]:
-    """Return the public names of a package that are neither classes nor functions, with the comments that describe them."""
+    """Return the public names of a package that are neither classes nor functions, and their comments."""
     from sphinx.pycode import ModuleAnalyzer
 
     comments = {}

@@ -121,8 +121,17 @@ def in_short(folder: Path) -> str:
                 clean,
             ]
         )
-    heading = ["test accuracy, %", "cross-entropy", "recipe", "difference", "told the object's mask", "no shortcut at all"]
-    shown = [run for run in runs if run.network == "simple_cnn" and run.arm in (PLAIN, RECIPE, arms.get(OBJECTS))]
+    heading = [
+        "test accuracy, %",
+        "cross-entropy",
+        "recipe",
+        "difference",
+        "told the object's mask",
+        "no shortcut at all",
+    ]
+    shown = [
+        run for run in runs if run.network == "simple_cnn" and run.arm in (PLAIN, RECIPE, arms.get(OBJECTS))
+    ]
     return f"{markdown(heading, rows)}\n\n{about(folder, shown)}"
 
 
@@ -133,7 +142,13 @@ def every_arm(folder: Path) -> str:
     for name, arm in known_arms(folder).items():
         found = [cell_of(cells, data, "simple_cnn", arm) for data in (*CLEAN, *DECOYED)]
         told = "masks" if name in (UPPER_BOUND, OBJECTS, "rrr_cam", "energy") else ""
-        rows.append([f"`{arm}`" + (" (recipe)" if name == "recipe" else ""), told, *(written(cell, "accuracy") for cell in found)])
+        rows.append(
+            [
+                f"`{arm}`" + (" (recipe)" if name == "recipe" else ""),
+                told,
+                *(written(cell, "accuracy") for cell in found),
+            ]
+        )
     return markdown(["arm", "told", *(SETS[data] for data in (*CLEAN, *DECOYED))], rows)
 
 
@@ -146,7 +161,10 @@ def maps(folder: Path) -> str:
         row = [f"{heading} ({better} is better)"]
         for data in CLEAN:
             plain, recipe = (cell_of(cells, data, "simple_cnn", arm) for arm in (PLAIN, RECIPE))
-            row += [f"{written(plain, metric)} → {written(recipe, metric)}", difference(recipe, plain, metric)]
+            row += [
+                f"{written(plain, metric)} → {written(recipe, metric)}",
+                difference(recipe, plain, metric),
+            ]
         rows.append(row)
     return markdown(["", "MNIST", "difference", "Fashion-MNIST", "difference"], rows)
 
@@ -157,11 +175,28 @@ def reduced(folder: Path) -> str:
     cells = collected(folder, runs)
     plain = cell_of(cells, "decoy-mnist", "resnet18")
     rows = []
-    for label, arm in {"cross-entropy": PLAIN, "recipe": RECIPE, "told where the shortcut is": arms.get(UPPER_BOUND, "")}.items():
+    for label, arm in {
+        "cross-entropy": PLAIN,
+        "recipe": RECIPE,
+        "told where the shortcut is": arms.get(UPPER_BOUND, ""),
+    }.items():
         cell = cell_of(cells, "decoy-mnist", "resnet18", arm)
         shown = [written(cell, metric) for metric in ("energy_in_object", "energy_in_shortcut")]
-        rows.append([label, written(cell, "accuracy"), "" if arm == PLAIN else difference(cell, plain, "accuracy"), *shown])
-    heading = ["Decoy-MNIST (RRR)", "accuracy, %", "difference", "energy in the object", "energy in the shortcut"]
+        rows.append(
+            [
+                label,
+                written(cell, "accuracy"),
+                "" if arm == PLAIN else difference(cell, plain, "accuracy"),
+                *shown,
+            ]
+        )
+    heading = [
+        "Decoy-MNIST (RRR)",
+        "accuracy, %",
+        "difference",
+        "energy in the object",
+        "energy in the shortcut",
+    ]
     return f"{markdown(heading, rows)}\n\n{about(folder, runs)}"
 
 
@@ -174,7 +209,9 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 def results_csv(folder: Path) -> str:
     """Return every arm on every data set and network: mean and standard deviation of every metric over the seeds."""
     heading = ["plan", "network", "data", "arm", "seeds", "diverged", "accuracy_difference", "accuracy_p"]
-    rows: list[list[object]] = [[*heading, *(name for metric in METRICS for name in (metric, f"{metric}_std"))]]
+    rows: list[list[object]] = [
+        [*heading, *(name for metric in METRICS for name in (metric, f"{metric}_std"))]
+    ]
     for plan in ("grid", "large", "reduced"):
         cells = collected(folder, known(plan, folder)[0])
         for (data, network, arm), cell in sorted(cells.items()):
@@ -196,13 +233,22 @@ def validation_csv(folder: Path) -> str:
         for settings in known(plan, folder)[0]:
             result = result_of(settings, folder)
             if result is not None:
-                found = [f"{result['metrics'][name]:.6g}" if "metrics" in result else "diverged" for name in names]
-                rows.append([plan, settings.data, settings.arm, settings.layer, result["commit"] or "unknown", *found])
+                found = [
+                    f"{result['metrics'][name]:.6g}" if "metrics" in result else "diverged" for name in names
+                ]
+                rows.append(
+                    [plan, settings.data, settings.arm, settings.layer, result["commit"] or "unknown", *found]
+                )
     return _csv(rows)
 
 
 FILES: dict[str, Callable[[Path], str]] = {"study.csv": results_csv, "study-validation.csv": validation_csv}
-BLOCKS: dict[str, Callable[[Path], str]] = {"in-short": in_short, "every-arm": every_arm, "maps": maps, "reduced": reduced}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "in-short": in_short,
+    "every-arm": every_arm,
+    "maps": maps,
+    "reduced": reduced,
+}
 
 
 def filled(text: str, folder: Path = RESULTS) -> str:

@@ -22,6 +22,7 @@ class Diagram(SphinxDirective):
     option_spec: ClassVar[dict[str, Any]] = {"alt": str}
 
     def run(self) -> list[nodes.Node]:
+        """Return the drawing and its caption."""
         path = DIAGRAMS / f"{self.arguments[0]}.svg"
         self.env.note_dependency(str(path))
         label = f'<svg role="img" aria-label="{escape(self.options["alt"])}" '
@@ -32,11 +33,13 @@ class Diagram(SphinxDirective):
 
 
 def inline(writer: Any, node: nodes.math) -> None:
+    """Write a formula in a sentence."""
     writer.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def block(writer: Any, node: nodes.math_block) -> None:
+    """Write a formula on a line of its own."""
     writer.body.append(
         f"{writer.starttag(node, 'div', CLASS='math')}{tex2mathml(node.astext(), as_block=True)}</div>"
     )
@@ -44,6 +47,7 @@ def block(writer: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directive and the renderer."""
     app.add_directive("diagram", Diagram)
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -29,9 +29,9 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: no
         if start and parts[start - 1][0].isupper():
             break  # a member is looked for with its class
         name = ".".join(parts[start:])
-        found = [
-            each for each in domain.find_obj(env, "", "", name, None, searchmode=1) if not each[1].aliased
-        ]
+        found = domain.find_obj(env, "", "", name, None, searchmode=1)
+        members = () if "." in name else ("method", "attribute", "property")
+        found = [each for each in found if not each[1].aliased and each[1].objtype not in members]
         if len(found) == 1:
             full, entry = found[0]
             return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, full)
@@ -58,6 +58,7 @@ def escaped(lines: list[str]) -> list[str]:
 
 
 def before_napoleon(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape the docstring."""
     lines[:] = escaped(lines)
 
 
@@ -80,6 +81,7 @@ def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[An
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the handlers."""
     app.setup_extension("sphinx.ext.napoleon")
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-bases", public_bases)
