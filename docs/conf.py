@@ -25,25 +25,11 @@ author = "The batchcam_captum authors"
 copyright = f"2026, {author}"
 version = release = __version__
 
-#: The page of the commands includes what they say of themselves.
+# What the commands say of themselves; the page of the command line includes it.
 COMMANDS = HERE / "_build" / "commands.md"
 COMMANDS.parent.mkdir(exist_ok=True)
-subprocess.run(
-    [
-        sys.executable,
-        "-m",
-        "typer",
-        "batchcam_captum.cli.app",
-        "utils",
-        "docs",
-        "--name",
-        "batchcam",
-        "--output",
-        str(COMMANDS),
-    ],
-    check=True,
-    capture_output=True,
-)
+typer = "-m typer batchcam_captum.cli.app utils docs --name batchcam --output"
+subprocess.run([sys.executable, *typer.split(), str(COMMANDS)], check=True, capture_output=True)
 
 extensions = [
     "drawings",
