@@ -68,14 +68,14 @@ _TEXTS: dict[Topic, tuple[Severity, str]] = {
     ),
     "compiled": (
         "warning",
-        "{parts}, around or after the layer, is compiled: attribute() runs it uncompiled; in training it runs no hooks, and has no "
-        "second derivative: use the original module, call torch.compiler.set_stance('force_eager'), or split the model "
+        "{parts}, around or after the layer, is compiled: attribute() runs it uncompiled; in training it runs no hooks and has "
+        "no second derivative: use the original module, call torch.compiler.set_stance('force_eager'), or split the model "
         "(split_model)",
     ),
     "dead_cams": (
         "warning",
-        "{share:.0%} of the maps have no positive value: nothing here is evidence for the target; look at the signed map, another "
-        "layer, or another target",
+        "{share:.0%} of the maps have no positive value: nothing here is evidence for the target; look at the signed map, "
+        "another layer, or another target",
     ),
     "disconnected": ("error", "the scores do not depend on what the layer returns; {instead}"),
     "layout": (

@@ -89,145 +89,76 @@ def unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-#: Model, layer, input size, and what reshape has to do with the layer's output.
-CASES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, int], Callable[[Tensor], Tensor]]] = {}
-
-
-def case(
-    name: str, make: Callable[[], nn.Module], size: tuple[int, int], **layers: Callable[[Tensor], Tensor]
-) -> None:
-    for layer, expected in layers.items():
-        CASES[f"{name}-{layer}"] = (make, layer.replace("__", "."), size, expected)
-
-
 VIT = timm_model("vit_tiny_patch16_224", img_size=(64, 96), **FLAT)
-case(
-    "vit",
-    VIT,
-    (64, 96),
-    patch_embed=tokens(4, 6, 0),
-    blocks__0=tokens(4, 6, 1),
-    blocks__1__norm1=tokens(4, 6, 1),
-)
-case(
-    "vit_of_any_size",
-    timm_model("vit_tiny_patch16_224", dynamic_img_size=True, **FLAT),
-    (96, 64),
-    patch_embed=channels_last,
-    blocks__0__mlp__fc1=tokens(6, 4, 1),
-)
-case(
-    "vit_without_class_token",
-    timm_model(
-        "vit_base_patch16_clip_quickgelu_224", img_size=(64, 96), class_token=False, global_pool="avg", **FLAT
+#: Model, input size, and what reshape has to do with the output of each layer.
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], dict[str, Callable[[Tensor], Tensor]]]] = {
+    "vit": (VIT, (64, 96), {
+        "patch_embed": tokens(4, 6, 0), "blocks.0": tokens(4, 6, 1), "blocks.1.norm1": tokens(4, 6, 1),
+    }),
+    "vit_of_any_size": (timm_model("vit_tiny_patch16_224", dynamic_img_size=True, **FLAT), (96, 64), {
+        "patch_embed": channels_last, "blocks.0.mlp.fc1": tokens(6, 4, 1),
+    }),
+    "vit_without_class_token": (
+        timm_model("vit_base_patch16_clip_quickgelu_224", img_size=(64, 96), class_token=False, global_pool="avg", **FLAT),
+        (64, 96), {"blocks": tokens(4, 6, 0)},
     ),
-    (64, 96),
-    blocks=tokens(4, 6, 0),
-)
-case(
-    "deit_distilled",
-    timm_model("deit_tiny_distilled_patch16_224", img_size=64, **FLAT),
-    (64, 64),
-    blocks__0=tokens(4, 4, 2),
-)
-case(
-    "vit_registers",
-    timm_model("vit_small_patch14_reg4_dinov2", img_size=(56, 42), **FLAT),
-    (56, 42),
-    blocks__0=tokens(4, 3, 5),
-)
-case(
-    "eva",
-    timm_model("eva02_tiny_patch14_224", img_size=56, depth=2, embed_dim=24, num_heads=2),
-    (56, 56),
-    blocks__0=tokens(4, 4, 1),
-)
-case("beit", timm_model("beit_base_patch16_224", img_size=64, **FLAT), (64, 64), blocks__0=tokens(4, 4, 1))
-case(
-    "cait",  # the class token joins late
-    timm_model("cait_xxs24_224", img_size=64, **FLAT),
-    (64, 64),
-    blocks__1=tokens(4, 4, 0),
-    blocks_token_only__0__norm1=tokens(4, 4, 1),
-)
-case(
-    "xcit",
-    timm_model("xcit_nano_12_p16_224", depth=2, embed_dim=32, num_heads=2),
-    (64, 96),
-    blocks__1=tokens(4, 6, 0),
-)
-for name, option in {
-    "swin_tiny_patch4_window7_224": {"window_size": 4},
-    "swinv2_tiny_window8_256": {"window_size": 4},
-}.items():
-    case(
-        name.split("_")[0],
-        timm_model(name, img_size=(64, 96), **STAGES, **option),
-        (64, 96),
-        layers__0=channels_last,
-        layers__0__blocks__1__mlp=tokens(16, 24, 0),
-        layers__1__blocks__0__norm2=tokens(8, 12, 0),
-        layers__1=channels_last,
-    )
-case(
-    "swinv2_cr",  # its stages return (N, C, h, w), its blocks do not
-    timm_model("swinv2_cr_tiny_224", img_size=(64, 96), **STAGES),
-    (64, 96),
-    stages__1__blocks__0=channels_last,
-    stages__1=unchanged,
-)
-case(
-    "pvt",
-    timm_model("pvt_v2_b0", depths=(1, 1, 1, 1)),
-    (64, 96),
-    stages__1__blocks__0=tokens(8, 12, 0),
-    stages__3__blocks__0=tokens(2, 3, 0),
-    stages__2=unchanged,
-)
-case(
-    "twins",
-    timm_model("twins_svt_small", depths=(2, 2, 2, 2), embed_dims=(8, 16, 24, 32)),
-    (64, 96),
-    blocks__1__1=tokens(8, 12, 0),
-    pos_block__2=tokens(4, 6, 0),
-)
-case(
-    "convnext",
-    timm_model("convnext_atto", conv_mlp=False, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
-    (64, 96),
-    stages__2__blocks__0__norm=channels_last,
-    stages__2__blocks__0__mlp=channels_last,
-    stages__0__blocks__0=unchanged,
-    stem__1=unchanged,
-)
-case(
-    "maxvit",
-    timm_model("maxvit_rmlp_pico_rw_256", img_size=64),
-    (64, 64),
-    stages__1__blocks__0__attn_block=channels_last,
-    stages__1=unchanged,
-)
-case("poolformer", timm_model("poolformer_s12"), (64, 96), stages__1=unchanged)
-case("torchvision_vit", torchvision_vit, (64, 64), encoder__layers__encoder_layer_0=tokens(4, 4, 1))
+    "deit": (timm_model("deit_tiny_distilled_patch16_224", img_size=64, **FLAT), (64, 64), {"blocks.0": tokens(4, 4, 2)}),
+    "vit_registers": (
+        timm_model("vit_small_patch14_reg4_dinov2", img_size=(56, 42), **FLAT), (56, 42), {"blocks.0": tokens(4, 3, 5)},
+    ),
+    "eva": (
+        timm_model("eva02_tiny_patch14_224", img_size=56, depth=2, embed_dim=24, num_heads=2),
+        (56, 56), {"blocks.0": tokens(4, 4, 1)},
+    ),
+    "beit": (timm_model("beit_base_patch16_224", img_size=64, **FLAT), (64, 64), {"blocks.0": tokens(4, 4, 1)}),
+    "cait": (timm_model("cait_xxs24_224", img_size=64, **FLAT), (64, 64), {  # the class token joins late
+        "blocks.1": tokens(4, 4, 0), "blocks_token_only.0.norm1": tokens(4, 4, 1),
+    }),
+    "xcit": (
+        timm_model("xcit_nano_12_p16_224", depth=2, embed_dim=32, num_heads=2), (64, 96), {"blocks.1": tokens(4, 6, 0)},
+    ),
+    "pit": (timm_model("pit_ti_224", img_size=64), (64, 64), {  # patches overlap, without padding
+        "transformers.0.norm": tokens(7, 7, 1), "transformers.1.norm": tokens(4, 4, 1),
+    }),
+    "swinv2_cr": (timm_model("swinv2_cr_tiny_224", img_size=(64, 96), **STAGES), (64, 96), {
+        "stages.1.blocks.0": channels_last, "stages.1": unchanged,
+    }),
+    "pvt": (timm_model("pvt_v2_b0", depths=(1, 1, 1, 1)), (64, 96), {
+        "stages.1.blocks.0": tokens(8, 12, 0), "stages.3.blocks.0": tokens(2, 3, 0), "stages.2": unchanged,
+    }),
+    "twins": (timm_model("twins_svt_small", depths=(2, 2, 2, 2), embed_dims=(8, 16, 24, 32)), (64, 96), {
+        "blocks.1.1": tokens(8, 12, 0), "pos_block.2": tokens(4, 6, 0),
+    }),
+    "convnext": (
+        timm_model("convnext_atto", conv_mlp=False, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)), (64, 96), {
+            "stages.2.blocks.0.norm": channels_last, "stages.2.blocks.0.mlp": channels_last, "stages.0.blocks.0": unchanged,
+            "stem.1": unchanged,
+        },
+    ),
+    "maxvit": (timm_model("maxvit_rmlp_pico_rw_256", img_size=64), (64, 64), {
+        "stages.1.blocks.0.attn_block": channels_last, "stages.1": unchanged,
+    }),
+    "poolformer": (timm_model("poolformer_s12"), (64, 96), {"stages.1": unchanged}),
+    "torchvision_vit": (torchvision_vit, (64, 64), {"encoder.layers.encoder_layer_0": tokens(4, 4, 1)}),
+    "torchvision_maxvit": (torchvision_maxvit, (64, 64), {"blocks.0": unchanged}),
+    "torchvision_convnext": (torchvision_convnext, (64, 96), {
+        "features.1.0.block.2": channels_last, "features.1.0.block.5": channels_last, "features.1": unchanged,
+    }),
+}  # fmt: skip
+for name in ("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"):
+    MODELS[name.split("_")[0]] = (timm_model(name, img_size=(64, 96), **STAGES, window_size=4), (64, 96), {
+        "layers.0": channels_last, "layers.0.blocks.1.mlp": tokens(16, 24, 0), "layers.1.blocks.0.norm2": tokens(8, 12, 0),
+        "layers.1": channels_last,
+    })  # fmt: skip
 for version in (1, 2):
-    case(
-        f"torchvision_swin{version}",
-        torchvision_swin(version),
-        (64, 96),
-        features__1=channels_last,
-        features__3__0__mlp__0=channels_last,
-        norm=channels_last,
-        permute=unchanged,
-    )
-case("torchvision_maxvit", torchvision_maxvit, (64, 64), blocks__0=unchanged)
-case(
-    "torchvision_convnext",
-    torchvision_convnext,
-    (64, 96),
-    features__1__0__block__2=channels_last,
-    features__1__0__block__5=channels_last,
-    features__1=unchanged,
-)
+    MODELS[f"torchvision_swin{version}"] = (torchvision_swin(version), (64, 96), {
+        "features.1": channels_last, "features.3.0.mlp.0": channels_last, "norm": channels_last, "permute": unchanged,
+    })  # fmt: skip
+CASES = {
+    f"{name}-{layer}": (make, layer, size, expected)
+    for name, (make, size, layers) in MODELS.items()
+    for layer, expected in layers.items()
+}
 
 
 @cache
@@ -282,7 +213,7 @@ def test_maps_equal_those_of_a_hand_written_reshape(
     assert torch.equal(found(kind, model, layer, images, activations)(activations), reshape(activations))
 
 
-@pytest.mark.parametrize("name", ["vit-blocks__1__norm1", "swin-layers__1", "torchvision_swin2-norm"])
+@pytest.mark.parametrize("name", ["vit-blocks.1.norm1", "swin-layers.1", "torchvision_swin2-norm"])
 def test_every_way_to_attribute_reshapes(name: str) -> None:
     make, layer, size, by_hand = CASES[name]
     model, images, classes = made(make), torch.rand(3, 3, *size), [4, 1, 0]
@@ -470,10 +401,10 @@ def test_what_is_uncertain_raises(
 @pytest.mark.parametrize(
     ("make", "layer"),
     [
-        (CASES["swin-layers__1"][0], "layers.0.blocks.0.attn.proj"),
-        (CASES["maxvit-stages__1"][0], "stages.1.blocks.0.attn_block.attn"),
+        (CASES["swin-layers.1"][0], "layers.0.blocks.0.attn.proj"),
+        (CASES["maxvit-stages.1"][0], "stages.1.blocks.0.attn_block.attn"),
         (torchvision_maxvit, "blocks.1.layers.0.layers.window_attention.attn_layer"),
-        (CASES["cait-blocks__1"][0], "blocks_token_only.0.mlp"),
+        (CASES["cait-blocks.1"][0], "blocks_token_only.0.mlp"),
         (timm_model("hiera_tiny_224", img_size=64, stages=(1, 1, 1, 1), embed_dim=8), "blocks.1"),
         (nest, "levels.0.transformer_encoder"),
     ],
