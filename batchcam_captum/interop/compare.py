@@ -25,7 +25,7 @@ from ..functional import CamMethod, normalize, rectify, ssim
 from ..functional.overlay import gray_or_color
 from ..optional import load
 from .peers import OURS, PEERS, Peer, ReshapeCall
-from .timing import Case, Spread, Within, free, interleaved, peak_memory
+from .timing import Case, Spread, Within, interleaved, peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _TOGETHER = 16  # images per forward, for the maps
 _SECONDS = 30.0  # the timing of one method and batch size takes about this long
+_ROWS = 8  # images per method in the figure
 _TOP = 0.2  # the share of a map's positions that count as its top
 _TIMES = "\N{MULTIPLICATION SIGN}"
 #: The names of the files that a comparison writes.
@@ -80,15 +81,12 @@ class Comparison:
     """The result of :func:`compare`."""
 
     settings: dict[str, Any]
-    environment: dict[str, Any]
-    versions: dict[str, str | None]  #: library -> version; None if it is not installed
-    images: Tensor = field(repr=False)  #: (N, C, *spatial), on the CPU
-    pictures: Tensor | None = field(repr=False)  #: (N, H, W, 3) in [0, 1]
-    paths: list[str]
-    targets: list[int]
-    raw: dict[str, Tensor] = field(
-        repr=False
-    )  #: method -> this package's raw maps, (N, 1, *spatial), on the CPU
+    environment: dict[str, Any]  #: the machine and versions; in ``libraries`` None if one is not installed
+    images: list[dict[str, Any]]  #: ``path`` and ``target`` of each image
+    #: The first images, (_, H, W, 3) in [0, 1]; None if they are not two-dimensional.
+    pictures: Tensor | None = field(repr=False)
+    #: Method -> this package's raw maps, (N, 1, *spatial), on the CPU.
+    raw: dict[str, Tensor] = field(repr=False)
     pairs: list[Pair]
     costs: list[Cost]
     skipped: list[Skipped]
@@ -100,11 +98,7 @@ class Comparison:
         return {
             "settings": self.settings,
             "environment": self.environment,
-            "libraries": self.versions,
-            "images": [
-                {"path": path, "target": target}
-                for path, target in zip(self.paths, self.targets, strict=True)
-            ],
+            "images": self.images,
             "images_not_read": [{"path": path, "reason": reason} for path, reason in self.unreadable.items()],
             "agreement": [
                 {
@@ -206,12 +200,9 @@ def compare(
             f"images: expected at least one, floating-point, (N, C, *spatial), got {tuple(images.shape)} {images.dtype}"
         )
     names = [f"image {index}" for index in range(len(images))] if paths is None else list(map(str, paths))
-    for argument, count in (
-        ("paths", len(names)),
-        ("pictures", len(images if pictures is None else pictures)),
-    ):
-        if count != len(images):
-            raise ValueError(f"{argument}: expected one for each of {len(images)} images, got {count}")
+    for argument, given in (("paths", names), ("pictures", images if pictures is None else pictures)):
+        if len(given) != len(images):
+            raise ValueError(f"{argument}: expected one for each of {len(images)} images, got {len(given)}")
     methods = check_names("methods", methods, OURS.classes)
     libraries = check_names("libraries", list(PEERS) if libraries is None else libraries, PEERS)
     if repeats < 1:
@@ -237,12 +228,9 @@ def compare(
     }
     return Comparison(
         settings=settings,
-        environment=environment(setup.images.device),
-        versions=versions,
-        images=setup.images.cpu(),
-        pictures=None if pictures is None else pictures.detach().cpu().float(),
-        paths=names,
-        targets=setup.targets,
+        environment=environment(setup.images.device) | {"libraries": versions},
+        images=[{"path": path, "target": target} for path, target in zip(names, setup.targets, strict=True)],
+        pictures=_pictures(images, pictures),
         raw=raw,
         pairs=pairs,
         costs=costs,
@@ -288,10 +276,8 @@ class _Setup:
     def case(self, library: Peer, method: str, size: int) -> Case:
         """Return a call on a batch of this size."""
         rows = torch.arange(size) % len(self.images)
-        images, targets = (
-            self.images[rows.to(self.images.device)],
-            [self.targets[row] for row in rows.tolist()],
-        )
+        images = self.images[rows.to(self.images.device)]
+        targets = [self.targets[row] for row in rows.tolist()]
         if self.images.dim() == 4 and not self.images.is_contiguous():  # indexing does not keep channels_last
             images = images.contiguous(memory_format=torch.channels_last)
 
@@ -310,57 +296,84 @@ def _set_up(
     targets: Sequence[int] | Tensor | None,
     reshape: Reshape,
 ) -> tuple[_Setup, list[str]]:
-    """Copy the model, and find targets and reshape in a first forward."""
+    """Copy the model, and find targets and reshape in a first forward; return remarks on its scores as well."""
     name = layer_name(model, layer)
+    model = _copied(model)
+    floats = (entry for entry in (*model.parameters(), *model.buffers()) if entry.is_floating_point())
+    anchor = next(floats, images)
+    images = images.detach().clone().to(anchor.device, anchor.dtype)
+    scores, output = _first_forward(model, name, images)
+    broken = int((~scores.isfinite().all(1)).sum())
+    remarks = [
+        f"the scores of {broken} of {len(images)} images are NaN or infinite, so their maps mean nothing; check the weights, the "
+        f"images and the dtype"
+    ]
+    setup = _Setup(
+        model, name, images, _targets(targets, scores), _reshape(reshape, model, name, images, output)
+    )
+    return setup, remarks if broken else []
+
+
+def _copied(model: nn.Module) -> nn.Module:
     try:
         model = copy.deepcopy(model).eval()
     except Exception as error:
         raise ValueError(f"model: expected one that copy.deepcopy can copy, got: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())  # the other libraries need it
-    floats = (entry for entry in (*model.parameters(), *model.buffers()) if entry.is_floating_point())
-    anchor = next(floats, images)
-    images = images.detach().clone().to(anchor.device, anchor.dtype)
-    outputs: list[Any] = []
-    module = model.get_submodule(name)
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    return model
+
+
+def _first_forward(model: nn.Module, layer: str, images: Tensor) -> tuple[Tensor, Any]:
+    """Return the scores of all images, and the layer's output for the last ones."""
+    outputs: list[Any] = [None]
+    handle = model.get_submodule(layer).register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(output)
+    )
+    found: list[Tensor] = []
     with torch.no_grad():
         torch.manual_seed(0)
-        scores: list[Any] = [model(piece) for piece in images.split(_TOGETHER)]
+        for piece in images.split(_TOGETHER):
+            scores: Any = model(piece)
+            if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(piece):
+                got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ValueError(
+                    f"model: expected scores ({len(piece)}, K) for {len(piece)} images, got {got}; wrap the model in one that "
+                    f"returns them"
+                )
+            found.append(scores)
     handle.remove()
-    last = len(images.split(_TOGETHER)[-1])
-    if not isinstance(scores[-1], Tensor) or scores[-1].dim() != 2 or len(scores[-1]) != last:
-        got = tuple(scores[-1].shape) if isinstance(scores[-1], Tensor) else type(scores[-1]).__name__
+    return torch.cat(found), outputs[-1]
+
+
+def _targets(targets: Sequence[int] | Tensor | None, scores: Tensor) -> list[int]:
+    chosen: Any = scores.argmax(1).tolist() if targets is None else torch.as_tensor(targets).tolist()
+    samples, classes = scores.shape
+    fits = isinstance(chosen, list) and len(chosen) == samples
+    if not fits or not all(isinstance(index, int) and 0 <= index < classes for index in chosen):
         raise ValueError(
-            f"model: expected scores ({last}, K) for {last} images, got {got}; wrap the model in one that returns them"
+            f"targets: expected {samples} classes from 0 to {classes - 1}, one per image, got {chosen}"
         )
-    all_scores = torch.cat(scores)
-    chosen = all_scores.argmax(1).tolist() if targets is None else torch.as_tensor(targets).tolist()
-    classes = all_scores.shape[1]
-    if (
-        not isinstance(chosen, list)
-        or len(chosen) != len(images)
-        or not all(0 <= c < classes for c in chosen)
-    ):
-        raise ValueError(
-            f"targets: expected {len(images)} classes from 0 to {classes - 1}, one per image, got {chosen}"
-        )
-    broken = int((~all_scores.isfinite().all(1)).sum())
-    remarks = []
-    if broken:
-        remarks.append(
-            f"the scores of {broken} of {len(images)} images are NaN or infinite, so their maps mean nothing; check the weights, "
-            f"the images and the dtype"
-        )
-    if isinstance(reshape, str):
-        if not outputs or not isinstance(outputs[-1], Tensor):
-            raise ValueError(f"reshape: expected {name!r} to return one tensor; choose another layer")
-        size = tuple(images.shape[2:])
-        grid = find_reshape(
-            reshape, outputs[-1], forward_func=model, layer=module, input_size=size, samples=last
-        )
-        reshape = None if grid(outputs[-1]) is outputs[-1] else grid
-    return _Setup(model, name, images, chosen, reshape), remarks
+    return list(chosen)
+
+
+def _reshape(
+    reshape: Reshape, model: nn.Module, layer: str, images: Tensor, output: Any
+) -> ReshapeCall | None:
+    """Return a function that the other libraries take as well; None if nothing has to be rearranged."""
+    if not isinstance(reshape, str):
+        return reshape
+    if not isinstance(output, Tensor):
+        raise ValueError(f"reshape: expected {layer!r} to return one tensor; choose another layer")
+    found = find_reshape(
+        reshape,
+        output,
+        forward_func=model,
+        layer=model.get_submodule(layer),
+        input_size=tuple(images.shape[2:]),
+        samples=len(output),
+    )
+    return None if found(output) is output else found
 
 
 def _maps(
@@ -388,7 +401,6 @@ def _maps(
             except Exception as error:
                 skipped.append(Skipped(method, library, reason_of(error)))
             setup.model.zero_grad()
-            free(setup.images.device)
     return raw, pairs, skipped
 
 
@@ -426,6 +438,14 @@ def _costs(
             costs.append(Cost(method, name, size, times.spread(name), ratio, times.rounds, peak))
         setup.model.zero_grad()
     return costs, skipped
+
+
+def _pictures(images: Tensor, given: Tensor | None) -> Tensor | None:
+    """Return the first images for the figure; by default each is scaled from its minimum to its maximum."""
+    if images.dim() != 4:
+        return None
+    pictures = gray_or_color(images[:_ROWS].float()).movedim(1, -1) if given is None else given[:_ROWS]
+    return pictures.detach().cpu().float().clamp(0, 1)
 
 
 def _dead(pairs: Sequence[Pair]) -> list[str]:
@@ -610,12 +630,12 @@ _HOW_COST = (
 
 def _report(comparison: Comparison, escape: Callable[[object], str]) -> str:
     settings, machine = comparison.settings, comparison.environment
-    versions = [f"{name} {version}" for name, version in comparison.versions.items() if version]
+    versions = [f"{name} {version}" for name, version in machine["libraries"].items() if version]
     shape = _TIMES.join(map(str, settings["image_shape"]))
     lines = [
         f"# {escape(settings['model'])}, layer {escape(settings['layer'])}",
         "",
-        f"{len(comparison.paths)} images, {shape}, targets {settings['targets']}, {settings['dtype']} on "
+        f"{len(comparison.images)} images, {shape}, targets {settings['targets']}, {settings['dtype']} on "
         f"{escape(machine['device'])} ({escape(machine['device_name'])}, {machine['threads']} threads). {escape(OURS.name)} "
         f"{machine['batchcam_captum']}, torch {machine['torch']}, {escape(', '.join(versions)) or 'no other library'}.",
         "",
@@ -634,7 +654,7 @@ def _report(comparison: Comparison, escape: Callable[[object], str]) -> str:
         lines += [f"## Cost of {escape(method)}", "", *_cost_table(costs, escape), ""]
     if comparison.costs:
         lines += [_HOW_COST, ""]
-    left_out = [f"{name} is not installed" for name, version in comparison.versions.items() if not version]
+    left_out = [f"{name} is not installed" for name, version in machine["libraries"].items() if not version]
     left_out += [
         f"{entry.library}, {entry.method}{'' if entry.batch_size is None else f', batch {entry.batch_size}'}: {entry.reason}"
         for entry in comparison.skipped
@@ -730,27 +750,24 @@ def draw(comparison: Comparison) -> Figure | None:
     pairs = {(pair.method, pair.library): pair for pair in comparison.pairs if pair.theirs.dim() == 4}
     libraries = list(dict.fromkeys(library for _, library in pairs))
     methods = [name for name, maps in comparison.raw.items() if maps.dim() == 4]
-    if comparison.images.dim() != 4 or not methods:
+    if comparison.pictures is None or not methods:
         return None
-    shown = min(len(comparison.paths), max(24 // len(methods), 1), 8)
+    shown = min(len(comparison.pictures), max(24 // len(methods), 1))
     columns = 1 + 3 * len(libraries) if libraries else 2
-    height, width = comparison.images.shape[2:]
+    height, width = comparison.pictures.shape[1:3]
     tall = min(max(height / width, 0.5), 2.0)
     size = (1.45 * columns + 1.7, (1.45 * tall + 0.25) * shown * len(methods) + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(_verbatim(f"{comparison.settings['model']}, {comparison.settings['layer']}"), fontsize=9)
     axes = figure.subplots(shown * len(methods), columns, squeeze=False)
-    pictures = comparison.pictures
-    if pictures is None:
-        pictures = gray_or_color(comparison.images[:shown]).movedim(1, -1)
     for axis in axes.flat:
         axis.set_axis_off()
         axis.set_box_aspect(tall)
     for index, cells in enumerate(axes):
         method, row = methods[index // shown], index % shown
-        name = PurePath(comparison.paths[row]).name[-22:]
-        label = f"{name}\nclass {comparison.targets[row]}\n{method}"
-        _show(cells[0], pictures[row].clamp(0, 1), "image" if index == 0 else "")
+        name = PurePath(comparison.images[row]["path"]).name[-22:]
+        label = f"{name}\nclass {comparison.images[row]['target']}\n{method}"
+        _show(cells[0], comparison.pictures[row], "image" if index == 0 else "")
         cells[0].text(
             -0.05, 0.5, _verbatim(label), ha="right", va="center", fontsize=7, transform=cells[0].transAxes
         )

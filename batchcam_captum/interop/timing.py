@@ -123,24 +123,29 @@ def interleaved(
         free(device)
         return None
 
-    took = 0.0
-    for _ in range(max(warm_up, 1)):
-        took = sum(run(name) or 0.0 for name in list(times))
-    if seconds is not None and took > 0:
-        rounds = max(min(rounds, int(seconds / took)), least)
-    collects = gc.isenabled()
+    collects, frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.collect()
     gc.disable()
+    if not frozen:  # keeps what the libraries have loaded out of the collections, which are slow otherwise
+        gc.freeze()
     try:
+        took = 0.0
+        for _ in range(max(warm_up, 1)):
+            took = sum(run(name) or 0.0 for name in list(times))
+        if seconds is not None and took > 0:
+            rounds = max(min(rounds, int(seconds / took)), least)
         for turn in range(rounds):
             gc.collect()
             names = list(times)
             shift = turn % max(len(names), 1)
             order = names[shift:] + names[:shift]
             for name in order if turn % 2 == 0 else reversed(order):
-                took_now = run(name)
-                if took_now is not None:
-                    times[name].append(took_now)
+                elapsed = run(name)
+                if elapsed is not None:
+                    times[name].append(elapsed)
     finally:
+        if not frozen:
+            gc.unfreeze()
         if collects:
             gc.enable()
     return Times(times)

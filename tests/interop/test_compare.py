@@ -169,11 +169,13 @@ def test_order_rotates_and_contexts_are_entered_around_each_call() -> None:
 def test_every_installed_library_is_beside_ours(comparison: Comparison, model: Any, images: Tensor) -> None:
     assert set(by_library(comparison)) == set(INSTALLED)
     with torch.no_grad():
-        assert comparison.targets == model(images).argmax(1).tolist()
+        assert [entry["target"] for entry in comparison.images] == model(images).argmax(1).tolist()
     for pair in comparison.pairs:
         assert pair.ours.shape == pair.theirs.shape
         assert summary(pair.agreement)["max_difference"] < 1e-5
-    raw = BatchGradCam(model, "layer").attribute(images, target=comparison.targets)
+    raw = BatchGradCam(model, "layer").attribute(
+        images, target=[entry["target"] for entry in comparison.images]
+    )
     assert torch.equal(comparison.raw["grad_cam"], raw)
     absent = [entry.method for entry in comparison.skipped if entry.library == "Captum"]
     assert absent == ["layer_cam"]
@@ -182,7 +184,7 @@ def test_every_installed_library_is_beside_ours(comparison: Comparison, model: A
 def test_theirs_is_what_the_libraries_return(comparison: Comparison, model: Any, images: Tensor) -> None:
     from captum.attr import LayerGradCam
 
-    model, targets = copy.deepcopy(model), comparison.targets
+    model, targets = copy.deepcopy(model), [entry["target"] for entry in comparison.images]
     expected = LayerGradCam(model, model.layer).attribute(images, target=targets).detach()
     assert torch.equal(by_library(comparison)["Captum"].theirs, expected)
     pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
@@ -277,7 +279,7 @@ def test_a_library_that_is_not_installed_is_named(
     absent = replace(PEERS["TorchCAM"], distribution="no-such-distribution")
     monkeypatch.setitem(PEERS, "TorchCAM", absent)
     found = compare(model, "layer", images, libraries=["TorchCAM", "Captum"])
-    assert found.versions["TorchCAM"] is None
+    assert found.environment["libraries"]["TorchCAM"] is None
     assert [pair.library for pair in found.pairs] == ["Captum"]
     assert "- TorchCAM is not installed" in found.text()
 
@@ -383,12 +385,13 @@ def test_files(comparison: Comparison, tmp_path: Any) -> None:
     other = tmp_path / "comparison-2.png"
     other.write_bytes(b"the user's")
     (tmp_path / "comparison.json").write_text("old")
-    found = replace(comparison, paths=[f"folder/{AWKWARD}"] * 3, unreadable={f"{AWKWARD}\n": "cut | short"})
+    named = [entry | {"path": f"folder/{AWKWARD}"} for entry in comparison.images]
+    found = replace(comparison, images=named, unreadable={f"{AWKWARD}\n": "cut | short"})
     names = found.write(tmp_path)
     assert names == ["comparison.json", "comparison.md", "comparison.png"]
     assert other.read_bytes() == b"the user's"
     record = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
-    assert record["images"][2]["target"] == found.targets[2]
+    assert record["images"][2]["target"] == found.images[2]["target"]
     assert record["agreement"][0]["summary"] == pytest.approx(summary(found.pairs[0].agreement))
     assert record["costs"][0]["seconds"]["median"] == found.costs[0].seconds.median  # type: ignore[union-attr]
     assert record["images_not_read"][0]["reason"] == "cut | short"
@@ -419,4 +422,4 @@ def test_the_picture(comparison: Comparison) -> None:
     alone = draw(replace(comparison, pairs=[]))
     assert alone is not None
     assert len(alone.axes) == 2 * 3 * 2
-    assert draw(replace(comparison, images=torch.rand(3, 3, 8))) is None
+    assert draw(replace(comparison, pictures=None)) is None
