@@ -36,7 +36,6 @@ WORDS = {
     "after a call, in train mode": (
         "nothing changed", "BatchNorm statistics moved", "left in eval mode, `.grad` filled", "hooks until removed",
     ),
-    "other CAM methods": ("4", "none, but many other attributions", "15", "10"),
 }  # fmt: skip
 
 
