@@ -9,13 +9,19 @@ import pytest
 import torch
 
 import batchcam_captum
+from batchcam_captum.attribution import targets
+from batchcam_captum.evaluation import metrics
 from batchcam_captum.functional import CAM_METHODS, DISTANCES, distance, weightings
+from batchcam_captum.functional.metrics import maps
 from batchcam_captum.losses import LOSSES, base
+from batchcam_captum.prototypes import sampled
 from tests.losses import family, test_family
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-LOSS, TEST, DISTANCE, WEIGHTING = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+LOSS, TEST, DISTANCE, WEIGHTING, TARGET, PROTOTYPES, METRIC, METRIC_CLASS = re.findall(
+    r"```python\n(.*?)```", TEXT, re.DOTALL
+)
 
 
 def run(code, module=None):
@@ -78,6 +84,38 @@ def test_weighting():
     cams = batchcam_captum.functional.apply_method("largest_gradient", activations, gradients)
     expected = sum(gradients[0, k].max() * activations[0, k] for k in range(3))
     torch.testing.assert_close(cams[0, 0], expected)
+
+
+def test_target():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 9, 3))
+    images = torch.rand(2, 1, 5, 5)
+    first, second = model(images).topk(2, dim=1).indices.T
+    grad_cam = batchcam_captum.BatchGradCam(model, "0")
+    cams = grad_cam.attribute(images, target=run(TARGET, targets)["margin"])
+    expected = grad_cam.attribute(
+        images, target=lambda scores: scores[[0, 1], first] - scores[[0, 1], second]
+    )
+    torch.testing.assert_close(cams, expected)
+
+
+def test_kind_of_prototype():
+    kind = run(PROTOTYPES, sampled)["BrightestPrototypes"]
+    images, labels = torch.rand(12, 1, 4, 5), torch.arange(12) % 3
+    prototypes = kind.from_loader([(images, labels)], num_classes=3, progress=False)
+    brightest = images[labels == 1, 0].amax(0)
+    expected = (brightest - brightest.min()) / (brightest.max() - brightest.min())
+    torch.testing.assert_close(prototypes.maps()[1, 0], expected)
+    batchcam_captum.PrototypeLoss(prototypes)(torch.rand(12, 1, 4, 5), labels)
+
+
+def test_metric(monkeypatch):
+    peak_share = run(METRIC, maps)["peak_share"]
+    cams = torch.tensor([[3.0, 1, -1], [0, 2, 0]]).unsqueeze(1)
+    torch.testing.assert_close(peak_share(cams), torch.tensor([0.75, 1]))
+    monkeypatch.setattr(metrics, "peak_share", peak_share, raising=False)
+    metric = run(METRIC_CLASS, metrics)["PeakShare"]()
+    metric.update(cams)
+    torch.testing.assert_close(metric.compute(), torch.tensor(0.875))
 
 
 def test_files_and_commands_that_are_named_are_there():
