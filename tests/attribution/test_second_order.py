@@ -1,10 +1,6 @@
-"""Second derivatives through what follows the layer: attention, and operators that have none."""
+"""Second derivatives after the layer: operators that have none, and attention that is not fused from the layer on."""
 
 from __future__ import annotations
-
-import copy
-import threading
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -15,140 +11,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from batchcam_captum import BatchGradCam, CamRegularizer, PrototypeLoss
 from batchcam_captum.attribution.second_order import second_order_problem
-from batchcam_captum.functional import math_attention
-from batchcam_captum.functional.math_attention import MathAttention
-
-ALL_ON = [True] * 5
-MATH_ONLY = [True, False, False, False, False]
-IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(autouse=True)
-def flags_stay() -> Iterator[None]:
-    assert math_attention._flags() == ALL_ON
-    yield
-    assert math_attention._flags() == ALL_ON
-    assert math_attention._users == 0
-
-
-# The switch.
-
-
-def test_the_switch_is_idempotent_and_nests() -> None:
-    first, second = MathAttention(), MathAttention()
-    first.stop()
-    first.start()
-    first.start()
-    assert math_attention._flags() == MATH_ONLY
-    with second:
-        second.start()
-        first.stop()
-        first.stop()
-        assert math_attention._flags() == MATH_ONLY
-    assert math_attention._flags() == ALL_ON
-
-
-def test_flags_of_the_callers_come_back() -> None:
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        before = math_attention._flags()
-        with MathAttention() as math:
-            math.start()
-            assert math_attention._flags() == MATH_ONLY
-        assert math_attention._flags() == before != MATH_ONLY
-
-
-def test_a_layer_inside_the_models_own_choice_of_backend() -> None:
-    math = MathAttention()
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        math.start()
-    assert math_attention._flags() == ALL_ON
-    math.stop()  # must not bring back what held inside the block
-
-
-def test_the_switch_stops_when_the_forward_raises() -> None:
-    def forward() -> None:
-        with MathAttention() as math:
-            math.start()
-            raise ArithmeticError
-
-    with pytest.raises(ArithmeticError):
-        forward()
-
-
-def test_a_copy_has_not_started() -> None:
-    with MathAttention() as math:
-        math.start()
-        copy.deepcopy(math).stop()
-        assert math_attention._flags() == MATH_ONLY
-
-
-def test_overlapping_threads_end_where_they_began() -> None:
-    inside, errors = threading.Barrier(4), []
-
-    def use(rounds: int) -> None:
-        inside.wait()
-        for _ in range(rounds):
-            with MathAttention() as math:
-                math.start()
-                if math_attention._flags() != MATH_ONLY:
-                    errors.append(math_attention._flags())
-
-    threads = [threading.Thread(target=use, args=(200,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-
-
-def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
-
-
-def second_order(model: nn.Module, tokens: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    """Of the squared gradient at the tokens, with respect to the weights."""
-    scores = model(tokens).tanh().sum()
-    (gradient,) = torch.autograd.grad(scores, tokens, create_graph=True)
-    assert second_order_problem([gradient], [tokens]) is None
-    return list(torch.autograd.grad(gradient.square().sum(), weights))
-
-
-def test_vit_blocks_equal_a_softmax_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = timm.models.vision_transformer.Block(16, num_heads=4, qkv_bias=True).double().eval()
-    tokens = torch.randn(2, 9, 16, dtype=torch.double, requires_grad=True)
-    weights = list(block.attn.parameters())
-    with MathAttention() as math:
-        math.start()
-        got = second_order(block, tokens, weights)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **_: by_hand(q, k, v))
-    expected = second_order(block, tokens, weights)
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * theirs.abs().max().item())
-
-
-@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("need_weights", [True, False])
-def test_multihead_attention_equals_finite_differences(mode: bool, need_weights: bool) -> None:
-    attention = nn.MultiheadAttention(4, 2, batch_first=True).double().train(mode)
-    tokens = torch.randn(1, 3, 4, dtype=torch.double, requires_grad=True)
-    with MathAttention() as math:
-        math.start()
-        assert torch.autograd.gradgradcheck(
-            lambda x: attention(x, x, x, need_weights=need_weights)[0].tanh(), [tokens]
-        )
-
-
-@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
-def test_the_fast_path_of_a_transformer_layer_is_not_taken(mode: bool) -> None:
-    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).double().train(mode)
-    tokens = torch.randn(1, 3, 4, dtype=torch.double, requires_grad=True)
-    with MathAttention() as math:
-        math.start()
-        assert torch.autograd.gradgradcheck(lambda x: layer(x).tanh(), [tokens])
-
-
-# The operators.
+from batchcam_captum.losses import LossOutput
+from tests.models import strong_heads
 
 
 class Once(torch.autograd.Function):
@@ -247,6 +113,168 @@ def test_compiled_code_after_the_layer() -> None:
 
 def test_what_comes_before_the_layer_does_no_harm() -> None:
     trunk, head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardsigmoid()), nn.Conv2d(4, 4, 3)
-    activations = trunk(IMAGES)
+    activations = trunk(torch.randn(2, 3, 16, 16))
     (gradient,) = torch.autograd.grad(head(activations).tanh().sum(), activations, create_graph=True)
     assert second_order_problem([gradient], [activations]) is None
+
+
+# In use.
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([1, 3])
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> nn.Module:
+    return torchvision.models.mobilenet_v3_small(num_classes=5).eval()
+
+
+def test_first_order_maps_are_not_affected(mobilenet: nn.Module) -> None:
+    cams = BatchGradCam(mobilenet, "features.8").attribute(IMAGES, LABELS)
+    assert cams.shape == (2, 1, 4, 4)
+    assert cams.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "layers", ["features.8", ["features.8", "features.12"], ["features.12", "features.8"]], ids=str
+)
+def test_the_operator_and_the_layer_to_choose_are_named(mobilenet: nn.Module, layers: object) -> None:
+    grad_cam = BatchGradCam(mobilenet, layers)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"^layer: .*hardsigmoid.*check"):
+        grad_cam.attribute(IMAGES, LABELS, differentiable=True)
+    assert not any(module._forward_hooks for module in mobilenet.modules())
+    assert BatchGradCam(mobilenet, "features.11").attribute(IMAGES, LABELS, differentiable=True).requires_grad
+
+
+def test_training_is_told_at_once(mobilenet: nn.Module) -> None:
+    regularizer = CamRegularizer(BatchGradCam(mobilenet, "features.8"), PrototypeLoss(torch.rand(5, 1, 4, 4)))
+    with regularizer:
+        scores = mobilenet(IMAGES)
+    with pytest.raises(RuntimeError, match=r"^layer: .*hardsigmoid.*check"):
+        regularizer(scores, LABELS)
+
+
+class Watch(nn.Module):
+    """Notes which backends attention may take when it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused: list[bool] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.fused.append(torch.backends.cuda.flash_sdp_enabled())
+        return tokens
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=5).eval()
+    for block in model.blocks:
+        block.ls1 = Watch()
+    return strong_heads(model)
+
+
+def fused(model: nn.Module) -> list[bool]:
+    return [block.ls1.fused[-1] for block in model.blocks]
+
+
+def weights_gradient(cams: Tensor, model: nn.Module) -> Tensor:
+    return torch.autograd.grad(cams.square().sum(), model.blocks[3].attn.qkv.weight)[0]
+
+
+def test_attention_is_not_fused_from_the_layer_on_only(vit: nn.Module) -> None:
+    grad_cam = BatchGradCam(vit, "blocks.2.norm1", reshape="auto")
+    grad_cam.attribute(IMAGES, LABELS)
+    assert fused(vit) == [True, True, True, True]
+    cams = grad_cam.attribute(IMAGES, LABELS, differentiable=True)
+    assert fused(vit) == [True, True, False, False]
+    assert torch.backends.cuda.flash_sdp_enabled()
+    got = weights_gradient(cams, vit)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = weights_gradient(
+            BatchGradCam(vit, "blocks.2.norm1", reshape="auto").attribute(
+                IMAGES, LABELS, differentiable=True
+            ),
+            vit,
+        )
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_training_a_transformer(vit: nn.Module) -> None:
+    prototypes = torch.rand(5, 1, 64, 64)
+    grad_cam = BatchGradCam(vit, "blocks.2.norm1", reshape="auto")
+    regularizer = CamRegularizer(grad_cam, PrototypeLoss(prototypes))
+    with regularizer:
+        scores = vit(IMAGES)
+    assert fused(vit) == [True, True, False, False]
+    assert torch.backends.cuda.flash_sdp_enabled()
+    loss = regularizer(scores, LABELS)
+    (got,) = torch.autograd.grad(loss, vit.blocks[3].attn.qkv.weight)
+    cams = grad_cam.attribute(IMAGES, LABELS, differentiable=True)
+    expected_loss = PrototypeLoss(prototypes)(cams, LABELS)
+    torch.testing.assert_close(loss, expected_loss)
+    (expected,) = torch.autograd.grad(expected_loss, vit.blocks[3].attn.qkv.weight)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)], ids=["square", "not square"])
+def test_the_grid_is_found_in_training_too(size: tuple[int, int]) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=size, depth=2, num_classes=5, global_pool="avg", class_token=False
+    )
+    seen: list[tuple[int, ...]] = []
+
+    class Sees(PrototypeLoss):
+        def evaluate(self, cams: Tensor, labels: Tensor, **named: Tensor | None) -> LossOutput:
+            seen.append(tuple(cams.shape))
+            return super().evaluate(cams, labels, **named)
+
+    regularizer = CamRegularizer(
+        BatchGradCam(model, "blocks.1.norm1", reshape="auto"), Sees(torch.rand(5, 1, *size))
+    )
+    images = torch.randn(2, 3, *size)
+    with regularizer:
+        scores = model(images)
+    regularizer(scores, LABELS)
+    regularizer.evaluate(images, LABELS)
+    assert seen == [(2, 1, size[0] // 16, size[1] // 16)] * 2
+
+
+def test_attention_is_fused_again_after_an_error(vit: nn.Module) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("stop here")
+
+    handle = vit.blocks[3].register_forward_pre_hook(fails)
+    regularizer = CamRegularizer(
+        BatchGradCam(vit, "blocks.2.norm1", reshape="auto"), PrototypeLoss(torch.rand(5, 1, 64, 64))
+    )
+    with pytest.raises(RuntimeError, match="stop here"), regularizer:
+        vit(IMAGES)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    with pytest.raises(RuntimeError, match="stop here"):
+        regularizer.grad_cam.attribute(IMAGES, LABELS, differentiable=True)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    handle.remove()
+
+
+def test_the_grid_follows_the_input_that_has_places() -> None:
+    class WithAge(nn.Module):
+        """A number a sample comes before the image; nothing in the model says how its patches lie."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 8, stride=8)
+            self.layer = nn.Linear(8, 8)
+            self.head = nn.Linear(9, 5)
+
+        def forward(self, age: Tensor, images: Tensor) -> Tensor:
+            tokens = self.layer(self.patches(images).flatten(2).mT).tanh()
+            return self.head(torch.cat([tokens.square().mean(1), age], 1))
+
+    model = WithAge()
+    cams = BatchGradCam(model, "layer", reshape="auto").attribute(
+        (torch.rand(2, 1), torch.randn(2, 3, 32, 64)), 1
+    )
+    assert cams.shape == (2, 1, 4, 8)
