@@ -215,13 +215,12 @@ class _Run:
             for part in rows
             for start in range(part.start, part.stop, size)
         ]
-        total, left = writer.own_samples(), sum(map(len, positions))
         on_gpu = self.explainer.device.type == "cuda"
         waiting: deque[Future[None]] = deque()
         try:
             with (
                 tqdm(
-                    total=total, initial=total - left, unit="image", desc="explain", disable=not progress
+                    total=sum(map(len, positions)), unit="image", desc="explain", disable=not progress
                 ) as bar,
                 ThreadPoolExecutor(1, "store") as thread,  # one, so that batches stay in order
             ):

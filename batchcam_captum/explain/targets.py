@@ -1,9 +1,8 @@
-"""Which classes the maps of a data set explain."""
+"""Choose the classes that the maps of a data set explain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal
@@ -19,7 +18,7 @@ ExplainTargets = Literal["predicted", "true", "all"] | int | Sequence[int]
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """A choice that was checked. Made by :meth:`of`."""
+    """A checked choice. Made by :meth:`of`."""
 
     kind: Literal["predicted", "true", "all", "top", "classes"]
     classes: tuple[int, ...] = ()  #: of "classes"
@@ -27,11 +26,11 @@ class ClassChoice:
 
     @classmethod
     def of(cls, targets: ExplainTargets) -> ClassChoice:
-        """Check.
+        """Check targets.
 
         Raises:
-            ValueError: a name that is none, a k below 1, no classes, or one twice.
-            TypeError: something else.
+            ValueError: If a name is unknown, k is below 1, or classes are empty, negative or repeated.
+            TypeError: If it is something else.
         """
         if isinstance(targets, str):
             if targets not in ("predicted", "true", "all"):
@@ -39,118 +38,102 @@ class ClassChoice:
                     f"targets: expected 'predicted', 'true', 'all', a number of classes or a list of them, got {targets!r}"
                 )
             return cls(targets)
-        with suppress(TypeError):
-            k = _integer(targets)
-            if k < 1:
-                raise ValueError(f"targets: expected at least 1 of the highest classes, got {k}")
-            return cls("top", k=k)
         try:
-            classes = tuple(_integer(each) for each in targets)  # type: ignore[union-attr]
+            if _is_integer(targets):
+                k = index(targets)  # type: ignore[arg-type]
+                if k < 1:
+                    raise ValueError(f"targets: expected at least 1 of the highest classes, got {k}")
+                return cls("top", k=k)
+            if not all(map(_is_integer, targets)):  # type: ignore[arg-type]
+                raise TypeError
+            classes = tuple(map(index, targets))  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(
                 f"targets: expected 'predicted', 'true', 'all', an integer or a list of integers, got {targets!r}"
             ) from None
         if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
             raise ValueError(
-                f"targets: expected classes from 0, at least one and each once, got {list(classes)}"
+                f"targets: expected at least one class, each from 0 and only once, got {list(classes)}"
             )
         return cls("classes", classes)
 
     @property
     def setting(self) -> Any:
-        """As a store's settings name it."""
-        return (
-            list(self.classes)
-            if self.kind == "classes"
-            else f"top {self.k}"
-            if self.kind == "top"
-            else self.kind
-        )
+        """The choice as a store's settings name it."""
+        return {"classes": list(self.classes), "top": f"top {self.k}"}.get(self.kind, self.kind)
 
     def maps(
         self, grad_cam: BatchGradCam, images: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From one forward.
+        """Explain a batch in one forward.
 
         Args:
-            grad_cam: of one layer.
+            grad_cam: Of one layer.
             images: (N, C, *spatial).
-            labels: (N,), where they are known.
+            labels: (N,) if they are known.
 
         Returns:
-            Maps (N, M, *spatial), scores (N, K), and the classes of the maps (N, M), −1 where scores that are NaN tell none.
+            Maps (N, M, *spatial), scores (N, K), and the classes of the maps (N, M), −1 where the scores are NaN.
 
         Raises:
-            ValueError: scores that are not (N, K), classes that there are not, or labels that are missing.
-            TypeError: a model that returns no tensor, or a layer with several.
+            ValueError: If scores are not (N, K), a class does not exist, or labels are missing.
+            TypeError: If the model returns no tensor, or the layer several.
         """
+        if self.kind == "true" and labels is None:
+            raise ValueError(
+                "targets: expected labels in the batches, as targets is 'true', got none; pass targets='predicted'"
+            )
         if self.kind in ("predicted", "true"):
-            if self.kind == "true" and labels is None:
-                raise ValueError(
-                    "targets: expected labels in the batches, as targets is 'true', got none; pass targets='predicted'"
-                )
             target: Any = _highest if self.kind == "predicted" else labels
             cams, scores = grad_cam.attribute_with_scores(images, target=target)
             _check_scores(scores, len(images))
-            chosen = predicted(scores) if self.kind == "predicted" else labels
-            assert chosen is not None
+            chosen = predicted(scores) if labels is None or self.kind == "predicted" else labels
             return _one_tensor(cams), scores, chosen.unsqueeze(1)
-
-        def choose(scores: Tensor) -> Tensor:
-            _check_scores(scores, len(images))
-            size = scores.shape[1]
-            if self.kind == "top":
-                if self.k > size:
-                    raise ValueError(
-                        f"targets: expected at most {size} classes, as the model has, got {self.k}"
-                    )
-                return scores.topk(self.k).indices
-            if self.kind == "classes" and max(self.classes) >= size:
-                raise ValueError(
-                    f"targets: expected classes from 0 to {size - 1}, as the model has {size}, got {max(self.classes)}"
-                )
-            every = torch.tensor(self.classes) if self.kind == "classes" else torch.arange(size)
-            return every.expand(len(scores), -1)
-
-        cams, scores = grad_cam.attribute_classes_with_scores(images, choose)
-        chosen = choose(scores).to(scores.device)
+        cams, scores = grad_cam.attribute_classes_with_scores(images, self._choose)
+        chosen = self._choose(scores).to(scores.device)
         if self.kind == "top":  # NaN would count as the highest
             chosen = chosen.masked_fill(scores.isnan().any(1, keepdim=True), -1)
         return _one_tensor(cams), scores, chosen
 
+    def _choose(self, scores: Tensor) -> Tensor:
+        """Return the classes to explain: (N, K) -> (N, M)."""
+        _check_scores(scores)
+        size = scores.shape[1]
+        if self.kind == "top":
+            if self.k > size:
+                raise ValueError(f"targets: expected at most {size} classes, as the model has, got {self.k}")
+            return scores.topk(self.k).indices
+        if self.kind == "classes" and max(self.classes) >= size:
+            raise ValueError(
+                f"targets: expected classes from 0 to {size - 1}, as the model has {size}, got {max(self.classes)}"
+            )
+        every = torch.tensor(self.classes) if self.kind == "classes" else torch.arange(size)
+        return every.expand(len(scores), -1)
+
 
 def predicted(scores: Tensor) -> Tensor:
-    """(N, K) -> (N,): the class with the highest score; −1 where a score is NaN, of which none is the highest."""
+    """Return the class with the highest score, −1 where a score is NaN: (N, K) -> (N,)."""
     return scores.argmax(1).masked_fill(scores.isnan().any(1), -1)
 
 
-def _integer(value: Any) -> int:
-    """Also of NumPy and torch.
-
-    Raises:
-        TypeError: something else.
-    """
-    dimensions: int = getattr(value, "ndim", 0)
-    if isinstance(value, bool | str) or dimensions:  # a tensor with one class in it is a list of classes
-        raise TypeError
-    return index(value)
+def _is_integer(value: Any) -> bool:
+    """Return True for integers, also of NumPy and torch. A tensor that holds one class is a list of classes."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and not getattr(value, "ndim", 0)
 
 
 def _highest(scores: Tensor) -> Tensor:
-    _check_scores(scores, None)
-    return scores.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
+    _check_scores(scores)
+    return scores.gather(1, scores.argmax(1, keepdim=True)).squeeze(
+        1
+    )  # amax would share the gradient among ties
 
 
-def _check_scores(scores: Tensor, samples: int | None) -> None:
-    if (
-        not isinstance(scores, Tensor)
-        or scores.dim() != 2
-        or (samples is not None and len(scores) != samples)
-    ):
+def _check_scores(scores: Tensor, samples: int | None = None) -> None:
+    fits = isinstance(scores, Tensor) and scores.dim() == 2
+    if not fits or (samples is not None and len(scores) != samples):
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
-            f"model: expected scores of shape ({'N' if samples is None else samples}, K), got {got}; explain a model that "
-            "returns one score a class"
+            f"model: expected scores of shape ({samples or 'N'}, K), got {got}; explain a model that returns one score per class"
         )
     if scores.shape[1] < 2:
         raise ValueError(
@@ -162,6 +145,6 @@ def _check_scores(scores: Tensor, samples: int | None) -> None:
 def _one_tensor(cams: Any) -> Tensor:
     if not isinstance(cams, Tensor):
         raise TypeError(
-            f"layer: expected one layer with one tensor, got {type(cams).__name__} of maps; choose one of them"
+            f"layer: expected one layer with one tensor, got {type(cams).__name__}; choose one of them"
         )
     return cams

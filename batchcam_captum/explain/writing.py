@@ -50,11 +50,6 @@ class StoreWriter:
         self._recorded = {chunk for chunk in self._own if chunk in store.about["chunks"]}
         self._lost = 0
 
-    def own_samples(self) -> int:
-        """Return the number of samples in this writer's chunks."""
-        rows = map(self.layout.rows, self._own)
-        return sum(each.stop - each.start for each in rows)
-
     def missing(self, *, retry_damaged: bool = False) -> list[int]:
         """Return the chunks of this writer that have to be computed; those whose files were lost or changed are among them.
 

@@ -106,24 +106,17 @@ def test_a_store_has_what_attribute_gives(whole):
 
 def test_metrics_of_the_masks(whole):
     data, maps = Samples(), torch.from_numpy(whole.maps[:])
-    assert_close(torch.from_numpy(whole.metrics["energy_in_mask"][:, 0]), energy_in_mask(maps, data.masks))
-    assert_close(
-        torch.from_numpy(whole.metrics["pointing_game"][:, 0]), pointing_game(maps, data.masks).float()
-    )
+    for metric in (energy_in_mask, pointing_game):
+        found = torch.from_numpy(whole.metrics[metric.__name__][:, 0])
+        assert_close(found, metric(maps, data.masks).float())
 
 
-def test_thumbnails_show_the_images_without_their_standardisation(whole):
-    expected = (Samples().pictures * 255).permute(0, 2, 3, 1)
-    assert whole.thumbnails.shape == (COUNT, 16, 14, 3)
-    assert np.abs(whole.thumbnails[:].astype(float) - expected.numpy()).max() <= 0.51
-
-
-def test_large_images_get_small_pictures_of_their_proportions(tmp_path):
-    store = explained(tmp_path, Samples(10), thumbnails=8, mean=MEAN, std=STD)
-    expected = torch.nn.functional.interpolate(Samples(10).pictures, (8, 7), mode="area")
-    assert_close(
-        torch.from_numpy(store.thumbnails[:]).float().permute(0, 3, 1, 2), expected * 255, atol=0.51, rtol=0
-    )
+def test_thumbnails_are_the_images_without_standardization_at_most_as_large(tmp_path, whole):
+    small = explained(tmp_path, Samples(10), thumbnails=8, mean=MEAN, std=STD)
+    for store, size in ((whole, (16, 14)), (small, (8, 7))):
+        expected = torch.nn.functional.interpolate(Samples(len(store)).pictures, size, mode="area") * 255
+        thumbnails = torch.from_numpy(store.thumbnails[:]).float().permute(0, 3, 1, 2)
+        assert_close(thumbnails, expected, atol=0.51, rtol=0)
     assert explained(tmp_path / "none", Samples(10), thumbnails=0).thumbnails is None
 
 
@@ -155,55 +148,26 @@ def test_maps_as_large_as_the_images_in_half_precision(tmp_path):
     assert_close(torch.from_numpy(store.maps[:]).float(), resize(cams, (16, 14)), rtol=1e-3, atol=1e-6)
 
 
-class Scaled(nn.Module):
-    """A model whose maps are larger by a factor."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.inner, self.factor = small_model(), factor
-        self.layer = self.inner.layer
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.inner(images) * self.factor
-
-
 def test_maps_are_resized_a_few_samples_at_a_time(tmp_path, monkeypatch):
     expected = explained(tmp_path / "whole", Samples(9), size="input", targets="all").maps[:]
     monkeypatch.setattr("batchcam_captum.explain.computing._RESIZED_BYTES", 3 * 4 * 5 * 16 * 14)
-    sizes = []
-    monkeypatch.setattr(
-        "batchcam_captum.explain.computing.resize",
-        lambda maps, size: sizes.append(len(maps)) or resize(maps, size),
-    )
     assert np.array_equal(explained(tmp_path, Samples(9), size="input", targets="all").maps[:], expected)
-    assert sizes == [1, 3, 3, 2, 1]
-
-
-def test_batches_with_gigabytes_of_maps_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"loader: .*GiB"):
-        explain_dataset(
-            small_model(),
-            "layer",
-            DataLoader(Samples(9), batch_size=10**6),
-            tmp_path / "store.zarr",
-            targets="all",
-            size="input",
-        )
-    assert not any(tmp_path.iterdir())
 
 
 def test_half_precision_says_where_it_is_not_enough(tmp_path):
-    options = {"dtype": "float16", "layer": "inner.layer"}
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.inner, self.factor = small_model(), factor
+            self.layer = self.inner.layer
 
-    def run(factor: float) -> None:
-        explain_dataset(
-            Scaled(factor).eval(), "layer", loader(Samples(9)), tmp_path / f"{factor}", dtype=options["dtype"]
-        )
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images) * self.factor
 
     with pytest.raises(ValueError, match="dtype"):
-        run(1e9)
-    with pytest.warns(UserWarning, match="9 samples .* float16"):
-        run(1e-6)
+        explained(tmp_path / "large", Samples(9), model=Scaled(1e9).eval(), dtype="float16")
+    with pytest.warns(UserWarning, match=r"9 samples .* float16"):
+        explained(tmp_path / "small", Samples(9), model=Scaled(1e-6).eval(), dtype="float16")
 
 
 def damaged_in(store: Any) -> list[int]:
@@ -268,13 +232,9 @@ def test_an_outage_damages_no_chunk_that_was_written_before_it_showed(tmp_path, 
 
 
 def test_errors_of_the_file_system_in_workers_keep_their_number(tmp_path):
+    batches = loader(Unmounted(20, 8, errno.ESTALE), num_workers=1)
     with pytest.raises(OSError, match=r"8\.png") as caught:
-        explain_dataset(
-            small_model(),
-            "layer",
-            loader(Unmounted(20, 8, errno.ESTALE), num_workers=1),
-            tmp_path / "store.zarr",
-        )
+        explain_dataset(small_model(), "layer", batches, tmp_path / "store.zarr")
     assert caught.value.errno == errno.ESTALE
 
 
@@ -383,13 +343,8 @@ def test_other_settings_are_refused_and_named(tmp_path):
 
 
 def test_workers_read_the_same(tmp_path, whole):
-    store = explain_dataset(
-        small_model(),
-        "layer",
-        loader(Samples(), num_workers=2),
-        tmp_path / "store.zarr",
-        **OPTIONS,
-    )
+    batches = loader(Samples(), num_workers=2)
+    store = explain_dataset(small_model(), "layer", batches, tmp_path / "store.zarr", **OPTIONS)
     assert digest(store) == digest(whole)
 
 
@@ -494,24 +449,20 @@ class Stream(IterableDataset[Tensor]):
         return iter(torch.rand(3, 3, 16, 14))
 
 
-def test_loaders_that_a_run_could_not_go_on_with(tmp_path):
-    for given, kind, message in [
-        (
-            DataLoader(Samples(9), batch_size=2, shuffle=True),
-            ValueError,
-            "shuffle=False",
-        ),
-        (DataLoader(Samples(9), batch_size=None), ValueError, "loader"),
-        (DataLoader(Stream(), batch_size=2), TypeError, "map-style"),
-        (
-            DataLoader(Subset(Samples(9), [])),
-            ValueError,
-            "empty",
-        ),
-        (Samples(9), TypeError, "loader"),
-    ]:
-        with pytest.raises(kind, match=message):
-            explain_dataset(small_model(), "layer", given, tmp_path / "store.zarr")
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (DataLoader(Samples(9), batch_size=2, shuffle=True), ValueError),
+        (DataLoader(Samples(9), batch_size=None), ValueError),
+        (DataLoader(Samples(9), batch_size=10**9), ValueError),  # gigabytes of maps
+        (DataLoader(Subset(Samples(9), [])), ValueError),
+        (DataLoader(Stream(), batch_size=2), TypeError),
+        (Samples(9), TypeError),
+    ],
+)
+def test_loaders_whose_runs_could_not_be_resumed(tmp_path, given, kind):
+    with pytest.raises(kind, match="loader"):
+        explain_dataset(small_model(), "layer", given, tmp_path / "store.zarr")
     assert not any(tmp_path.iterdir())
 
 
@@ -524,42 +475,30 @@ def test_models_that_do_not_fit(tmp_path):
             return values.flatten(1), values.flatten(1)
 
     for model, message in [
-        (of(nn.Flatten(0)), r"expected scores of shape \(N, K\), got shape \(4,\)"),
-        (of(nn.Identity()), r"expected scores of shape \(N, K\), got shape \(1, 4, 1, 1\)"),
+        (of(nn.Flatten(0)), r"model: .*\(4,\)"),
+        (of(nn.Identity()), r"model: .*\(1, 4, 1, 1\)"),
         (of(Pair()), "tensor"),
-        (
-            of(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))),
-            "expected scores of at least 2 classes, got 1; wrap",
-        ),
-        (
-            nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()).eval(),
-            r"to take images of shape \(N, 3, 16, 14\)",
-        ),
-        (small_model().train(), "got one in training mode"),
+        (of(nn.Sequential(nn.Flatten(), nn.Linear(4, 1))), "model: .*2 classes"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()).eval(), r"model: .*\(N, 3, 16, 14\)"),
+        (small_model().train(), "model: .*eval"),
     ]:
+        layer = "layer" if hasattr(model, "layer") else "1"
         with pytest.raises((ValueError, TypeError), match=message):
-            explain_dataset(
-                model,
-                "layer" if hasattr(model, "layer") else "1",
-                loader(Samples(9)),
-                tmp_path / "store.zarr",
-            )
+            explain_dataset(model, layer, loader(Samples(9)), tmp_path / "store.zarr")
     assert not any(tmp_path.iterdir())
 
 
 def test_labels_and_masks_that_are_none(tmp_path):
     images = torch.rand(9, 3, 16, 14)
+    unknown = torch.zeros(9, dtype=torch.long)
     for rest, message in [
-        ([torch.eye(9)], r"labels \(1,\) of integers, got \(1, 9\) torch.float32; pass a collate_fn"),
-        ([torch.zeros(9)], r"got \(1,\) torch.float32"),
-        (
-            [torch.zeros(9, dtype=torch.long), torch.ones(9, 16, 14)],
-            r"masks \(1, 1, 16, 14\), got \(1, 16, 14\)",
-        ),
+        ([torch.eye(9)], "labels"),
+        ([torch.zeros(9)], "labels"),
+        ([unknown, torch.ones(9, 16, 14)], "masks"),
     ]:
         with pytest.raises(ValueError, match=message):
             explained(tmp_path, TensorDataset(images, *rest))
-    positions = TensorDataset(images, torch.zeros(9, dtype=torch.long), torch.arange(9))
+    positions = TensorDataset(images, unknown, torch.arange(9))
     assert explained(tmp_path, positions).metrics == {}
 
 
@@ -571,16 +510,10 @@ def test_images_of_several_sizes(tmp_path):
 
     data = Sizes(16)
     data.step = 5
-    with pytest.raises(
-        ValueError,
-        match=r"\(3, 15, 14\) and \(3, 16, 14\)",
-    ):
+    with pytest.raises(ValueError, match=r"\(3, 15, 14\) and \(3, 16, 14\)"):
         explained(tmp_path, data)
     data.step = 8  # all of one size in each batch
-    with pytest.raises(
-        ValueError,
-        match=r"\(3, 15, 14\) in samples 8 to 15",
-    ):
+    with pytest.raises(ValueError, match=r"\(3, 15, 14\) in samples 8 to 15"):
         explained(tmp_path / "other", data)
 
 
@@ -595,33 +528,27 @@ def test_an_unknown_label_explains_no_class(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": "best"}, "targets: expected 'predicted', 'true', 'all'"),
-        ({"targets": 0}, "at least 1 of the highest classes"),
-        ({"targets": 6}, "at most 5 classes, as the model has, got 6"),
-        ({"targets": [5]}, "classes from 0 to 4, as the model has 5, got 5"),
-        ({"targets": [1, 1]}, "each once"),
-        ({"targets": 1.5}, "an integer or a list of integers, got 1.5"),
-        ({"targets": True}, "an integer or a list of integers, got True"),
-        ({"targets": [0.5]}, r"an integer or a list of integers, got \[0.5\]"),
-        ({"targets": np.array([7])}, "classes from 0 to 4, as the model has 5, got 7"),
-        ({"targets": np.int64(6)}, "at most 5 classes, as the model has, got 6"),
-        ({"max_missing": 0}, "max_missing: expected at least 1 file, or None"),
-        ({"output": 1.5}, "output: expected None, a name"),
-        (
-            {"targets": "true", "dataset": TensorDataset(torch.rand(9, 3, 16, 14))},
-            "targets: .*labels",
-        ),
-        ({"dtype": "float64"}, "dtype: expected 'float16' or 'float32'"),
-        ({"size": "image"}, "size: expected 'layer' or 'input'"),
-        ({"thumbnails": -1}, "thumbnails: expected at least 0"),
+        ({"targets": "best"}, "targets"),
+        ({"targets": 0}, "targets"),
+        ({"targets": 6}, "targets: .*at most 5"),
+        ({"targets": [5]}, "targets: .*0 to 4"),
+        ({"targets": [1, 1]}, "targets"),
+        ({"targets": 1.5}, "targets"),
+        ({"targets": True}, "targets"),
+        ({"targets": [0.5]}, "targets"),
+        ({"targets": np.array([7])}, "targets: .*got 7"),
+        ({"targets": np.int64(6)}, "targets: .*at most 5"),
+        ({"targets": "true", "dataset": TensorDataset(torch.rand(9, 3, 16, 14))}, "targets: .*labels"),
+        ({"max_missing": 0}, "max_missing"),
+        ({"output": 1.5}, "output"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"size": "image"}, "size"),
+        ({"thumbnails": -1}, "thumbnails"),
         ({"class_names": "ab"}, "class_names: expected 5"),
         ({"ids": ["a"]}, "ids: expected 9"),
-        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1, got 2"),
-        ({"rank": 2}, "rank, world_size: expected both or neither"),
-        (
-            {"rank": 0, "world_size": 2, "overwrite": True},
-            "overwrite",
-        ),
+        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1"),
+        ({"rank": 2}, "rank, world_size"),
+        ({"rank": 0, "world_size": 2, "overwrite": True}, "overwrite"),
     ],
 )
 def test_arguments_that_do_not_fit(tmp_path, options, message):
