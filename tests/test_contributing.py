@@ -11,7 +11,7 @@ import torch
 import batchcam_captum
 from batchcam_captum.attribution import targets
 from batchcam_captum.evaluation import metrics
-from batchcam_captum.functional import CAM_METHODS, DISTANCES, distance, weightings
+from batchcam_captum.functional import CAM_METHODS, DISTANCES, cam, distance
 from batchcam_captum.functional.metrics import maps
 from batchcam_captum.losses import LOSSES, base
 from batchcam_captum.prototypes import sampled
@@ -79,7 +79,7 @@ def test_distance():
 
 
 def test_weighting():
-    run(WEIGHTING, weightings)
+    run(WEIGHTING, cam)
     activations, gradients = torch.rand(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     cams = batchcam_captum.functional.apply_method("largest_gradient", activations, gradients)
     expected = sum(gradients[0, k].max() * activations[0, k] for k in range(3))

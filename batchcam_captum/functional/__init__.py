@@ -1,7 +1,4 @@
-"""Pure functions on tensors: gradients, cams, maps, distances, losses, metrics. Needs torch and nothing else.
-
-Nothing in here keeps state, knows a model, or imports Captum or matplotlib.
-"""
+"""Pure functions of tensors: gradients, cams, maps, distances, losses, metrics. They need torch alone, and keep no state."""
 
 from .cam import (
     CAM_METHODS,
@@ -11,10 +8,14 @@ from .cam import (
     channel_weights,
     get_method,
     grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
 )
 from .checks import ValueChecks
-from .class_gradients import class_gradients
 from .class_means import ClassWeights, class_means, class_sums, class_weights
+from .common import Reduction, Registry, exact_matmul_dtype, full_precision, no_autocast, reduce
 from .distance import (
     DISTANCES,
     Distance,
@@ -23,9 +24,10 @@ from .distance import (
     get_distance,
     l1_distance,
     l2_distance,
+    ssim,
     ssim_distance,
 )
-from .gradients import Score, activation_gradients, select_scores
+from .gradients import Score, activation_gradients, class_gradients, select_scores
 from .head import Head, HeadCams, HeadGradients, head_cams, head_gradients
 from .images import image_maps, to_one_channel, undo_standardization
 from .layout import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
@@ -76,11 +78,6 @@ from .metrics import (
     wrong_reason,
 )
 from .overlay import overlay
-from .precision import exact_matmul_dtype, full_precision, no_autocast
-from .reduce import Reduction, reduce
-from .registry import Registry
-from .ssim import ssim
-from .weightings import grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 
 __all__ = [
     "CAM_METHODS",

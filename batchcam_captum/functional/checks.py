@@ -43,28 +43,28 @@ def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 
 class ValueChecks:
-    """Collects conditions on tensor values, and raises when one does not hold.
+    """Collect conditions on tensor values, and raise if one does not hold.
 
-    On the CPU a condition that does not hold raises at once. On any other device looking at a value would make the
-    host wait for the device, so the outcome stays there, one boolean a condition, until :meth:`raise_failed`.
+    On the CPU a condition that does not hold raises at once. On any other device reading a value would make the host wait, so
+    the outcome stays there, one boolean per condition, until :meth:`raise_failed`.
 
     Args:
-        synchronize: look at every condition at once on every device.
+        synchronize: read every condition at once on every device.
     """
 
     def __init__(self, *, synchronize: bool = False) -> None:
         self.synchronize = synchronize
-        #: Where a list is put here, what is looked at in a compiled step goes into it; otherwise nothing is looked at there.
+        #: A list that collects the outcomes in a compiled step; if it is None, a compiled step checks nothing.
         self.outcomes: list[Tensor] | None = None
         self._failed: dict[str, Tensor] = {}
 
     def require(self, holds: Tensor, message: str, detail: Callable[[], str] | None = None) -> None:
-        """Note that every element of ``holds`` has to be true.
+        """Require that every element of ``holds`` is true.
 
         Args:
             holds: booleans of any shape.
             message: what was expected and what to do.
-            detail: called for what came, and only where the values can be read at once.
+            detail: called for what was found, only where the values can be read at once.
 
         Raises:
             ValueError: an element is false, and the values can be read at once.
@@ -94,6 +94,6 @@ class ValueChecks:
             raise ValueError("; ".join(messages) + " (in a batch since the last check)")
 
     def take_failed(self) -> dict[str, Tensor]:
-        """Message -> whether it has to be raised (a boolean on its device), of all that could not be read; forgets them."""
+        """Return and forget what could not be read: message -> a boolean on its device, True if the check failed."""
         failed, self._failed = self._failed, {}
         return failed

@@ -61,12 +61,12 @@ class ClassWeights:
 
 
 def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = None) -> None:
-    """Check the shape and the kind of labels.
+    """Check the shape and the dtype of labels.
 
     Args:
         labels: expected integers (N,), or floating (N, K).
-        num_samples: how many samples there are, N.
-        num_classes: the number of classes, K; None if any number will do.
+        num_samples: the number of samples, N.
+        num_classes: the number of classes, K; None for any.
 
     Raises:
         ValueError: another shape.
@@ -98,12 +98,12 @@ def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = Non
 
 
 def wide_indices(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Integer labels as int64, and which of them are class indices.
+    """Return integer labels as int64, and which of them are class indices.
 
-    In their own type neither can be told: compared with uint8 labels, 256 classes are 0, and an ignore index of -100 is 156.
+    In a smaller dtype neither is certain: compared with uint8 labels, 256 classes are 0, and an ignore index of -100 is 156.
 
     Args:
-        labels: (N,), of any integer type.
+        labels: (N,), of any integer dtype.
         num_classes: the number of classes, K.
 
     Returns:
@@ -127,20 +127,20 @@ def class_weights(
 
     Args:
         labels: integers (N,), 0 … K−1; or floating (N, K), soft labels as mixup and label smoothing make them, or several
-            labels a sample (each 1). A sample of which all K are 0 is left out.
+            labels per sample (1 each). A sample whose K values are all 0 is left out.
         num_classes: the number of classes, K.
-        num_samples: N, where known from elsewhere.
-        ignore_index: integer labels of this value are left out.
+        num_samples: N, if it is known from elsewhere.
+        ignore_index: samples with this integer label are left out.
         dtype: of the weights.
         sample_weights: (N,) how much each sample counts, at least 0. Default: all alike.
-        checks: where the check of the range goes; default: it raises at once on every device.
+        checks: collects the checks of values. Default: they raise at once on every device.
 
     Returns:
         The weights (N, K), which samples count and how much, and the class indices of integer labels.
 
     Raises:
-        ValueError: labels of another shape (one-hot rows of integers among them), or out of range; weights of samples that are of
-            another shape, negative or not finite.
+        ValueError: labels of another shape, as integer one-hot rows are, or out of range; sample weights of another shape,
+            negative or not finite.
         TypeError: labels that are neither integers nor floating.
     """
     checks = ValueChecks(synchronize=True) if checks is None else checks

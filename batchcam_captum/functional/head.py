@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cam import CamMethod, apply_method, get_method
+from .common import no_autocast
 from .gradients import Score, select_scores
 from .math_attention import MathAttention
-from .precision import no_autocast
 
 #: What follows the explained layer: activations (N, C, *spatial) -> scores (N, K).
 Head = Callable[[Tensor], Tensor]

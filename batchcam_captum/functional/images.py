@@ -1,4 +1,4 @@
-"""Images as maps: standardisation undone, one channel, min–max to [0, 1]."""
+"""Images as maps: standardization undone, one channel, min–max to [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .common import full_precision
 from .maps import normalize
-from .precision import full_precision
 
 ToChannel = Callable[[Tensor], Tensor]
 PerChannel = float | Sequence[float] | None
 
 
 def per_channel(name: str, value: Any) -> float | tuple[float, ...] | None:
-    """Bring a mean or a standard deviation to plain numbers.
+    """Convert a mean or a standard deviation to plain numbers.
 
     Args:
-        name: for the error's text.
+        name: of the argument, for the error.
         value: None, a number, or a sequence, array or tensor of numbers.
 
     Returns:
@@ -46,18 +46,18 @@ def per_channel(name: str, value: Any) -> float | tuple[float, ...] | None:
 
 
 def undo_standardization(images: Tensor, mean: PerChannel, std: PerChannel) -> Tensor:
-    """Images times ``std`` plus ``mean``, the inverse of ``torchvision.transforms.Normalize(mean, std)``.
+    """Return images times ``std`` plus ``mean``, the inverse of ``torchvision.transforms.Normalize(mean, std)``.
 
     Args:
         images: (N, C, *spatial).
-        mean: one number, or one a channel; None is 0.
-        std: one number, or one a channel; None is 1.
+        mean: one number, or one per channel; None is 0.
+        std: one number, or one per channel; None is 1.
 
     Returns:
-        (N, C, *spatial), floating; the very input where both are None.
+        (N, C, *spatial), floating; the input itself where both are None.
 
     Raises:
-        ValueError: as many numbers as there are channels were expected.
+        ValueError: neither one number nor one per channel.
     """
     for name, value, operation in (("std", std, torch.mul), ("mean", mean, torch.add)):
         numbers = per_channel(name, value)
@@ -83,16 +83,16 @@ def to_one_channel(
     std: PerChannel = None,
     to_channel: ToChannel | None = None,
 ) -> Tensor:
-    """Reduce images of any channel count to one channel.
+    """Reduce images with any number of channels to one channel.
 
     Args:
-        images: (N, C, *spatial). Integer images are taken as they are, without scaling: what follows is min–max.
-        mean: undone before the reduction, see :func:`undo_standardization`.
-        std: likewise.
+        images: (N, C, *spatial). Integer images are not scaled.
+        mean: the ``mean`` that the images were standardized with, one number or one per channel; it is undone first.
+        std: the ``std`` that the images were standardized with.
         to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
 
     Returns:
-        (N, 1, *spatial), float32 (float64 stays).
+        (N, 1, *spatial), float32, or float64 if the images are.
 
     Raises:
         ValueError: images without a spatial dimension, or a ``to_channel`` that returns another shape.
@@ -119,18 +119,19 @@ def image_maps(
     std: PerChannel = None,
     to_channel: ToChannel | None = None,
 ) -> Tensor:
-    """Images as maps in [0, 1]: one channel (see :func:`to_one_channel`), then min–max of each.
+    """Return images as maps in [0, 1]: reduced to one channel, then min–max of each.
 
     Args:
         images: (N, C, *spatial).
-        mean: the ``mean`` that the images were standardised with, one number or one a channel; it is undone.
-        std: likewise.
+        mean: the ``mean`` that the images were standardized with, one number or one per channel; it is undone first.
+        std: the ``std`` that the images were standardized with.
         to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
 
     Returns:
         (N, 1, *spatial), from 0 to 1 in each image; a flat image is all zero.
 
     Raises:
-        ValueError: see :func:`to_one_channel` and :func:`undo_standardization`.
+        ValueError: images without a spatial dimension, a ``mean`` or ``std`` of another length, or a ``to_channel`` that returns
+            another shape.
     """
     return normalize(to_one_channel(images, mean=mean, std=std, to_channel=to_channel), "minmax")

@@ -1,4 +1,4 @@
-"""Other layouts brought to (N, C, *spatial): tokens on a grid, and channels that come last."""
+"""Layouts other than (N, C, *spatial): tokens on a grid, and channels that come last."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-#: Class, distillation and register tokens: at most so many stand before the patches.
+#: The largest number of class, distillation and register tokens before the patches.
 MAX_PREFIX = 9
 
 
 class TokenGrid(NamedTuple):
-    """How tokens lie in an image."""
+    """The places of tokens in an image."""
 
-    grid: tuple[int, ...]  #: how many patches along each side
-    prefix: int  #: how many tokens stand before them
+    grid: tuple[int, ...]  #: patches along each side
+    prefix: int  #: tokens before them
 
     def __str__(self) -> str:
         return f"{' x '.join(map(str, self.grid))} places after {self.prefix} prefix tokens"
 
 
 def tokens_to_grid(tokens: Tensor, grid: Sequence[int], prefix: int = 0) -> Tensor:
-    """Put the tokens of a transformer back in their places: (N, L, C) -> (N, C, *grid).
+    """Arrange the tokens of a transformer on their grid: (N, L, C) -> (N, C, *grid).
 
     Args:
-        tokens: (N, L, C), row after row, after the prefix tokens.
-        grid: how many patches along each side; any number of dimensions.
-        prefix: how many tokens (class, distillation, registers) come first; they have no place and are left out.
+        tokens: (N, L, C), row by row, after the prefix tokens.
+        grid: the number of patches along each side; any number of dimensions.
+        prefix: the number of tokens that come first (class, distillation, registers); they have no place and are left out.
 
     Returns:
         (N, C, *grid), a view.
@@ -46,7 +46,7 @@ def tokens_to_grid(tokens: Tensor, grid: Sequence[int], prefix: int = 0) -> Tens
     if prefix < 0 or tokens.dim() != 3 or tokens.shape[1] != prefix + math.prod(grid):
         raise ValueError(
             f"tokens: expected (N, L, C) with L = {prefix + math.prod(grid)}, that is {TokenGrid(grid, prefix)}, "
-            f"got {tuple(tokens.shape)}; pass the grid of these tokens, and how many of them are no patches as prefix="
+            f"got {tuple(tokens.shape)}; pass the grid of these tokens, and the number of tokens before the patches as prefix="
         )
     grid_of_tokens: Tensor = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
     return grid_of_tokens
@@ -73,15 +73,15 @@ def channels_last_to_first(tensor: Tensor) -> Tensor:
 
 
 def grid_candidates(length: int, input_size: Sequence[int], prefix: int | None = None) -> list[TokenGrid]:
-    """Every way in which square patches of one size explain the number of tokens.
+    """Return every grid of square patches that explains the number of tokens.
 
-    Patches that divide the input's sides without a remainder come before others: only where there are none, the last patch of a
-    side may be cut off. A single patch for the whole input has no places to tell apart, and is left out.
+    Only if no patch size divides the sides of the input without a remainder, the last patch of a side may be cut off. A single
+    patch for the whole input is left out.
 
     Args:
-        length: how many tokens, prefix tokens included.
-        input_size: the input's sides in pixels.
-        prefix: how many prefix tokens; None tries 0 to 9.
+        length: the number of tokens, prefix tokens included.
+        input_size: the sides of the input in pixels.
+        prefix: the number of prefix tokens; None tries 0 to 9.
     """
     even: list[TokenGrid] = []
     cut: list[TokenGrid] = []
@@ -101,19 +101,19 @@ def grid_candidates(length: int, input_size: Sequence[int], prefix: int | None =
 
 
 def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None) -> TokenGrid:
-    """Find the grid of a transformer's tokens from the input's size: square patches, 0 to 9 prefix tokens.
+    """Find the grid of the tokens of a transformer from the size of the input: square patches, 0 to 9 prefix tokens.
 
     Args:
         length: L of the tokens (N, L, C).
-        input_size: the input's sides, one or two of them.
-        prefix: how many tokens are no patches (class, distillation, registers), where that is known.
+        input_size: the sides of the input, one or two.
+        prefix: the number of prefix tokens (class, distillation, registers), if it is known.
 
     Returns:
         The grid, and the number of prefix tokens.
 
     Raises:
-        ValueError: no grid fits, or several do, or there are three sides: a video's patches are seldom as long as they are wide,
-            so that a number of tokens does not tell how they lie.
+        ValueError: no grid fits, several do, or there are three sides: the patches of a video are seldom cubes, so the number
+            of tokens does not determine their grid.
 
     Example:
         >>> infer_grid(197, (224, 224))
@@ -124,7 +124,7 @@ def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None
     if len(input_size) > 2:
         raise ValueError(
             f"tokens: expected an input of one or two sides, got {' x '.join(map(str, input_size))} for {length} tokens; "
-            f"patches of a video or volume need not have one size along all its sides; say how they lie by "
+            f"patches of a video or volume need not have one size along all sides; give their grid, "
             f"tokens_to_grid(tokens, grid, prefix)"
         )
     candidates = grid_candidates(length, input_size, prefix)
@@ -134,24 +134,23 @@ def infer_grid(length: int, input_size: Sequence[int], prefix: int | None = None
     found = "; or ".join(map(str, candidates)) if candidates else "no grid"
     raise ValueError(
         f"tokens: expected one grid of square patches and {assumed} prefix tokens that gives {length} tokens for an input of "
-        f"{' x '.join(map(str, input_size))}, got {found}; say which by tokens_to_grid(tokens, grid, prefix)"
+        f"{' x '.join(map(str, input_size))}, got {found}; give the grid, tokens_to_grid(tokens, grid, prefix)"
     )
 
 
 def is_downsampled(
     spatial: Sequence[int], input_size: Sequence[int], *, padded: bool = False, anisotropic: bool = False
 ) -> bool:
-    """Whether these may be the sides of an image of this size after layers of one stride.
+    """Return True if these may be the sides of an image of this size after layers of one stride.
 
-    The sides may be rounded either way. Unless all layers are known to be padded, they may also be one more (even kernels), or up
-    to half of them may be cut off (no padding), the same amount from each.
+    The sides may be rounded either way. Unless all layers are padded, they may also be one larger (even kernels), or up to half
+    of them may be cut off (no padding), the same amount from each.
 
     Args:
         spatial: the sides of a map.
         input_size: the sides of the input.
         padded: accept rounding alone.
-        anisotropic: accept one stride per axis as well, each a power of two times a common one, and with rounding alone: the more
-            strides are free, the more shapes they explain.
+        anisotropic: also accept one stride per axis, each a power of two times a common one, with rounding alone.
     """
     if len(spatial) != len(input_size) or not spatial or min(*spatial, *input_size) < 1:
         return False
@@ -169,7 +168,7 @@ def is_downsampled(
 def has_one_stride_per_frame(
     spatial: Sequence[int], input_size: Sequence[int], *, padded: bool = False
 ) -> bool:
-    """Whether these may be the sides of a video, the time axis first, whose frames have been made smaller by one stride.
+    """Return True if these may be the sides of a video, the time axis first, whose frames are downsampled by one stride.
 
     Args:
         spatial: the sides of a map.

@@ -1,4 +1,4 @@
-"""What is done to a cam before it is compared or shown: rectify, normalize, resize."""
+"""What happens to a cam before it is compared or shown: rectify, normalize, resize."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_choice
-from .precision import full_precision
-from .reduce import reduce
+from .common import full_precision, reduce
 
 Normalization = Literal["max", "minmax", "none"]
 ResizeMode = Literal["linear", "area", "nearest", "auto"]
@@ -28,19 +27,19 @@ def _over_pixels(tensor: Tensor) -> tuple[int, ...]:
 
 
 def rectify(cams: Tensor) -> Tensor:
-    """Keep what speaks for the class: ``relu(cams)``, the outer ReLU of Grad-CAM (Selvaraju et al. 2017, eq. 2).
+    """Return the evidence for the class, ``relu(cams)``: the outer ReLU of Grad-CAM (Selvaraju et al. 2017, eq. 2).
 
     Args:
         cams: of any shape, signed.
 
     Returns:
-        Of the same shape, at least 0.
+        The same shape, at least 0.
     """
     return F.relu(cams)
 
 
 def peak(cams: Tensor) -> Tensor:
-    """Largest absolute value of each cam. Every tolerance of the package is relative to it.
+    """Return the largest absolute value of each cam, to which every tolerance of the package is relative.
 
     Args:
         cams: (N, …), signed.
@@ -70,7 +69,7 @@ def _is_dead(lowest: Tensor, highest: Tensor) -> Tensor:
 
 
 def dead_fraction(cams: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Share of dead cams in a batch.
+    """Return the share of dead cams in a batch.
 
     Args:
         cams: (N, 1, *spatial), signed.
@@ -83,16 +82,16 @@ def dead_fraction(cams: Tensor, counted: Tensor | None = None) -> Tensor:
 
 
 def normalize(cams: Tensor, method: Normalization = "max") -> Tensor:
-    """Bring each cam to a common scale.
+    """Scale each cam.
 
     Args:
-        cams: (N, …), float32 or float64; half types are computed and returned in float32.
+        cams: (N, …); half types are computed and returned in float32.
         method: ``"max"`` divides by the largest value, so that a rectified cam peaks at 1; ``"minmax"`` maps the smallest
             value to 0 and the largest to 1; ``"none"`` changes nothing.
 
     Returns:
-        (N, …). Where there is no scale to divide by (the largest value of ``"max"`` is not positive, or a ``"minmax"`` map
-        is constant, both relative to the cam's largest absolute value) the result is zero, with a zero gradient.
+        (N, …). Zero, with a zero gradient, where there is no scale: for ``"max"`` the largest value is not positive, for
+        ``"minmax"`` the map is constant, both relative to the largest absolute value of the cam.
 
     Raises:
         ValueError: an unknown method.
@@ -117,13 +116,12 @@ def resize(maps: Tensor, size: Sequence[int], mode: ResizeMode = "auto") -> Tens
 
     Args:
         maps: (N, C, *spatial).
-        size: the new spatial size, one number a dimension.
-        mode: ``"linear"`` (linear, bilinear or trilinear, pixel centres aligned as in ``align_corners=False``), ``"area"``
-            (the mean over the pixels that fall into each new one), ``"nearest"``, or ``"auto"``: area where no dimension
-            grows, linear otherwise.
+        size: the new spatial size, one number per dimension.
+        mode: ``"linear"`` (linear, bilinear or trilinear with ``align_corners=False``), ``"area"`` (the mean over the pixels
+            that fall into each new one), ``"nearest"``, or ``"auto"``: area where no dimension grows, linear otherwise.
 
     Returns:
-        (N, C, *size); the very input where nothing changes.
+        (N, C, *size); the input itself where nothing changes.
 
     Raises:
         ValueError: the number of dimensions does not fit, or an unknown mode.
@@ -149,22 +147,22 @@ def resize(maps: Tensor, size: Sequence[int], mode: ResizeMode = "auto") -> Tens
 
 
 class PreparedCams(NamedTuple):
-    """Cams made ready for a comparison, see :func:`prepare`."""
+    """Cams ready for a comparison, as :func:`prepare` returns them."""
 
-    maps: Tensor  #: (N, 1, *spatial), rectified and normalised; zero where dead
+    maps: Tensor  #: (N, 1, *spatial), rectified and normalized; zero where dead
     dead: Tensor  #: (N,) booleans
 
 
 def prepare(cams: Tensor, method: Normalization = "max") -> PreparedCams:
-    """Rectify and normalise signed cams, and say which of them are dead.
+    """Rectify and normalize signed cams, and find the dead ones.
 
     Args:
         cams: (N, 1, *spatial), raw and signed.
-        method: see :func:`normalize`.
+        method: ``"max"``, ``"minmax"`` or ``"none"``, as in :func:`normalize`.
 
     Returns:
-        The maps M = relu(C) / max (with ``method="max"``), and which cams are dead. No gradient flows from ``maps`` into a
-        dead cam: dividing by its vanishing peak would make it arbitrarily large.
+        The maps, relu(C) / max for ``"max"``, and which cams are dead. No gradient flows from ``maps`` into a dead cam, where
+        dividing by its vanishing peak would make it arbitrarily large.
     """
     check_choice("normalization", method, Normalization)
     cams = full_precision(cams)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .common import no_autocast
 from .maps import normalize, prepare, resize
-from .precision import no_autocast
 
 #: Viridis (Smith and van der Walt 2015) at 0, 1/16, …, 1. Linear interpolation between these differs from it by less than 0.03.
 _COLORS = (

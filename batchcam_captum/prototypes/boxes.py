@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..functional import ValueChecks
-from ..functional.precision import full_precision, no_autocast
+from ..functional.common import full_precision, no_autocast
 
 
 def boxes_to_masks(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..distributed import Ranks, total_over_ranks
 from ..functional import ValueChecks, class_sums, class_weights, normalize, resize
-from ..functional.precision import full_precision, no_autocast
+from ..functional.common import full_precision, no_autocast
 from .base import Prototypes
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ def test_confused_is_the_highest_score_of_another_class(labels, activations):
 
 
 def test_confused_score_of_one_class_is_an_error():
-    with pytest.raises(ValueError, match="expected at least 2 classes for 'confused', got 1"):
+    with pytest.raises(ValueError, match="score: expected"):
         select_scores(torch.rand(4, 1), torch.zeros(4, dtype=torch.long), "confused")
 
 
@@ -98,14 +98,14 @@ def test_half_scores_are_selected_in_float32_with_or_without_autocast(score, dty
 @pytest.mark.parametrize(
     ("scores", "labels", "score", "kind", "text"),
     [
-        (torch.rand(4), LABELS, "label", ValueError, r"expected \(N, K\), one score a class, got \(4,\)"),
-        (torch.rand(4, 3), LABELS, "best", ValueError, "'log_prob_sum' or a callable, got 'best'"),
-        (torch.rand(4, 3), LABELS, lambda s, y: s, ValueError, r"one number a sample, \(4,\), got \(4, 3\) from"),
-        (torch.rand(4, 3), LABELS[:2], "label", ValueError, r"labels: expected shape \(4,\), got \(2,\)"),
-        (torch.rand(4, 3), LABELS.repeat(2), "label", ValueError, r"labels: expected shape \(4,\), got \(8,\)"),
-        (torch.rand(4, 3), torch.eye(4, 3).long(), "label", ValueError, "not one-hot rows"),
-        (torch.rand(4, 3), torch.rand(4, 2), "label", ValueError, r"soft labels \(4, 3\), got floating \(4, 2\)"),
-        (torch.rand(4, 3), LABELS > 0, "label", TypeError, "got torch.bool; pass class indices"),
+        (torch.rand(4), LABELS, "label", ValueError, "scores: expected"),
+        (torch.rand(4, 3), LABELS, "best", ValueError, "score: expected"),
+        (torch.rand(4, 3), LABELS, lambda s, y: s, ValueError, "score: expected"),
+        (torch.rand(4, 3), LABELS[:2], "label", ValueError, "labels: expected"),
+        (torch.rand(4, 3), LABELS.repeat(2), "label", ValueError, "labels: expected"),
+        (torch.rand(4, 3), torch.eye(4, 3).long(), "label", ValueError, "labels: expected"),
+        (torch.rand(4, 3), torch.rand(4, 2), "label", ValueError, "labels: expected"),
+        (torch.rand(4, 3), LABELS > 0, "label", TypeError, "labels: expected"),
     ],
 )  # fmt: skip
 def test_scores_that_cannot_be_selected(scores, labels, score, kind, text):
@@ -146,31 +146,25 @@ def test_gradients_can_be_taken_under_no_grad(activations):
 
 
 def test_scores_without_a_graph(activations):
-    with pytest.raises(RuntimeError, match=r"got scores without one; .*and do not detach"):
+    with pytest.raises(RuntimeError, match="scores: expected"):
         activation_gradients(scores_of(activations).sum(1).detach(), [activations])
 
 
 def test_activations_without_a_graph(activations):
-    with pytest.raises(
-        RuntimeError, match="activations: expected activations with a graph, got some without"
-    ):
+    with pytest.raises(RuntimeError, match="activations: expected"):
         activation_gradients(scores_of(activations).sum(1), [activations.detach()])
 
 
 def test_graph_that_a_backward_has_freed(activations):
     scores = scores_of(activations)
     scores.sum().backward()
-    with pytest.raises(
-        RuntimeError, match=r"has freed; add all terms to one loss, then call backward\(\) once"
-    ):
+    with pytest.raises(RuntimeError, match=r"scores: expected.*freed"):
         activation_gradients(scores.sum(1), [activations])
 
 
 def test_activations_of_another_forward(activations):
     other = torch.randn(4, 2, 3, 3, requires_grad=True)
-    with pytest.raises(
-        RuntimeError, match=r"captured activations \(4, 2, 3, 3\), got scores of another forward"
-    ):
+    with pytest.raises(RuntimeError, match=r"scores: expected.*another forward"):
         activation_gradients(scores_of(activations).sum(1), [other])
 
 

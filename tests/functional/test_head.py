@@ -325,9 +325,7 @@ def test_checkpointing_in_the_head(reentrant):
     def head(maps):
         return checkpoint(scores_of, maps, use_reentrant=reentrant)
 
-    with pytest.raises(
-        RuntimeError, match=r"got one with gradient checkpointing, .* switch checkpointing off"
-    ):
+    with pytest.raises(RuntimeError, match="head: expected"):
         head_gradients(head, MAPS, LABELS[:4])
 
 
@@ -477,43 +475,46 @@ MAPS = torch.randn(4, 6, 5, 5)
 
 
 @pytest.mark.parametrize(
-    ("head", "maps", "kind", "text"),
+    ("head", "maps", "kind", "argument"),
     [
-        (None, MAPS, TypeError, "head: expected a callable that turns activations into scores, got NoneType"),
-        (scores_of, [MAPS], TypeError, "activations: expected a floating tensor .*, got list"),
-        (scores_of, MAPS.long(), TypeError, "activations: expected a floating tensor .*, got torch.int64"),
-        (scores_of, MAPS[:, 0, 0, 0], ValueError, r"activations: expected \(N, C, \*spatial\), got \(4,\)"),
-        (lambda m: (scores_of(m),), MAPS, TypeError, "expected a tensor of scores .*, got tuple; pick"),
-        (lambda m: scores_of(m)[:2], MAPS, ValueError, r"for each of 4 samples, got \(2, 5\)"),
-        (lambda m: scores_of(m)[:, 0], MAPS, ValueError, r"for each of 4 samples, got \(4,\)"),
-        (lambda m: m, MAPS, ValueError, r"scores: expected \(N, K\), .* got \(4, 6, 5, 5\)"),
-        (lambda m: OUT.weight[:4], MAPS, RuntimeError, "expected scores that depend on the activations"),
-        (lambda m: scores_of(MAPS), MAPS, RuntimeError, "got scores that do not; use the argument"),
-        (lambda m: scores_of(m.detach()), MAPS, RuntimeError, "do not detach"),
-        (unrecorded, MAPS, RuntimeError, "or switch gradients off"),
-        (nn.Sequential(nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(150, 5)).forward, MAPS, RuntimeError,
-         r"changes its statistics; pass the nn.Module that owns these buffers .*, or call eval\(\)"),
-        (torch.compile(nn.Flatten(), backend="eager"), MAPS, RuntimeError, "got one that is compiled"),
-        (torch.compile(scores_of, backend="eager"), MAPS, RuntimeError, "and compile the whole step"),
+        (None, MAPS, TypeError, "head"),
+        (scores_of, [MAPS], TypeError, "activations"),
+        (scores_of, MAPS.long(), TypeError, "activations"),
+        (scores_of, MAPS[:, 0, 0, 0], ValueError, "activations"),
+        (lambda m: (scores_of(m),), MAPS, TypeError, "head"),
+        (lambda m: scores_of(m)[:2], MAPS, ValueError, "head"),
+        (lambda m: scores_of(m)[:, 0], MAPS, ValueError, "head"),
+        (lambda m: m, MAPS, ValueError, "scores"),
+        (lambda m: OUT.weight[:4], MAPS, RuntimeError, "head"),
+        (lambda m: scores_of(m.detach()), MAPS, RuntimeError, "head"),
+        (unrecorded, MAPS, RuntimeError, "head"),
+        (
+            nn.Sequential(nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(150, 5)).forward,
+            MAPS,
+            RuntimeError,
+            "head",
+        ),
+        (torch.compile(nn.Flatten(), backend="eager"), MAPS, RuntimeError, "head"),
+        (torch.compile(scores_of, backend="eager"), MAPS, RuntimeError, "head"),
     ],
-)  # fmt: skip
-def test_heads_and_activations_that_do_not_fit(head, maps, kind, text):
-    with pytest.raises(kind, match=text):
+)
+def test_heads_and_activations_that_do_not_fit(head, maps, kind, argument):
+    with pytest.raises(kind, match=f"{argument}: expected"):
         head_cams(head, maps, LABELS[:4])
 
 
 def test_score_that_is_a_constant():
     constant = OUT.weight[:4, 0]  # with a graph, though none that leads to the activations
-    with pytest.raises(RuntimeError, match="expected scores that depend on the activations"):
+    with pytest.raises(RuntimeError, match="head: expected"):
         head_gradients(scores_of, MAPS, LABELS[:4], score=lambda scores, labels: constant)
 
 
 def test_inference_mode():
     with torch.inference_mode():
         made = MAPS.clone()
-        with pytest.raises(RuntimeError, match=r"got one under torch.inference_mode\(\)"):
+        with pytest.raises(RuntimeError, match="activations: expected"):
             head_gradients(scores_of, MAPS, LABELS[:4])
-    with pytest.raises(RuntimeError, match=r"outside of it, the trunk under torch.no_grad\(\) if need be"):
+    with pytest.raises(RuntimeError, match="activations: expected"):
         head_gradients(scores_of, made, LABELS[:4])
 
 

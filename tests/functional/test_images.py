@@ -1,4 +1,4 @@
-"""Images as maps: standardisation undone, one channel, min–max."""
+"""Images as maps: standardization undone, one channel, min–max."""
 
 from __future__ import annotations
 
@@ -44,12 +44,10 @@ def test_image_maps_span_zero_to_one_and_flat_images_are_zero():
 
 @pytest.mark.parametrize(("name", "value"), [("mean", [0.1, 0.2]), ("std", [1.0, 1.0, 1.0, 1.0])])
 def test_numbers_that_do_not_fit_the_channels(name, value):
-    with pytest.raises(
-        ValueError, match=f"{name}: expected one number or one for each of 3 channels, got {len(value)}"
-    ):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
         to_one_channel(torch.rand(2, 3, 4, 4), **{name: value})
 
 
 def test_images_without_a_channel():
-    with pytest.raises(ValueError, match=r"got \(2, 4\); add the missing channel dimension"):
+    with pytest.raises(ValueError, match="images: expected"):
         to_one_channel(torch.rand(2, 4))

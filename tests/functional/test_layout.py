@@ -27,7 +27,7 @@ def test_every_token_comes_to_its_place(grid, prefix):
     [((2, 17, 3), (4, 4), 0), ((2, 16, 3), (4, 4), -1), ((2, 3, 4, 4), (4, 4), 0)],
 )
 def test_tokens_that_do_not_fit(shape, grid, prefix):
-    with pytest.raises(ValueError, match=r"tokens: expected \(N, L, C\) with L = \d+, .* got \(2, "):
+    with pytest.raises(ValueError, match="tokens: expected"):
         tokens_to_grid(torch.rand(shape), grid, prefix)
 
 
@@ -41,7 +41,7 @@ def test_channels_last_to_first(spatial):
 
 
 def test_channels_last_without_places():
-    with pytest.raises(ValueError, match=r"expected \(N, \*spatial, C\), got \(2, 5\)"):
+    with pytest.raises(ValueError, match="channels_last_to_first: expected"):
         channels_last_to_first(torch.rand(2, 5))
 
 
@@ -69,9 +69,7 @@ def test_grids_of_known_transformers(length, input_size, grid, prefix):
 
 
 def test_several_grids_are_listed():
-    with pytest.raises(
-        ValueError, match=r"28 tokens .* input of 100, got 25 places after 3 .* or 20 places after 8 "
-    ):
+    with pytest.raises(ValueError, match=r"25 places after 3 .* or 20 places after 8 "):
         infer_grid(28, (100,))
     assert infer_grid(28, (100,), prefix=3) == TokenGrid((25,), 3)
 
@@ -83,7 +81,7 @@ def test_several_grids_are_listed():
 def test_no_grid(length, input_size, prefix):
     with pytest.raises(
         ValueError,
-        match=rf"gives {length} tokens for an input of .*, got no grid; say which by tokens_to_grid",
+        match=r"tokens: expected.*no grid",
     ):
         infer_grid(length, input_size, prefix)
 
@@ -114,7 +112,7 @@ def test_is_downsampled(spatial, input_size, fits):
 @pytest.mark.parametrize("prefix", [None, 1])
 def test_the_number_of_a_videos_tokens_does_not_say_how_they_lie(prefix):
     """MViT has 8 x 14 x 14 patches and a class token; cubes of 8 would give 2 x 28 x 28 and one."""
-    with pytest.raises(ValueError, match=r"one or two sides, got 16 x 224 x 224 for 1569 tokens"):
+    with pytest.raises(ValueError, match="tokens: expected"):
         infer_grid(1569, (16, 224, 224), prefix)
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..checks import ValueChecks, check_choice, readable, unless_all
 from ..class_means import ClassWeights, check_sample_weights, class_weights
+from ..common import Reduction, full_precision, reduce
 from ..distance import Distance, cosine_distance, get_distance, unit
 from ..maps import Normalization, normalize, prepare, resize
-from ..precision import full_precision
-from ..reduce import Reduction, reduce
 
 Resolution = Literal["map", "prototype"]
 MaskResolution = Literal["map", "mask"]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from torch import Tensor
 
-from ..precision import no_autocast
+from ..common import no_autocast
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 

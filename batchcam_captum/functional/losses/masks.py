@@ -7,9 +7,9 @@ from typing import Unpack
 from torch import Tensor
 
 from ..checks import ValueChecks, both, unless_all
+from ..common import full_precision
 from ..distance import l1_distance, l2_distance
 from ..maps import Normalization, peak, resize
-from ..precision import full_precision
 from .base import (
     MaskResolution,
     Reviving,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice
+from ..common import Reduction
 from ..distance import Distance, l2_distance
 from ..maps import Normalization, peak
-from ..reduce import Reduction
 from .base import (
     ImageResolution,
     Reviving,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..checks import ValueChecks, check_choice
 from ..class_means import ClassWeights, class_sums
+from ..common import Reduction, reduce
 from ..distance import Distance, get_distance, scaled, unit
 from ..maps import Normalization, peak, resize
-from ..reduce import Reduction, reduce
 from .base import (
     Reducing,
     Resolution,

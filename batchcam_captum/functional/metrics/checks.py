@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..precision import full_precision, no_autocast
+from ..common import full_precision, no_autocast
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common import full_precision
 from ..distance import cosine_similarity
-from ..precision import full_precision
 
 
 @torch.no_grad()

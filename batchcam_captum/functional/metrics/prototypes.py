@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..class_means import class_weights
+from ..common import exact_matmul_dtype
 from ..distance import Distance, cosine_similarity, get_distance, unit
 from ..losses.base import Resolution, check_prototypes, fit, nearest
 from ..maps import prepare
-from ..precision import exact_matmul_dtype
 from .checks import cam_metric, finite
 
 
