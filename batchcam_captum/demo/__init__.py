@@ -1,4 +1,4 @@
-"""The main job on real images: train with and without a Batch-CAM loss, and show the difference."""
+"""The main use on real images: train with and without a Batch-CAM loss, and show the difference."""
 
 from .run import DemoSettings, run_demo
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..datasets.torchvision_files import ON_THE_COMMAND_LINE, Wording, grey_images
+from ..datasets.mnist import load_mnist
 
 DataName = Literal["digits", "mnist", "fashion-mnist"]
-DATA_NAMES: tuple[str, ...] = get_args(DataName)
 
 
 @dataclass(frozen=True)
 class Images:
-    """Standardised images and their labels."""
+    """Normalized images and their labels."""
 
     images: Tensor  #: (N, 1, H, W), float32
     labels: Tensor  #: (N,), int64
@@ -29,10 +28,9 @@ class Images:
     def batches(
         self, size: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of images and labels; shuffled if there is a generator, and then without a short last batch."""
-        if generator is None:
-            order = torch.arange(len(self))
-        else:
+        """Yield batches of images and labels; with a generator they are shuffled, and a short last batch is dropped."""
+        order = torch.arange(len(self))
+        if generator is not None:
             order = torch.randperm(len(self), generator=generator)
         for chosen in order.split(size):
             if generator is None or len(chosen) == size or len(self) < size:
@@ -41,7 +39,7 @@ class Images:
 
 @dataclass(frozen=True)
 class DemoData:
-    """A training and a test set, and how the images were standardised."""
+    """A training set and a test set, and the statistics that normalized them."""
 
     train: Images
     test: Images
@@ -51,76 +49,46 @@ class DemoData:
 
     @property
     def image_size(self) -> int:
-        """Height, which equals the width."""
+        """The height, which equals the width."""
         return self.train.images.shape[-1]
 
 
-def load_data(
-    name: DataName,
-    root: Path | None = None,
-    *,
-    download: bool = False,
-    wording: Wording = ON_THE_COMMAND_LINE,
-) -> DemoData:
+def load_data(name: DataName, root: Path | None = None, *, download: bool = False) -> DemoData:
     """Load a data set into memory.
 
     Args:
-        name: ``"digits"`` (1,797 images of 8×8, inside scikit-learn), ``"mnist"`` or ``"fashion-mnist"`` (28×28).
-        root: the folder that torchvision keeps its data sets in; not needed for the digits.
+        name: ``"digits"`` (1,797 images of 8 × 8, part of scikit-learn), ``"mnist"`` or ``"fashion-mnist"`` (28 × 28).
+        root: the folder of torchvision's data sets; the digits do not need it.
         download: let torchvision download what is missing.
-        wording: what errors call the arguments.
 
     Returns:
-        Images standardised by the training set's mean and standard deviation.
+        Images normalized by mean and standard deviation of the training set.
 
     Raises:
-        FileNotFoundError: the folder, or the data set in it, is missing.
-        OSError: the files cannot be read.
+        OSError: the files are missing or cannot be read.
         ModuleNotFoundError: scikit-learn or torchvision is not installed.
     """
     if name == "digits":
-        train, train_labels, test, test_labels = _digits()
-        class_names = tuple(str(digit) for digit in range(10))
+        train, test = _load_digits()
+        class_names = tuple(map(str, range(10)))
     else:
-        train, train_labels, test, test_labels, class_names = _from_torchvision(name, root, download, wording)
-    mean, std = float(train.mean()), float(train.std())
-    return DemoData(
-        train=Images((train - mean) / std, train_labels),
-        test=Images((test - mean) / std, test_labels),
-        class_names=class_names,
-        mean=mean,
-        std=std,
-    )
+        parts = [load_mnist(name, root, train=part, download=download) for part in (True, False)]
+        train, test = (Images(part.data.unsqueeze(1) / 255, part.targets) for part in parts)
+        class_names = parts[0].classes
+    mean, std = float(train.images.mean()), float(train.images.std())
+    train, test = (Images((part.images - mean) / std, part.labels) for part in (train, test))
+    return DemoData(train, test, class_names, mean, std)
 
 
-def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _load_digits() -> tuple[Images, Images]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    # One split for every seed: seeds differ in initialisation and in the order of batches.
-    train, test, train_labels, test_labels = train_test_split(
+    # One split for every seed: seeds change the weights and the order of batches.
+    train, test, *labels = train_test_split(
         digits.images, digits.target, test_size=0.25, random_state=0, stratify=digits.target
     )
-    scale = 1 / 16
-    return (
-        torch.from_numpy(train).float().unsqueeze(1) * scale,
-        torch.from_numpy(train_labels).long(),
-        torch.from_numpy(test).float().unsqueeze(1) * scale,
-        torch.from_numpy(test_labels).long(),
-    )
-
-
-def _from_torchvision(
-    name: str, root: Path | None, download: bool, wording: Wording
-) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
-    train, test = (
-        grey_images(name, root, train=part, download=download, wording=wording) for part in (True, False)
-    )
-    return (
-        train.data.unsqueeze(1) / 255,
-        train.targets,
-        test.data.unsqueeze(1) / 255,
-        test.targets,
-        train.classes,
-    )
+    images = (torch.from_numpy(part).float().unsqueeze(1) / 16 for part in (train, test))
+    train_labels, test_labels = (torch.from_numpy(part).long() for part in labels)
+    return Images(next(images), train_labels), Images(next(images), test_labels)

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
-    """Two padded 3×3 convolutions and two linear layers.
+    """Two padded 3 × 3 convolutions and two linear layers.
 
     Args:
         num_classes: the number of classes, K.
         image_size: side of the square images; from 16 pixels on they are halved between the convolutions.
         channels: of the images.
 
-    The layer to explain is :attr:`features`, the output of the second convolution after its ReLU: (N, 64, s, s), with s = 14 for
-    images of 28 pixels and 8 for images of 8.
+    The layer to explain is :attr:`features`, the second convolution after its ReLU: (N, 64, s, s), with s = 14 for images of
+    28 pixels and 8 for images of 8.
     """
 
     def __init__(self, num_classes: int = 10, image_size: int = 28, channels: int = 1) -> None:
@@ -32,7 +32,7 @@ class SimpleCNN(nn.Module):
         self.classifier = nn.Linear(128, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores before any softmax: (N, C, s, s) -> (N, K)."""
+        """Return scores before any softmax: (N, C, s, s) -> (N, K)."""
         pooled = F.max_pool2d(self.features(images), 2).flatten(1)
         scores: Tensor = self.classifier(F.relu(self.hidden(pooled)))
         return scores

@@ -1,4 +1,4 @@
-"""What the demo shows: a table, two pictures, a JSON file."""
+"""What the demo shows: a table and two figures."""
 
 from __future__ import annotations
 
@@ -25,19 +25,16 @@ _ROWS = (
     ("ssim", "SSIM of cam and prototype (larger is nearer)", 1, 3),
     ("cosine", "cosine of cam and prototype (larger is nearer)", 1, 3),
     ("dead_fraction", "dead cams, %", 100, 2),
-    ("seconds_per_step", "milliseconds a step, median", 1000, 2),
+    ("seconds_per_step", "milliseconds per step, median", 1000, 2),
 )
 
 
 def table(runs: Sequence[dict[str, Any]], heading: str) -> str:
-    """Both arms side by side, as a Markdown table: the mean, and ± the standard deviation where there are several seeds.
+    """Return both arms side by side as a Markdown table: the mean, and ± the standard deviation of several seeds.
 
     Args:
-        runs: one entry a seed, with ``"cross_entropy"``, ``"regularized"`` and ``"step_ratio"``.
-        heading: of the column of the regularised arm.
-
-    Returns:
-        The table.
+        runs: one entry per seed, with ``"cross_entropy"``, ``"regularized"`` and ``"step_ratio"``.
+        heading: of the column of the regularized arm.
     """
     rows = [("", "cross-entropy", heading)]
     for key, name, factor, digits in _ROWS:
@@ -62,13 +59,9 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def figure_of_maps(
-    data: DemoData,
-    plain: BatchGradCam,
-    regularized: BatchGradCam,
-    prototypes: ClassPrototypes,
-    loss: str,
+    data: DemoData, plain: BatchGradCam, regularized: BatchGradCam, prototypes: ClassPrototypes, loss: str
 ) -> Figure:
-    """One row a class: the first test image of the class, its map before and after, and the prototype.
+    """Draw for each class its first test image, the map of each arm, and the prototype.
 
     Args:
         data: images.
@@ -76,13 +69,10 @@ def figure_of_maps(
         regularized: the model trained with the cam loss.
         prototypes: of all classes.
         loss: the name of the cam loss.
-
-    Returns:
-        The figure.
     """
     chosen = torch.stack([(data.test.labels == c).nonzero()[0, 0] for c in range(len(data.class_names))])
-    device = prototypes.values.device
-    images, labels = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
+    maps = prototypes.maps()[:, 0]
+    images, labels = (part[chosen].to(maps.device) for part in (data.test.images, data.test.labels))
     before, steps = _heatmaps(plain, images, labels)
     after, _ = _heatmaps(regularized, images, labels)
     return map_grid(
@@ -90,7 +80,7 @@ def figure_of_maps(
             "image": (images[:, 0], False),
             "map before:\ncross-entropy": (before, True),
             f"map after:\n+ {loss}": (after, True),
-            "prototype": (prototypes.maps()[:, 0], True),
+            "prototype": (maps, True),
         },
         data.class_names,
         title=f"Grad-CAM of the true class, first test image of each class; {steps}",
@@ -106,28 +96,24 @@ def figure_of_misclassified(
     *,
     limit: int = 8,
 ) -> Figure:
-    """The first test images that the regularised model gets wrong, with the maps of the predicted and of the true class.
+    """Draw the first misclassified test images, with the maps of the predicted and of the true class.
 
     Args:
         data: images.
         regularized: the model.
         prototypes: of both classes.
-        predictions: (N,) of the test images, on the CPU.
+        predictions: (N,), on the CPU.
         limit: how many to show.
-
-    Returns:
-        The figure; it says so if there is nothing to show.
     """
     wrong = (predictions != data.test.labels).nonzero().flatten()
     if not len(wrong):
         return message_figure(f"All {len(data.test)} test images are classified correctly.")
     chosen = wrong[:limit]
-    device = prototypes.values.device
-    images, true = data.test.images[chosen].to(device), data.test.labels[chosen].to(device)
-    predicted = predictions[chosen].to(device)
+    maps = prototypes.maps()[:, 0]
+    images, true = (part[chosen].to(maps.device) for part in (data.test.images, data.test.labels))
+    predicted = predictions[chosen].to(maps.device)
     of_prediction, steps = _heatmaps(regularized, images, predicted)
     of_true_class, _ = _heatmaps(regularized, images, true)
-    maps = prototypes.maps()[:, 0]
     names = data.class_names
     return map_grid(
         {
@@ -141,15 +127,15 @@ def figure_of_misclassified(
             f"{names[p]}\ninstead of\n{names[t]}"
             for p, t in zip(predicted.tolist(), true.tolist(), strict=True)
         ],
-        title=f"Misclassified by the regularised model: the first {len(chosen)} of {len(wrong)}, "
+        title=f"Misclassified by the regularized model: the first {len(chosen)} of {len(wrong)}, "
         f"{len(data.test)} test images\nGrad-CAM, {steps}",
     )
 
 
 def _heatmaps(grad_cam: BatchGradCam, images: Tensor, target: Tensor) -> tuple[Tensor, str]:
-    """Maps of the images' size, (N, H, W), and what was done to them."""
+    """Return maps of the images' size, (N, H, W), and what was done to them."""
     cams = grad_cam.attribute(images, target=target)
-    assert isinstance(cams, Tensor)  # the demo's layer has one output
+    assert isinstance(cams, Tensor)  # the layer has one output
     steps = "relu, divided by the maximum"
     if cams.shape[2:] != images.shape[2:]:
         steps += ", enlarged bilinearly"

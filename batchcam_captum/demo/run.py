@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ..attribution import BatchGradCam
 from ..environment import environment
 from ..evaluation import evaluate_cams
 from ..files import output_folder, written_together
@@ -20,10 +19,12 @@ from ..functional import get_distance
 from ..loading.devices import check_device
 from ..losses import LOSSES, CamLoss
 from ..prototypes import ClassPrototypes
-from ..training import CamRegularizer
 from . import report
 from .data import DataName, DemoData, load_data
-from .train import Arm, layer_of, train_both
+from .train import Arm, train_both
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEST_BATCH = 500
 _RESULTS = "results.json"
@@ -32,18 +33,18 @@ _SEED_FILES = ("maps.png", "misclassified.png", "cross_entropy.pt", "regularized
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo is run with.
+    """The settings of the demo.
 
     Args:
-        output: the folder for the results; it is made if it is missing.
+        output: the folder of the results; it is created if it is missing.
         data: ``"digits"``, ``"mnist"`` or ``"fashion-mnist"``.
         data_root: the folder of torchvision's data sets.
         download: let torchvision download what is missing.
-        loss: name of the loss of the second arm, see :data:`batchcam_captum.losses.LOSSES`.
-        distance: of that loss, where it has one.
+        loss: name of the loss of the second arm, one of :data:`batchcam_captum.losses.LOSSES`.
+        distance: of that loss, if it has one.
         weight: λ.
-        epochs: passes over the training images; None: 20 for the digits, 5 otherwise.
-        batch_size: N; None: 64 for the digits, 128 otherwise.
+        epochs: passes over the training images; None: 20 for the digits, otherwise 5.
+        batch_size: N; None: 64 for the digits, otherwise 128.
         learning_rate: of Adam.
         seeds: one run each.
         device: where to train.
@@ -79,28 +80,24 @@ class DemoSettings:
         LOSSES[self.loss]
         get_distance(self.distance)
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(
-                f"weight: expected a finite number of at least 0, got {self.weight}; 1 is the default, 0 turns the loss off"
-            )
+            raise ValueError(f"weight: expected a finite number of at least 0, got {self.weight}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(
-                f"learning_rate: expected a finite number above 0, got {self.learning_rate}; 0.001 is the default"
-            )
+            raise ValueError(f"learning_rate: expected a finite number above 0, got {self.learning_rate}")
         check_device(self.device)
 
     def file_name(self, name: str, seed: int) -> str:
-        """The name that a seed's file gets: ``maps.png``, or ``maps-seed0.png`` where there are several seeds."""
+        """Return the name of a seed's file: ``maps.png``, or ``maps-seed0.png`` if there are several seeds."""
         path = Path(name)
         return name if len(self.seeds) == 1 else f"{path.stem}-seed{seed}{path.suffix}"
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Everything that is written to the output folder."""
+        """All files of the output folder."""
         return (*(self.file_name(name, seed) for seed in self.seeds for name in _SEED_FILES), _RESULTS)
 
     @property
     def recipe(self) -> tuple[int, int]:
-        """Epochs and batch size, defaults filled in."""
+        """Epochs and batch size, with defaults filled in."""
         epochs, batch_size = (20, 64) if self.data == "digits" else (5, 128)
         return self.epochs or epochs, self.batch_size or batch_size
 
@@ -110,18 +107,16 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
 
     Args:
         settings: what to do.
-        say: takes the lines of text for the user.
+        say: prints a line.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
-        OSError: the output folder cannot be written to, or the data cannot be read. Nothing is left behind, and earlier results
-            stay as they were.
-        ValueError: settings that do not fit.
+        OSError: the output folder cannot be written to, or the data cannot be read. Nothing new is left in the folder.
+        ValueError: a setting does not fit.
     """
-    folder = settings.output
-    with output_folder(folder, settings.file_names):
+    with output_folder(settings.output, settings.file_names), _threads_for(settings):
         device = torch.device(settings.device)
         data = load_data(settings.data, settings.data_root, download=settings.download)
         epochs, batch_size = settings.recipe
@@ -137,85 +132,108 @@ def run_demo(settings: DemoSettings, say: Callable[[str], object] = print) -> di
             device=device,
             progress=settings.progress,
         )
-        runs = []
-        files: dict[str, Callable[[Path], None]] = {}
-        for seed in settings.seeds:
-            run, seed_files = _run_seed(settings, data, prototypes, seed, device)
-            runs.append(run)
-            files.update(seed_files)
+        runs = [_Run(settings, data, prototypes, seed) for seed in settings.seeds]
         heading = f"+ {settings.loss}, λ = {settings.weight:g}"
         if settings.loss != "prototype_contrastive":
             heading += f", {settings.distance}"
+        kept = ("data", "loss", "distance", "weight", "learning_rate")
+        chosen = {name: value for name, value in asdict(settings).items() if name in kept}
         results = {
-            "settings": {
-                "data": settings.data,
-                "loss": settings.loss,
-                "distance": settings.distance,
-                "weight": settings.weight,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "learning_rate": settings.learning_rate,
-                "seeds": list(settings.seeds),
-            },
+            "settings": {**chosen, "epochs": epochs, "batch_size": batch_size, "seeds": list(settings.seeds)},
             "environment": environment(device),
-            "runs": runs,
-            "table": report.table(runs, heading),
+            "runs": [run.results for run in runs],
+            "table": report.table([run.results for run in runs], heading),
         }
-        files[_RESULTS] = lambda path: _write_text(path, json.dumps(results, indent=2) + "\n")
-        with written_together(folder) as temporary:
-            for name in settings.file_names:
-                _write(files[name], temporary / name, folder / name)
+        with written_together(settings.output) as temporary:
+            for run in runs:
+                run.write(temporary)
+            (temporary / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     say(f"\n{results['table']}")
-    say(
-        "\n".join(
-            ["", f"Written to {settings.output}:", *(f"  {name}" for name in sorted(settings.file_names))]
-        )
-    )
+    names = (f"  {name}" for name in sorted(settings.file_names))
+    say("\n".join(["", f"Written to {settings.output}:", *names]))
     return results
 
 
-def _run_seed(
-    settings: DemoSettings, data: DemoData, prototypes: ClassPrototypes, seed: int, device: torch.device
-) -> tuple[dict[str, Any], dict[str, Callable[[Path], None]]]:
-    epochs, batch_size = settings.recipe
-    arms = train_both(
-        data,
-        lambda grad_cam: CamRegularizer(grad_cam, _make_loss(settings, data, prototypes), settings.weight),
-        seed=seed,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=settings.learning_rate,
-        device=device,
-        progress=settings.progress,
-    )
-    measured = [
-        {
-            **evaluate_cams(
-                BatchGradCam(arm.model, layer_of(arm.model)),
-                data.test.batches(_TEST_BATCH, device=device),
-                prototypes,
-            ),
-            "seconds_per_step": arm.seconds_per_step,
+@contextmanager
+def _threads_for(settings: DemoSettings) -> Iterator[None]:
+    """Use one thread for the digits: images of 8 pixels are too small to share, and other programs would slow the waiting."""
+    before = torch.get_num_threads()
+    if settings.data == "digits":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Run:
+    """Both arms of a seed, trained and measured."""
+
+    def __init__(
+        self, settings: DemoSettings, data: DemoData, prototypes: ClassPrototypes, seed: int
+    ) -> None:
+        self.settings, self.data, self.seed = settings, data, seed
+        epochs, batch_size = settings.recipe
+        device = torch.device(settings.device)
+        self.arms = train_both(
+            data,
+            _make_loss(settings, data, prototypes),
+            settings.weight,
+            seed=seed,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=settings.learning_rate,
+            device=device,
+            progress=settings.progress,
+        )
+        plain, regularized = (arm.grad_cam for arm in self.arms)
+        with torch.no_grad():
+            batches = data.test.batches(_TEST_BATCH, device=device)
+            predictions = torch.cat([self.arms[1].model(images).argmax(1).cpu() for images, _ in batches])
+        self.figures: dict[str, Figure] = {
+            "maps.png": report.figure_of_maps(data, plain, regularized, prototypes, settings.loss),
+            "misclassified.png": report.figure_of_misclassified(data, regularized, prototypes, predictions),
         }
-        for arm in arms
-    ]
-    plain, regularized = (BatchGradCam(arm.model, layer_of(arm.model)) for arm in arms)
-    maps = report.figure_of_maps(data, plain, regularized, prototypes, settings.loss)
-    wrong = report.figure_of_misclassified(data, regularized, prototypes, _predictions(arms[1], data, device))
-    writers: tuple[Callable[[Path], None], ...] = (  # in the order of _SEED_FILES
-        lambda path: maps.savefig(path, dpi=150),
-        lambda path: wrong.savefig(path, dpi=150),
-        lambda path: torch.save(_checkpoint(arms[0], data, seed), path),
-        lambda path: torch.save(_checkpoint(arms[1], data, seed), path),
-    )
-    files = {settings.file_name(name, seed): write for name, write in zip(_SEED_FILES, writers, strict=True)}
-    run = {
-        "seed": seed,
-        "cross_entropy": measured[0],
-        "regularized": measured[1],
-        "step_ratio": arms[1].seconds_per_step / arms[0].seconds_per_step,
-    }
-    return run, files
+        measured: list[dict[str, Any]] = [
+            evaluate_cams(arm.grad_cam, data.test.batches(_TEST_BATCH, device=device), prototypes)
+            | {"seconds_per_step": arm.seconds_per_step}
+            for arm in self.arms
+        ]
+        self.results = {
+            "seed": seed,
+            "cross_entropy": measured[0],
+            "regularized": measured[1],
+            "step_ratio": measured[1]["seconds_per_step"] / measured[0]["seconds_per_step"],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write pictures and checkpoints.
+
+        Raises:
+            OSError: a file cannot be written; the error names it as it would be called in the output folder.
+        """
+        name = ""
+        try:
+            for name, figure in self.figures.items():
+                figure.savefig(folder / self.settings.file_name(name, self.seed), dpi=150)
+            for name, arm in zip(_SEED_FILES[2:], self.arms, strict=True):
+                torch.save(self._checkpoint(arm), folder / self.settings.file_name(name, self.seed))
+        except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError if the disk is full
+            path = self.settings.output / self.settings.file_name(name, self.seed)
+            raise OSError(
+                f"{path}: expected to write it, got: {getattr(error, 'strerror', None) or error}; free some space, or choose "
+                "another --output"
+            ) from error
+
+    def _checkpoint(self, arm: Arm) -> dict[str, Any]:
+        return {
+            "model": {name: value.cpu() for name, value in arm.model.state_dict().items()},
+            "num_classes": len(self.data.class_names),
+            "image_size": self.data.image_size,
+            "mean": self.data.mean,
+            "std": self.data.std,
+            "seed": self.seed,
+        }
 
 
 def _make_loss(settings: DemoSettings, data: DemoData, prototypes: ClassPrototypes) -> CamLoss:
@@ -225,35 +243,3 @@ def _make_loss(settings: DemoSettings, data: DemoData, prototypes: ClassPrototyp
     if settings.loss == "prototype_contrastive":
         return kind(prototypes)
     return kind(prototypes, distance=settings.distance)
-
-
-def _predictions(arm: Arm, data: DemoData, device: torch.device) -> Tensor:
-    with torch.no_grad():
-        batches = data.test.batches(_TEST_BATCH, device=device)
-        return torch.cat([arm.model(images).argmax(1).cpu() for images, _ in batches])
-
-
-def _checkpoint(arm: Arm, data: DemoData, seed: int) -> dict[str, Any]:
-    return {
-        "model": {name: value.cpu() for name, value in arm.model.state_dict().items()},
-        "num_classes": len(data.class_names),
-        "image_size": data.image_size,
-        "mean": data.mean,
-        "std": data.std,
-        "seed": seed,
-    }
-
-
-def _write(write: Callable[[Path], None], temporary: Path, path: Path) -> None:
-    """Write a file; an error names the path that the user knows, not the temporary one."""
-    try:
-        write(temporary)
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save, when the disk is full
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OSError(
-            f"{path}: expected to write it, got: {reason}; free some space, or choose another --output"
-        ) from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batchcam_captum import ClassPrototypes
 from batchcam_captum.datasets import color, decoy
-from batchcam_captum.datasets.torchvision_files import grey_images
+from batchcam_captum.datasets.mnist import load_mnist
 
 from .development import development_mark
 
@@ -154,7 +154,7 @@ def _part(images: Tensor, labels: Tensor, shortcut: str | None, *, train: bool) 
 
 
 def _of_torchvision(name: str, root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-    found = grey_images(name, root, train=train)
+    found = load_mnist(name, root, train=train)
     return found.data.unsqueeze(1).float() / 255, found.targets
 
 

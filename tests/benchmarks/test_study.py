@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from batchcam_captum.datasets.torchvision_files import GreyImages
+from batchcam_captum.datasets.mnist import GrayscaleImages
 from benchmarks.study import __main__ as main
 from benchmarks.study import arms, choosing, data, measuring, page, plans, run, summary, training
 from benchmarks.study.development import development_mark
@@ -28,12 +28,12 @@ def drawn(name, root, *, train):
     for index, label in enumerate(labels):
         images[index, 4 + 2 * label : 6 + 2 * label, 6:22] = 200
     noise = torch.randint(0, 40, images.shape, generator=generator, dtype=torch.uint8)
-    return GreyImages(images + noise * (images > 0), labels, tuple("0123456789"))
+    return GrayscaleImages(images + noise * (images > 0), labels, tuple("0123456789"))
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(data, "grey_images", drawn)
+    monkeypatch.setattr(data, "load_mnist", drawn)
     monkeypatch.setattr(data, "HELD_OUT", 50)
 
 

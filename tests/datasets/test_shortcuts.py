@@ -136,8 +136,8 @@ def test_watermarks_are_blended_letters_of_the_class():
     letter_a = torch.tensor([[0, 1, 0], [1, 0, 1], [1, 1, 1], [1, 0, 1], [1, 0, 1]])
     torch.testing.assert_close(images[0, 0, 22:27, 24:27], 0.5 + 0.7 * 0.5 * letter_a)  # 0.3·0.5 + 0.7
     assert (images[~masks] == 0.5).all()
-    grey = torch.full((1, 1, 28, 28), 100, dtype=torch.uint8)
-    integers = watermark(grey, torch.tensor([0]), train=True, generator=generator())[0]
+    gray = torch.full((1, 1, 28, 28), 100, dtype=torch.uint8)
+    integers = watermark(gray, torch.tensor([0]), train=True, generator=generator())[0]
     assert integers[0, 0, 22, 24:27].tolist() == [100, 208, 100]  # 30 + 178.5, to the even integer
 
 
@@ -179,43 +179,43 @@ def test_marks_of_many_classes_and_large_images_differ_and_grow():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "error", "argument"),
     [
-        ({"images": torch.zeros(2, 28, 28)}, ValueError, r"images: expected grey images .* unsqueeze"),
-        ({"images": torch.full((2, 1, 28, 28), 2.0)}, ValueError, "images: expected values from 0 to 1.*before standardising"),
-        ({"images": torch.zeros(2, 1, 28, 28).long()}, TypeError, "images: expected uint8 .* got torch.int64"),
-        ({"images": torch.zeros(2, 1, 3, 28)}, ValueError, "images: expected at least .* got 3 by 28"),
-        ({"labels": torch.tensor([0, 10])}, ValueError, "labels: expected classes from 0 to 9, got 0 to 10"),
-        ({"labels": torch.zeros(2, 10)}, ValueError, r"labels: expected shape \(2,\), got \(2, 10\)"),
-        ({"labels": torch.zeros(2)}, TypeError, "labels: expected integers, got torch.float32"),
-        ({"generator": 3}, TypeError, "generator: expected a torch.Generator on the CPU, got 3"),
+        ({"images": torch.zeros(2, 28, 28)}, ValueError, "images"),
+        ({"images": torch.full((2, 1, 28, 28), 2.0)}, ValueError, "images"),
+        ({"images": torch.zeros(2, 1, 28, 28).long()}, TypeError, "images"),
+        ({"images": torch.zeros(2, 1, 3, 28)}, ValueError, "images"),
+        ({"labels": torch.tensor([0, 10])}, ValueError, "labels"),
+        ({"labels": torch.zeros(2, 10)}, ValueError, "labels"),
+        ({"labels": torch.zeros(2)}, TypeError, "labels"),
+        ({"generator": 3}, TypeError, "generator"),
     ],
 )  # fmt: skip
-def test_arguments_that_do_not_fit(change, error, message):
+def test_arguments_that_do_not_fit(change, error, argument):
     arguments = {
         "images": torch.zeros(2, 1, 28, 28),
         "labels": torch.tensor([0, 1]),
         "generator": generator(),
     }
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{argument}: "):
         decoy(train=True, **{**arguments, **change})
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{argument}: "):
         watermark(train=True, **{**arguments, **change})
 
 
 @pytest.mark.parametrize(
-    ("shortcut", "options", "message"),
+    ("shortcut", "options", "argument"),
     [
-        (decoy, {"variant": "ross"}, "variant: expected 'rrr' or 'cdep', got 'ross'"),
-        (decoy, {"place": "centre"}, "place: expected 'random' or 'fixed', got 'centre'"),
-        (color, {"correlation": 1.5}, "correlation: expected a number from 0 to 1, got 1.5"),
-        (color, {"test": "none"}, "test: expected 'reversed' or 'random', got 'none'"),
-        (color, {"spread": -1}, "spread: expected a standard deviation of at least 0, got -1"),
-        (watermark, {"share": float("nan")}, "share: expected a number from 0 to 1, got nan"),
-        (watermark, {"opacity": 0}, "opacity: expected a number above 0 and at most 1, got 0"),
-        (watermark, {"num_classes": 1}, "num_classes: expected at least 2, got 1"),
+        (decoy, {"variant": "ross"}, "variant"),
+        (decoy, {"place": "centre"}, "place"),
+        (color, {"correlation": 1.5}, "correlation"),
+        (color, {"test": "none"}, "test"),
+        (color, {"spread": -1}, "spread"),
+        (watermark, {"share": float("nan")}, "share"),
+        (watermark, {"opacity": 0}, "opacity"),
+        (watermark, {"num_classes": 1}, "num_classes"),
     ],
 )
-def test_options_that_do_not_exist(shortcut, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_that_do_not_exist(shortcut, options, argument):
+    with pytest.raises(ValueError, match=f"^{argument}: "):
         shortcut(IMAGES[:1], LABELS[:1], train=True, generator=generator(), **options)
