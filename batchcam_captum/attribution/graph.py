@@ -1,4 +1,4 @@
-"""Walks over autograd graphs: which operators lie between two tensors, and which of them every path has to pass."""
+"""Walks over autograd graphs: the nodes between two tensors, and those that every path passes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 
 def node_of(tensor: Tensor) -> Node | None:
-    """The operator that made the tensor, a leaf's accumulator, or None where the tensor has no graph."""
+    """Return the node that made a tensor, the accumulator of a leaf, or None without a graph."""
     return get_gradient_edge(tensor).node if tensor.requires_grad else None
 
 
 def edge_of(tensor: Tensor) -> GradientEdge | None:
-    """The place of the tensor in its graph; later in-place operations do not move it. None without a graph."""
+    """Return the place of a tensor in its graph, which later in-place operations do not move; None without a graph."""
     return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
 def walk(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[Node]:
-    """Every operator that the roots were computed with, once, the roots included.
+    """Yield each node that the roots were computed with once, the roots included.
 
     Args:
-        roots: where to begin; None is left out.
-        stop: operators that are neither given nor looked behind.
+        roots: where to begin; None is skipped.
+        stop: nodes that are neither yielded nor followed.
     """
     seen: set[Node] = {*stop}
     waiting = [node for node in roots if node is not None]
@@ -38,12 +38,12 @@ def walk(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[
 
 
 def between(root: Node | None, ends: Collection[Node]) -> set[Node]:
-    """The operators on the paths from the root to the ends, both included; not those on paths that lead elsewhere."""
+    """Return the nodes on the paths from the root to the ends, both included."""
     return _between(root, ends)[0]
 
 
 def _between(root: Node | None, ends: Collection[Node]) -> tuple[set[Node], dict[Node, list[Node]]]:
-    """The operators, and for each of them those that it feeds."""
+    """Return the nodes, and for each of them those that it feeds."""
     fed: dict[Node, list[Node]] = defaultdict(list)
     nodes = set(walk([root]))
     for node in nodes:
@@ -61,22 +61,20 @@ def _between(root: Node | None, ends: Collection[Node]) -> tuple[set[Node], dict
 
 
 def bottlenecks(root: Node | None, leaves: Collection[Node]) -> set[Node]:
-    """The operators that every path from the root to the leaves passes, such as the end of a residual block but not its inside.
+    """Return the nodes that every path from the root to the leaves passes, such as the end of a residual block, not its inside.
 
     Args:
         root: of the scores.
-        leaves: of the inputs. Where none of them is reached (integers, a part without a graph) nothing is known, and all
-            operators are returned.
+        leaves: of the inputs. If none of them is reached (integers, a part without a graph), all nodes are returned.
     """
     on_path, fed = _between(root, leaves)
     if not on_path or root is None:
         return set(walk([root]))
-    # From the root on, an operator once all that it feeds have had their turn. Where all edges that are still open lead to the
-    # operator at hand, there is no way around it.
+    # From the root on, each node after all that it feeds. If all open edges lead to the node at hand, no path bypasses it.
     missing = {node: len(fed[node]) for node in on_path}
     found: set[Node] = set()
     open_edges = 0
-    ended = False  # a path, at one of several leaves: what comes later is not on it
+    ended = False  # at one of several leaves, whose path has no later nodes
     ready = [root]
     while ready:
         node = ready.pop()

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..functional.math_attention import MathAttention
 from ..warn import warn_user
+from .layers import module_names
 
 Tensors = tuple[Tensor, ...]
 
@@ -311,7 +312,7 @@ class ForwardObserver:
             )
 
     def _mixing_message(self) -> str:
-        names = {} if self._model is None else {module: name for name, module in self._model.named_modules()}
+        names = {} if self._model is None else module_names(self._model)
         first, last = (names.get(norm) or type(norm).__name__ for norm in (self._mixing[0], self._mixing[-1]))
         head = list(names.values())[-1] if names else ""
         parts = last.split(".")
