@@ -1,6 +1,6 @@
-"""Whole data sets: maps, scores and samples into a store that can be gone on with, read, looked at and reported.
+"""Explain whole data sets: maps, scores and samples in a store that can be resumed, read, drawn and reported.
 
-Needs what ``batchcam-captum[explain]`` installs; each is loaded when it is needed.
+Needs the extra ``batchcam-captum[explain]``, whose packages are imported when they are needed.
 """
 
 from __future__ import annotations

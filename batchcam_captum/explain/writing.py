@@ -260,7 +260,8 @@ def _locked(file: Path, timeout: float) -> Iterator[None]:
     filelock = load("filelock", purpose="a store", extra="explain")
     lock = filelock.FileLock(file)
     try:
-        lock.acquire(timeout=timeout)
+        with _os_errors(file.parent):
+            lock.acquire(timeout=timeout)
     except filelock.Timeout as error:
         raise ValueError(
             f"{file.parent}: expected a store that nobody is writing, got one that another process is writing; wait for it"
