@@ -37,7 +37,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Files, folders or patterns. Default: photographs that come with scikit-image or scikit-learn.",
+            help="Files, folders or patterns. Default: photographs that come with scikit-image.",
         ),
     ] = None,
     checkpoint: Checkpoint = None,

@@ -94,11 +94,6 @@ class _FromTorchvision(ShortcutDataset):
         mode: Mode = rest.pop("mode", None) or ("train" if train else "test")
         super().__init__(images, shortcut, mode=mode, **rest)
 
-    def extra_repr(self) -> str:
-        """Return root and split before the rest."""
-        split = "Train" if self.train else "Test"
-        return f"Root location: {self.root}\nSplit: {split}\n{super().extra_repr()}"
-
 
 class DecoyMNIST(_FromTorchvision):
     """MNIST with a gray swatch in a corner, after RRR or CDEP; :func:`.decoy` has the facts.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -109,18 +108,6 @@ class ShortcutDataset(Dataset[tuple[Any, Any, Tensor]]):
         if self.target_transform is not None:
             label = self.target_transform(label)
         return image, label, mask
-
-    def __repr__(self) -> str:
-        """Describe the data set as torchvision's do."""
-        lines = [f"Number of datapoints: {len(self)}", *self.extra_repr().splitlines()]
-        for name in ("transform", "target_transform", "joint_transform"):
-            if (value := getattr(self, name)) is not None:
-                lines += f"{name}: {value!r}".splitlines()
-        return "\n    ".join([f"Dataset {type(self).__name__}", *lines])
-
-    def extra_repr(self) -> str:
-        """Return one line per option."""
-        return f"Mode: {self.mode}\nShortcut: {_describe(self.shortcut)}\nSeed: {self.seed}"
 
     @property
     def labels(self) -> Tensor:
@@ -241,14 +228,3 @@ def _positions(indices: Any, count: int) -> Tensor:
 
 def _as_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.to(torch.float32, copy=True)
-
-
-def _describe(shortcut: Any) -> str:
-    """Return the name of a function, with the options that ``partial`` gave it."""
-    if isinstance(shortcut, partial):
-        options = [
-            *map(repr, shortcut.args),
-            *(f"{name}={value!r}" for name, value in shortcut.keywords.items()),
-        ]
-        return f"{_describe(shortcut.func)}({', '.join(options)})"
-    return getattr(shortcut, "__name__", None) or repr(shortcut)

@@ -333,23 +333,21 @@ def _check_inputs(images: Tensor, labels: Tensor, generator: torch.Generator, *,
         )
     if labels.shape != images.shape[:1]:
         raise ValueError(
-            f"labels: expected shape ({len(images)},), got {tuple(labels.shape)}; pass one class index per image"
+            f"labels: expected one class index per image, ({len(images)},), got {tuple(labels.shape)}"
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels: expected integers, got {labels.dtype}; pass class indices")
     if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-        got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else repr(generator)
         raise TypeError(
-            f"generator: expected a torch.Generator on the CPU, got {got}; pass torch.Generator().manual_seed(0)"
+            f"generator: expected a torch.Generator on the CPU, got {generator!r}; pass torch.Generator().manual_seed(0)"
         )
     if not len(images):
         return
-    if images.is_floating_point():
-        low, high = (float(value) for value in images.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; add the shortcut before normalizing"
-            )
-    low, high = (int(value) for value in labels.aminmax())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels: expected classes from 0 to {num_classes - 1}, got {low} to {high}")
+    low, high = (float(value) for value in images.aminmax())
+    if images.is_floating_point() and not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"images: expected values in [0, 1], got {low:.3g} to {high:.3g}; add the shortcut before normalizing"
+        )
+    first, last = (int(value) for value in labels.aminmax())
+    if first < 0 or last >= num_classes:
+        raise ValueError(f"labels: expected classes from 0 to {num_classes - 1}, got {first} to {last}")

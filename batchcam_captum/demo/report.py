@@ -1,4 +1,4 @@
-"""What the demo shows: a table and two figures."""
+"""What the demo shows: a table and the maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attribution import BatchGradCam
-from ..evaluation.figures import map_grid, message_figure
+from ..evaluation.figures import map_grid
 from ..functional import prepare, resize
 from ..prototypes import ClassPrototypes
 from .data import DemoData
@@ -85,50 +85,6 @@ def figure_of_maps(
         data.class_names,
         title=f"Grad-CAM of the true class, first test image of each class; {steps}",
         across=True,
-    )
-
-
-def figure_of_misclassified(
-    data: DemoData,
-    regularized: BatchGradCam,
-    prototypes: ClassPrototypes,
-    predictions: Tensor,
-    *,
-    limit: int = 8,
-) -> Figure:
-    """Draw the first misclassified test images, with the maps of the predicted and of the true class.
-
-    Args:
-        data: images.
-        regularized: the model.
-        prototypes: of both classes.
-        predictions: (N,), on the CPU.
-        limit: how many to show.
-    """
-    wrong = (predictions != data.test.labels).nonzero().flatten()
-    if not len(wrong):
-        return message_figure(f"All {len(data.test)} test images are classified correctly.")
-    chosen = wrong[:limit]
-    maps = prototypes.maps()[:, 0]
-    images, true = (part[chosen].to(maps.device) for part in (data.test.images, data.test.labels))
-    predicted = predictions[chosen].to(maps.device)
-    of_prediction, steps = _heatmaps(regularized, images, predicted)
-    of_true_class, _ = _heatmaps(regularized, images, true)
-    names = data.class_names
-    return map_grid(
-        {
-            "image": (images[:, 0], False),
-            "map of\nprediction": (of_prediction, True),
-            "map of\ntrue class": (of_true_class, True),
-            "prototype of\nprediction": (maps[predicted], True),
-            "prototype of\ntrue class": (maps[true], True),
-        },
-        [
-            f"{names[p]}\ninstead of\n{names[t]}"
-            for p, t in zip(predicted.tolist(), true.tolist(), strict=True)
-        ],
-        title=f"Misclassified by the regularized model: the first {len(chosen)} of {len(wrong)}, "
-        f"{len(data.test)} test images\nGrad-CAM, {steps}",
     )
 
 

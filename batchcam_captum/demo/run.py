@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..environment import environment
-from ..evaluation import evaluate_cams
+from ..evaluation import diagnose, evaluate_cams
+from ..evaluation.diagnosis_figures import draw_misclassified
 from ..files import output_folder, written_together
 from ..functional import get_distance
 from ..loading.devices import check_device
@@ -187,12 +188,17 @@ class _Run:
             progress=settings.progress,
         )
         plain, regularized = (arm.grad_cam for arm in self.arms)
-        with torch.no_grad():
-            batches = data.test.batches(_TEST_BATCH, device=device)
-            predictions = torch.cat([self.arms[1].model(images).argmax(1).cpu() for images, _ in batches])
+        diagnosis = diagnose(
+            regularized,
+            data.test.batches(_TEST_BATCH, device=device),
+            prototypes,
+            class_names=data.class_names,
+            mean=data.mean,
+            std=data.std,
+        )
         self.figures: dict[str, Figure] = {
             "maps.png": report.figure_of_maps(data, plain, regularized, prototypes, settings.loss),
-            "misclassified.png": report.figure_of_misclassified(data, regularized, prototypes, predictions),
+            "misclassified.png": draw_misclassified(diagnosis),
         }
         measured: list[dict[str, Any]] = [
             evaluate_cams(arm.grad_cam, data.test.batches(_TEST_BATCH, device=device), prototypes)

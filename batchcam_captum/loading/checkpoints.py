@@ -58,23 +58,26 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     expected = model.state_dict()
     misfits = []
     for prefix, state in _candidates(content):
-        misfit = _Misfit(expected, state)
-        if not misfit.count:
+        problems = _problems(expected, state)
+        if not problems:
             if prefix:
                 warn_user(f"checkpoint: took the prefix {prefix!r} off the names in {path}")
             unsaved = {name: expected[name] for name in expected.keys() - state.keys()}
             model.load_state_dict({**unsaved, **state})
             return
-        misfits.append(misfit)
+        misfits.append((problems, state))
     if not misfits:
         keys = f" with the keys {_first(list(map(str, content)))}" if isinstance(content, dict) else ""
         raise ValueError(
             f"checkpoint: expected a state dict in {path}, alone or under {_first(list(_KEYS[:3]))}, ..., got "
             f"{type(content).__name__}{keys}; save model.state_dict()"
         )
-    best = min(misfits, key=lambda misfit: misfit.count)
+    problems, state = min(misfits, key=lambda misfit: len(misfit[0]))
+    classes = _classes(expected, state)
+    hint = f"; a model of {classes} classes would fit" if classes else ""
     raise MisfitError(
-        f"checkpoint: {path} does not fit {type(model).__name__}: {best}; nothing was loaded", best.classes
+        f"checkpoint: {path} does not fit {type(model).__name__}: {_first(problems)}{hint}; nothing was loaded",
+        classes,
     )
 
 
@@ -148,58 +151,33 @@ def _state_dicts(content: object, depth: int = 0) -> Iterator[dict[str, Any]]:
         yield {str(name): value for name, value in content.items()}
 
 
-class _Misfit:
-    """How a state dict differs from what a model expects."""
+def _problems(expected: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """Return how a state dict differs from what a model expects."""
+    # PyTorch before 0.4.1 did not save how many batches a BatchNorm has seen, and no output depends on it.
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    others = [
+        f"{name} expected {_describe(value)}, got {_describe(state[name])}"
+        for name, value in expected.items()
+        if name in state
+        and isinstance(value, Tensor)
+        and not is_lazy(value)
+        and not _fits(value, state[name])
+    ]
+    unexpected = [name for name in state if name not in expected]
+    return [*(f"{name} missing" for name in missing), *(f"{name} unexpected" for name in unexpected), *others]
 
-    def __init__(self, expected: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        self.total = len(expected)
-        # PyTorch before 0.4.1 did not save how many batches a BatchNorm has seen, and no output depends on it.
-        self.missing = [
-            name for name in expected if name not in state and not name.endswith("num_batches_tracked")
-        ]
-        self.unexpected = [name for name in state if name not in expected]
-        self.others = {
-            name: (value, state[name])
-            for name, value in expected.items()
-            if name in state
-            and isinstance(value, Tensor)
-            and not is_lazy(value)
-            and not _fits(value, state[name])
-        }
 
-    @property
-    def count(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.others)
-
-    @property
-    def classes(self) -> int | None:
-        """K of the weights, if nothing but the first dimension of one layer's weight and bias differs."""
-        pairs = list(self.others.values())
-        if self.missing or self.unexpected or not 0 < len(pairs) <= 2:
-            return None
-        if any(
-            not isinstance(new, Tensor) or not old.dim() or old.shape[1:] != new.shape[1:]
-            for old, new in pairs
-        ):
-            return None
-        counts = {len(new) for _, new in pairs}
-        return counts.pop() if len(counts) == 1 else None
-
-    def __str__(self) -> str:
-        parts = []
-        if self.missing:
-            parts.append(f"missing {len(self.missing)} of {self.total} names: {_first(self.missing)}")
-        if self.unexpected:
-            parts.append(f"{len(self.unexpected)} unexpected names: {_first(self.unexpected)}")
-        if self.others:
-            listed = [
-                f"{name} expected {_describe(old)}, got {_describe(new)}"
-                for name, (old, new) in self.others.items()
-            ]
-            parts.append(f"{len(self.others)} of another shape or type: {_first(listed)}")
-        if self.classes is not None:
-            parts.append(f"a model of {self.classes} classes would fit")
-        return "; ".join(parts)
+def _classes(expected: Mapping[str, Any], state: Mapping[str, Any]) -> int | None:
+    """Return K of the weights, if nothing but the first dimension of one layer's weight and bias differs."""
+    if expected.keys() != state.keys():
+        return None
+    pairs = [(old, state[name]) for name, old in expected.items() if not _fits(old, state[name])]
+    heads = [
+        len(new)
+        for old, new in pairs
+        if isinstance(new, Tensor) and old.dim() and old.shape[1:] == new.shape[1:]
+    ]
+    return heads[0] if 0 < len(heads) == len(pairs) <= 2 and len(set(heads)) == 1 else None
 
 
 def _fits(expected: Tensor, given: object) -> bool:

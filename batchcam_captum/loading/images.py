@@ -240,35 +240,22 @@ def load_images(
 
 
 def load_packaged_images(preprocessing: Preprocessing | None = None) -> LoadedImages:
-    """Return the photographs that are installed with scikit-image (four) or else with scikit-learn (two).
+    """Return four photographs that are installed with scikit-image.
 
     Args:
         preprocessing: None: 224 × 224 pixels of the whole center, with ImageNet's mean and std.
 
     Raises:
-        ModuleNotFoundError: neither of the two is installed, or Pillow is not.
+        ModuleNotFoundError: scikit-image or Pillow is not installed.
     """
     prepare = preprocessing or Preprocessing()
-    arrays = _packaged()
-    inputs = torch.stack([prepare(_pillow().fromarray(array)) for array in arrays.values()])
-    return LoadedImages(inputs, prepare.pictures(inputs), tuple(arrays), positions=tuple(range(len(arrays))))
-
-
-def _packaged() -> dict[str, Any]:
-    try:
-        from skimage import data
-    except ModuleNotFoundError:
-        try:
-            from sklearn.datasets import load_sample_image
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "images: expected paths, or the pictures of scikit-image or scikit-learn, got no path, and neither library is "
-                "installed; pass files or folders",
-                name="skimage",
-            ) from error
-        return {f"scikit-learn: {name}": load_sample_image(name) for name in ("china.jpg", "flower.jpg")}
+    photographs = load(
+        "skimage.data", purpose="images: packaged photographs, as no path is given", package="scikit-image"
+    )
     names = ("chelsea", "coffee", "astronaut", "rocket")
-    return {f"scikit-image: {name}": getattr(data, name)() for name in names}
+    inputs = torch.stack([prepare(_pillow().fromarray(getattr(photographs, name)())) for name in names])
+    paths = tuple(f"scikit-image: {name}" for name in names)
+    return LoadedImages(inputs, prepare.pictures(inputs), paths, positions=tuple(range(len(names))))
 
 
 def _find(paths: list[str | Path]) -> dict[str, str | None]:

@@ -205,30 +205,14 @@ def _call_function(name: str) -> nn.Module:
             f"model: expected a function as module:function or path/to/file.py:function, got {name!r}"
         )
     is_file = where.endswith(".py")
-    with _importable(Path(where).resolve().parent if is_file else Path.cwd()):
-        try:
+    try:
+        with _importable(Path(where).resolve().parent if is_file else Path.cwd()):
             module = _import_file(where) if is_file else importlib.import_module(where)
-        except Exception as error:  # whatever the user's file raises
-            raise ValueError(
-                f"model: expected to import {where} for the function {name!r}, got {type(error).__name__}: {error}"
-            ) from error
-        make = getattr(module, function, None)
-        if not callable(make):
-            close = get_close_matches(
-                function, [key for key, value in vars(module).items() if callable(value)]
-            )
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            found = "nothing of this name" if make is None else f"a {type(make).__name__}"
-            raise ValueError(
-                f"model: expected a function {function} in {where} for {name!r}, got {found}{hint}"
-            )
-        try:
-            model = make()
-        except Exception as error:
-            raise ValueError(
-                f"model: expected a module from the function {name!r}, called without arguments; it raised "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            model = getattr(module, function)()
+    except Exception as error:  # whatever the user's file raises
+        raise ValueError(
+            f"model: expected a module from the function {name!r}, called without arguments, got {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model: expected a torch.nn.Module from the function {name!r}, got {type(model).__name__}; return the model"

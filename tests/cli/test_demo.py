@@ -31,7 +31,8 @@ def small(monkeypatch):
     monkeypatch.setattr(
         "batchcam_captum.demo.run.load_data", lambda *_, **__: replace(data, train=train, test=test)
     )
-    monkeypatch.setattr("batchcam_captum.demo.report.map_grid", lambda *_, **__: message_figure("none"))
+    for name in ("report.figure_of_maps", "run.draw_misclassified"):
+        monkeypatch.setattr(f"batchcam_captum.demo.{name}", lambda *_: message_figure("none"))
 
 
 def results_of(folder: Path) -> dict:

@@ -135,26 +135,10 @@ def test_attributes_of_torchvision(gray, root):
     assert torch.equal(data.targets, gray[1])
     assert (data.classes, data.class_to_idx) == ((), {})
     assert torch.equal(data.clean.data, gray[0])
-    assert repr(data).splitlines() == [
-        "Dataset ShortcutDataset",
-        "    Number of datapoints: 30",
-        "    Mode: train",
-        "    Shortcut: decoy(place='fixed')",
-        "    Seed: 2",
-    ]
     colored = ColorMNIST(root, train=False, transform=torch.nn.Identity())
     assert colored.data.shape == (20, 3, 28, 28)
     assert colored.class_to_idx["three"] == 3
     assert list(colored.class_to_idx) == list(colored.classes)
-    lines = repr(colored.subset([1, 2]).clean).splitlines()
-    assert lines[:5] == [
-        "Dataset ColorMNIST",
-        "    Number of datapoints: 2",
-        f"    Root location: {root}",
-        "    Split: Test",
-        "    Mode: clean",
-    ]
-    assert lines[-1] == "    transform: Identity()"
     again = ShortcutDataset(data, watermark)  # which has what a data set in memory needs
     assert torch.equal(again.clean.data, data.data)
 

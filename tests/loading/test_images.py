@@ -194,9 +194,7 @@ def test_packaged_pictures(monkeypatch):
     loaded = load_packaged_images(PLAIN)
     assert loaded.tensor.shape == (4, 3, 4, 4)
     assert len(set(loaded.paths)) == len({tuple(each.flatten().tolist()) for each in loaded.pictures}) == 4
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    assert len(load_packaged_images(PLAIN)) == 2
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
     with pytest.raises(ModuleNotFoundError, match="scikit-image"):
         load_packaged_images(PLAIN)
     monkeypatch.delitem(sys.modules, "PIL.Image", raising=False)

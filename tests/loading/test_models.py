@@ -80,8 +80,7 @@ def test_files_of_one_name_are_distinguished(tmp_path):
     [
         ("factory_of_a_test:fails", "RuntimeError: no such thing"),
         ("factory_of_a_test:gives_a_list", "got list"),
-        ("factory_of_a_test:mke", "did you mean make"),
-        ("factory_of_a_test:number", "got a int"),
+        ("factory_of_a_test:mke", "AttributeError: .*mke"),
         ("no_such_module_of_ours:make", "ModuleNotFoundError"),
         ("broken_factory:make", "no_such_package_anywhere"),
         ("missing.py:make", r"no file missing\.py"),
