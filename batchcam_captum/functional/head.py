@@ -1,6 +1,6 @@
-"""The compiled route: the head is a function of the activations, and its gradients come from ``torch.func``.
+"""Cams through a head callable: the head is a function of the activations, and its gradients come from ``torch.func``.
 
-No hook and no call into autograd's engine from Python, so ``torch.compile(fullgraph=True)`` takes a whole training step: cams,
+Without hooks and calls of autograd's engine from Python, ``torch.compile(fullgraph=True)`` compiles a whole training step: cams,
 losses and scores of one run of the head.
 """
 
@@ -24,14 +24,14 @@ Head = Callable[[Tensor], Tensor]
 
 
 class HeadGradients(NamedTuple):
-    """See :func:`head_gradients`."""
+    """What :func:`head_gradients` returns."""
 
-    gradients: Tensor  #: ∂score/∂A, of the activations' shape
+    gradients: Tensor  #: ∂score/∂A, in the shape of the activations
     scores: Tensor  #: (N, K), as the head returned them
 
 
 class HeadCams(NamedTuple):
-    """See :func:`head_cams`."""
+    """What :func:`head_cams` returns."""
 
     cams: Tensor  #: (N, 1, *spatial), raw and signed
     scores: Tensor  #: (N, K), as the head returned them
@@ -40,38 +40,37 @@ class HeadCams(NamedTuple):
 def head_gradients(
     head: Head, activations: Tensor, labels: Tensor, *, score: Score = "label"
 ) -> HeadGradients:
-    """Run the head once; return its scores, and the gradients of each sample's score with respect to the activations.
+    """Run the head once, and return its scores and the gradient of each sample's score with respect to the activations.
 
-    Both carry a graph that reaches the head's parameters and whatever made the activations (outside of ``torch.no_grad()``), so
-    that a loss on either, or on both, needs one ``backward()``. There is one dropout mask, and one update of running statistics:
-    an ``nn.Module`` in train mode runs on copies of its buffers, which are copied back once, when all else has worked.
+    Outside ``torch.no_grad()`` both carry a graph that reaches the parameters of the head and whatever made the activations, so
+    that losses on both need one ``backward()``. There is one dropout mask, and one update of running statistics: an ``nn.Module``
+    in train mode runs on copies of its buffers, which are copied back once, after everything else.
 
-    A loss on the gradients needs a second derivative of every operator in the head. Attention
-    (``scaled_dot_product_attention``) has one on its math backend, which is switched on while the head runs, unless under
-    ``torch.no_grad()``. Of others, such as ``hardsigmoid``, the error comes from ``backward()`` ("derivative for
-    aten::hardsigmoid_backward is not implemented"): replace the operator, ``relu6(x + 3) / 6`` for this one, or split the model
-    after it. ``batchcam_captum.check`` looks for them beforehand and names the nearest later layer.
+    A loss on the gradients needs a second derivative of every operator in the head. The math backend of
+    ``scaled_dot_product_attention`` has one, and is selected while the head runs, unless under ``torch.no_grad()``. For other
+    operators, such as ``hardsigmoid``, ``backward()`` raises ("derivative for aten::hardsigmoid_backward is not implemented"):
+    replace the operator, here by ``relu6(x + 3) / 6``, or split the model after it. ``batchcam_captum.check`` finds such
+    operators and names the nearest later layer.
 
     Args:
-        head: A -> scores. An ``nn.Module``, or any callable that changes no tensor of its own: a bound method such as
-            ``model.forward_head``, or a function, whose BatchNorms in train mode cannot update their statistics (a module's
-            can).
-        activations: A, (N, C, *spatial), with a graph or without one; left as they are, also where the head works in place.
-        labels: see :func:`~batchcam_captum.functional.select_scores`.
-        score: see :func:`~batchcam_captum.functional.select_scores`.
+        head: A -> scores. An ``nn.Module``, or a callable that changes no tensor of its own: a bound method such as
+            ``model.forward_head``, or a function. Only a module can update the statistics of BatchNorm in train mode.
+        activations: A, (N, C, *spatial), with or without a graph; unchanged even if the head works in place.
+        labels: (N,) class indices, or (N, K) soft labels.
+        score: the score that is explained: ``"label"``, ``"predicted"``, ``"confused"``, ``"log_prob_sum"``, or a callable
+            (scores, labels) -> (N,).
 
     Returns:
-        The gradients, of the activations' shape and type, and the scores. As long as no layer of the head mixes samples (a
-        BatchNorm in train mode does), row i of the gradients is that of sample i's own score.
+        The gradients, in the shape and dtype of the activations, and the scores. Unless a layer of the head mixes samples, as
+        BatchNorm in train mode does, row i of the gradients belongs to the score of sample i.
 
     Raises:
-        TypeError: a head that cannot be called or returns no tensor, activations that are no floating tensor, or labels of a
-            wrong kind.
-        ValueError: scores that are not one row a sample, or what
-            :func:`~batchcam_captum.functional.select_scores` raises.
-        RuntimeError: scores that do not depend on the activations, activations made under ``torch.inference_mode()``, or a head
-            that changes a tensor which is no buffer of its own, or that has gradient checkpointing. The first two are not
-            looked for while compiling, where torch's own words tell of checkpointing.
+        TypeError: a head that cannot be called or does not return a tensor, activations that are not floating, or labels of
+            another kind.
+        ValueError: scores without one row per sample, or labels or a score that do not fit them.
+        RuntimeError: scores that do not depend on the activations, activations made under ``torch.inference_mode()``, a head
+            with gradient checkpointing, or one that changes a tensor that is not a buffer of its own. While compiling, torch
+            itself reports these.
 
     Example:
         >>> import torch
@@ -88,39 +87,37 @@ def head_gradients(
 
 
 class SeveralHeadGradients(NamedTuple):
-    """See :func:`several_head_gradients`."""
+    """What :func:`several_head_gradients` returns."""
 
-    gradients: list[Tensor]  #: ∂score/∂A of each kind of score, of the activations' shape
+    gradients: list[Tensor]  #: ∂score/∂A of each kind of score, in the shape of the activations
     scores: Tensor  #: (N, K), as the head returned them
 
 
 def several_head_gradients(
     head: Head, activations: Tensor, labels: Tensor, kinds: Sequence[Score]
 ) -> tuple[SeveralHeadGradients, Callable[[], None]]:
-    """Gradients of several kinds of scores from one run of the head.
+    """Return the gradients of several kinds of scores from one run of the head.
 
     Args:
-        head: see :func:`head_gradients`.
-        activations: see :func:`head_gradients`.
-        labels: see :func:`head_gradients`.
-        kinds: of scores, see :func:`~batchcam_captum.functional.select_scores`.
+        head: A -> scores.
+        activations: A, (N, C, *spatial).
+        labels: (N,) class indices, or (N, K) soft labels.
+        kinds: of scores, as ``score`` of :func:`head_gradients`.
 
     Returns:
-        The gradients and the scores; and a function that brings the head's buffers up to date, to be called when all else has
-        worked.
+        The gradients and the scores; and a function that updates the buffers of the head, to be called after everything else.
     """
     _check(head, activations)
     buffers = _changing_buffers(head) if isinstance(head, nn.Module) else {}
 
     def explained(received: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, dict[str, Tensor]]]:
-        # Clones, because a head may work in place: on what it receives, which the cam still needs, and on its statistics, which
-        # torch.func lets it change only if they were made in here. Compiled, a clone costs nothing where nobody writes.
+        # Clones, because a head may work in place: on its input, which the cam still needs, and on its statistics, which
+        # torch.func lets it change only if they were made in here. Compiled, a clone that nothing writes to costs nothing.
         received = received.clone()
         clones = {buffer: buffer.clone() for buffer in buffers.values()}
         held = {name: clones[buffer] for name, buffer in buffers.items()}
         if held:
-            # Every name of a buffer is in there. Left to find the others itself, functional_call leaves its own tensors in a
-            # module that occurs twice.
+            # All names of every buffer are given: functional_call would leave its own tensors in a module that occurs twice.
             scores = torch.func.functional_call(head, held, (received,), tie_weights=False)  # type: ignore[arg-type]
         else:
             scores = head(received)
@@ -170,9 +167,9 @@ def head_cams(
     method: str | CamMethod = "grad_cam",
     reshape: Callable[[Tensor], Tensor] | None = None,
 ) -> HeadCams:
-    """Run the head once; return cams to train with, and the scores.
+    """Run the head once, and return cams to train with, and the scores.
 
-    All that a training step needs beside the trunk, and it compiles whole::
+    A training step with it compiles whole::
 
         @torch.compile(fullgraph=True)
         def objective(images, labels):
@@ -182,25 +179,27 @@ def head_cams(
 
         objective(images, labels).backward()
 
-    A batch of another size may be compiled anew. Where a convolution follows the layer torch 2.11 needs
-    ``torch.compile(…, dynamic=False)`` for that. ``ClassPrototypes`` make their maps at every step of a compiled loss.
+    A batch of another size may be compiled again; if a convolution follows the layer, torch 2.11 needs
+    ``torch.compile(…, dynamic=False)`` for that. In a compiled loss, ``ClassPrototypes`` make their maps at every step.
 
     Args:
-        head: see :func:`head_gradients`.
-        activations: see :func:`head_gradients`.
-        labels: see :func:`head_gradients`.
-        score: see :func:`head_gradients`.
+        head: A -> scores: an ``nn.Module``, or a callable that changes no tensor of its own.
+        activations: A, (N, C, *spatial), with or without a graph; unchanged even if the head works in place.
+        labels: (N,) class indices, or (N, K) soft labels.
+        score: the score that is explained: ``"label"``, ``"predicted"``, ``"confused"``, ``"log_prob_sum"``, or a callable
+            (scores, labels) -> (N,).
         method: a name in :data:`~batchcam_captum.functional.CAM_METHODS`, or a callable (activations, gradients) -> cams.
-        reshape: applied to the activations and to the gradients before the cam is made of them, where they are not
-            (N, C, *spatial), as the tokens of a transformer are not.
+        reshape: brings activations and gradients that are not (N, C, *spatial), such as tokens, into that shape.
 
     Returns:
-        The cams, float32 (float64 stays), and the scores as the head returned them.
+        The cams, float32 or float64, and the scores as the head returned them.
 
     Raises:
-        TypeError: see :func:`head_gradients`.
-        ValueError: see :func:`head_gradients`; or an unknown method.
-        RuntimeError: see :func:`head_gradients`.
+        TypeError: a head that cannot be called or does not return a tensor, activations that are not floating, or labels of
+            another kind.
+        ValueError: an unknown method, scores without one row per sample, or labels or a score that do not fit them.
+        RuntimeError: scores that do not depend on the activations, activations made under ``torch.inference_mode()``, a head
+            with gradient checkpointing, or one that changes a tensor that is not a buffer of its own.
 
     Example:
         >>> import torch
@@ -219,7 +218,7 @@ def head_cams(
 
 
 def _changing_buffers(head: nn.Module) -> dict[str, Tensor]:
-    """The buffers that a forward may change: those of modules in train mode."""
+    """Return the buffers that a forward may change: those of modules in train mode."""
     return {
         f"{prefix}.{name}" if prefix else name: buffer
         for prefix, module in head.named_modules()
@@ -230,10 +229,10 @@ def _changing_buffers(head: nn.Module) -> dict[str, Tensor]:
 
 
 def _differentiable_attention() -> AbstractContextManager[object]:
-    """Where a graph is made, scaled_dot_product_attention runs on its math backend: the fused ones have no second derivative."""
+    """Select the math backend of attention where a graph is recorded: the fused ones have no second derivative."""
     if not torch.is_grad_enabled():
         return nullcontext()
-    if torch.compiler.is_compiling():  # the compiler knows it, and cannot look into the other
+    if torch.compiler.is_compiling():  # which traces this one only
         return sdpa_kernel(SDPBackend.MATH)
     attention = MathAttention()
     attention.start()
@@ -269,7 +268,7 @@ def _check(head: Any, activations: Any) -> None:
 
 def _is_compiled(head: Head) -> bool:
     parts = [head, *head.modules()] if isinstance(head, nn.Module) else [head]
-    # The first is left by torch.compile(function or module), the second by module.compile().
+    # The first is set by torch.compile(function or module), the second by module.compile().
     return any(
         hasattr(part, "_torchdynamo_orig_callable") or getattr(part, "_compiled_call_impl", None)
         for part in parts
@@ -290,8 +289,8 @@ def _check_scores(scores: Any, activations: Tensor) -> None:
 
 
 def _check_dependence(selected: Tensor) -> None:
-    # The copy belongs to the gradient in progress, and tells whether that runs through the activations; a constant on its own
-    # would tell of the graph outside.
+    # The copy belongs to the gradient in progress, and shows whether that runs through the activations; a constant itself would
+    # show the graph outside.
     if not torch.compiler.is_compiling() and not selected.clone().requires_grad:
         raise RuntimeError(
             "head: expected scores that depend on the activations it was given, got scores that do not; use the argument "

@@ -1,4 +1,4 @@
-"""Attention with a second derivative: the math backend, for as long as somebody needs it."""
+"""Attention with a second derivative: the math backend, while it is needed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Self
 
 import torch
 
-_BACKENDS = torch.backends.cuda  # its flags count on the CPU as well
+_BACKENDS = torch.backends.cuda  # whose flags hold on the CPU as well
 
-#: (read, write) of every backend of scaled_dot_product_attention. "Overrideable" is that of devices other than CUDA's.
+#: (read, write, value for the math backend) of every backend of scaled_dot_product_attention; "overrideable" is that of devices
+#: other than CUDA's.
 _FLAGS: list[tuple[Callable[[], bool], Callable[[bool], object], bool]] = [
     (_BACKENDS.math_sdp_enabled, _BACKENDS.enable_math_sdp, True),
     (_BACKENDS.flash_sdp_enabled, _BACKENDS.enable_flash_sdp, False),
@@ -21,7 +22,7 @@ _FLAGS: list[tuple[Callable[[], bool], Callable[[bool], object], bool]] = [
 ]
 _MATH_ONLY = [wanted for _, _, wanted in _FLAGS]
 
-# The flags belong to the process, so whoever comes first saves them, and whoever leaves last puts them back.
+# The flags belong to the process: the first user saves them, and the last one restores them.
 _lock = Lock()
 _users = 0
 _before: list[bool] = []
@@ -37,9 +38,9 @@ def _flags() -> list[bool]:
 
 
 class MathAttention:
-    """Between :meth:`start` and :meth:`stop`, ``scaled_dot_product_attention`` has a second derivative: its math backend does.
+    """Select the math backend of ``scaled_dot_product_attention`` between :meth:`start` and :meth:`stop`.
 
-    One for each forward. It may be started late, by the hook of the explained layer, so that attention before the layer stays
+    Each forward needs its own. It may start late, in the hook of the explained layer, so that attention before the layer stays
     fused; several may overlap, in one thread or in many. Both methods may be called twice, and :meth:`stop` without a start.
     As a context manager it only stops.
     """
@@ -48,11 +49,11 @@ class MathAttention:
         self.started = False
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        """A copy, or what is loaded from a file, has not started."""
+        """Copy or pickle as one that has not started."""
         return type(self), ()
 
     def start(self) -> None:
-        """Switch to the math backend."""
+        """Select the math backend."""
         global _users, _before
         with _lock:
             if self.started:
@@ -64,14 +65,14 @@ class MathAttention:
             self.started = True
 
     def stop(self) -> None:
-        """Leave the flags as they were before the first start, once the last user has stopped."""
+        """Restore the flags from before the first start when the last user stops."""
         global _users
         with _lock:
             if not self.started:
                 return
             self.started = False
             _users -= 1
-            # Where the layer runs inside a sdpa_kernel() of the model's own, that has put back what was before it: leave it.
+            # If the layer runs inside a sdpa_kernel() of the model, that has already restored the flags.
             if not _users and _flags() == _MATH_ONLY:
                 _set_flags(_before)
 
