@@ -6,11 +6,13 @@ import contextlib
 import doctest
 import io
 import re
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -99,6 +101,7 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for registry in (CAM_METHODS, DISTANCES, LOSSES):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setitem(sys.modules, "page", ModuleType("page"))  # classes of a page belong to a module
     yield
     pyplot.close("all")
     if torch.distributed.is_available() and torch.distributed.is_initialized():

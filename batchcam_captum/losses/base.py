@@ -67,7 +67,7 @@ class _Options(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         annotations = inspect.get_annotations(cls)
-        names = getattr(sys.modules.get(cls.__module__), "__dict__", {})  # none for code run by exec()
+        names = vars(sys.modules[cls.__module__])
         kinds = {
             name: names.get(kind) if isinstance(kind, str) else kind for name, kind in annotations.items()
         }
