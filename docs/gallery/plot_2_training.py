@@ -23,7 +23,7 @@ test_images, test_labels = images[1347:], labels[1347:]
 prototypes = ClassPrototypes.from_loader(DataLoader(train, 256), num_classes=10, progress=False)
 
 # %%
-# The prototypes are the classes' mean images:
+# The prototypes are the mean images of the classes:
 
 figure, axes = pyplot.subplots(1, 10, figsize=(9, 1.1))
 for axis, prototype in zip(axes, prototypes.maps(), strict=True):
@@ -31,7 +31,7 @@ for axis, prototype in zip(axes, prototypes.maps(), strict=True):
     axis.axis("off")
 
 # %%
-# The loop. The ``with`` and one term of the loss are all that is new.
+# The loop. Only the ``with`` and one term of the loss are new.
 
 
 def trained(weight):
@@ -74,4 +74,4 @@ for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         axis.axis("off")
 
 # %%
-# The second row follows the digits. That is what the loss asks for; what it is worth is measured in the study.
+# The maps in the last row follow the digits, as the loss demands. The study measures what that is worth.

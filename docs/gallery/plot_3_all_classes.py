@@ -2,8 +2,8 @@
 Every class of an image
 =======================
 
-``attribute_classes`` gives a map for each class, (N, K, h, w), from one forward. On one scale they can be compared: which places
-speak for which class.
+``attribute_classes`` returns one map per class, (N, K, h, w), from one forward. Drawn on a common scale they show which pixels
+are evidence for which class.
 """
 
 import torch
@@ -34,7 +34,7 @@ for _ in range(15):
 model.eval()
 
 # %%
-# Four digits of the test set, and the maps of all ten classes. In each row the scale is that of the strongest map.
+# Four digits of the test set and the maps of all ten classes. Each row is scaled to its strongest map.
 
 some = images[[1350, 1360, 1375, 1400]]
 cams = BatchGradCam(model, "0").attribute_classes(some)

@@ -2,8 +2,8 @@
 Several layers at once
 ======================
 
-A list of layers gives a list of maps, from one forward. Late layers say what the class is told by, early ones where there is
-something; ``method="layer_cam"`` suits early layers better than Grad-CAM's average.
+A list of layers gives a list of maps, from one forward. Late layers show what identifies the class, early layers show edges and
+textures; ``method="layer_cam"`` suits early layers better than Grad-CAM's average.
 """
 
 import contextlib

@@ -2,8 +2,8 @@
 A Vision Transformer
 ====================
 
-A small one of timm, trained on digits for half a minute. Its layers return tokens; ``reshape="auto"`` puts them back in their
-places.
+A small Vision Transformer of timm, trained on digits for half a minute. Its layers return tokens; ``reshape="auto"`` arranges them as
+a map.
 """
 
 import timm
@@ -24,7 +24,7 @@ model = timm.models.VisionTransformer(
 )
 torch.nn.init.normal_(
     model.pos_embed
-)  # larger than usual: where a token lies is to be known from the first step on
+)  # larger than usual, so that the position of a token is known from the first step
 train = DataLoader(TensorDataset(images[:1347], labels[:1347]), batch_size=64, shuffle=True)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=20 * len(train))
@@ -41,8 +41,8 @@ with torch.no_grad():
     )
 
 # %%
-# Which layer? Only the class token is read after the last block, so its other tokens have no gradient; its first norm is where
-# attention still mixes them.
+# Which layer? Only the class token is read after the last block, so the other tokens have no gradient there; the first norm of that
+# block comes before attention mixes them.
 
 suggestions = suggest_layers(model, images[:2])
 print(suggestions)

@@ -2,7 +2,7 @@
 Volumes
 =======
 
-Maps have as many spatial dimensions as the layer: here three. Balls and cubes in noisy volumes, and slices through the maps.
+Maps have as many spatial dimensions as the layer, here three: balls and cubes in noisy volumes, and slices through the maps.
 """
 
 import torch
@@ -15,11 +15,11 @@ from batchcam_captum.functional import normalize, rectify, resize
 
 
 def volumes(count, seed):
-    """A ball or a cube at a random place: (count, 1, 20, 20, 20), and which of the two."""
+    """Return volumes (count, 1, 20, 20, 20) with a ball or a cube at a random place, and which of the two."""
     draw = torch.Generator().manual_seed(seed)
-    centres = torch.randint(6, 14, (count, 3, 1, 1, 1), generator=draw)
+    centers = torch.randint(6, 14, (count, 3, 1, 1, 1), generator=draw)
     grid = torch.stack(torch.meshgrid(*[torch.arange(20)] * 3, indexing="ij"))
-    offsets = (grid - centres).abs().float()
+    offsets = (grid - centers).abs().float()
     labels = torch.arange(count) % 2
     ball = offsets.square().sum(1) <= 4.5**2
     cube = offsets.amax(1) <= 3.6
@@ -49,17 +49,17 @@ with torch.no_grad():
 print(f"{right:.0%} of 64 new volumes are right")
 
 # %%
-# Maps of 10 × 10 × 10 places, resized trilinearly.
+# Maps of 10 × 10 × 10 voxels, resized trilinearly.
 
 cams = BatchGradCam(model, "0").attribute(test_images[:1], target=test_labels[:1])
 print(cams.shape)
 maps = normalize(rectify(resize(cams, (20, 20, 20))), "max")[0, 0]
 figure, axes = pyplot.subplots(2, 6, figsize=(9, 3.2))
 for column, depth in enumerate(range(4, 16, 2)):
-    for axis, picture, colours in (
+    for axis, picture, colors in (
         (axes[0, column], test_images[0, 0, depth], "gray"),
         (axes[1, column], maps[depth], "magma"),
     ):
-        axis.imshow(picture, cmap=colours, vmin=0, vmax=1)
+        axis.imshow(picture, cmap=colors, vmin=0, vmax=1)
         axis.axis("off")
     axes[0, column].set_title(f"slice {depth}", fontsize=9)
