@@ -179,9 +179,7 @@ def test_a_resumed_run_goes_on_bit_for_bit():
 def test_a_state_of_another_length_or_without_a_memory_is_refused():
     _, prototypes = batch()
     state = BatchCamLoss(prototypes, memory=2).state_dict()
-    with pytest.raises(
-        RuntimeError, match="memory: expected 3 calls of 4 classes, got a state of 2 calls of 4"
-    ):
+    with pytest.raises(RuntimeError, match="memory: expected"):
         BatchCamLoss(prototypes, memory=3).load_state_dict(state)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         BatchCamLoss(prototypes).load_state_dict(state)
@@ -193,9 +191,7 @@ def test_maps_of_another_size_are_refused_and_change_nothing():
     loss(*parts_of(cams)[0])
     before = copy.deepcopy(dict(loss.state_dict()))
     turned = cams.transpose(2, 3)[:4]  # as many pixels
-    with pytest.raises(
-        ValueError, match=r"cams: expected maps of the size \(5, 6\) that is remembered.*reset"
-    ):
+    with pytest.raises(ValueError, match="cams: expected"):
         loss(turned, LABELS[:4])
     assert_close(dict(loss.state_dict()), before, rtol=0, atol=0)
     loss.reset()
@@ -249,7 +245,7 @@ def test_an_empty_first_call():
 
 @pytest.mark.parametrize("memory", [-1, 1.5, True, None])
 def test_a_memory_is_a_number_of_calls(memory):
-    with pytest.raises(ValueError, match=r"memory: expected how many earlier calls"):
+    with pytest.raises(ValueError, match="memory: expected"):
         BatchCamLoss(torch.rand(K, 1, 8, 8), memory=memory)
 
 
@@ -257,7 +253,7 @@ def test_several_layers_need_a_memory_each():
     model = Net()
     loss = BatchCamLoss(torch.rand(3, 1, 8, 8), memory=1)
     assert loss.keeps_state
-    with pytest.raises(ValueError, match="remembers earlier cams"):
+    with pytest.raises(ValueError, match="losses: expected"):
         CamRegularizer(BatchGradCam(model, [model.trunk, model.layer]), loss)
     assert not PrototypeLoss(torch.rand(3, 1, 8, 8)).keeps_state
 
