@@ -1,4 +1,4 @@
-"""Names that are loaded when they are first used (PEP 562), so that a package does not load what is not asked for."""
+"""Import public names when they are first used (PEP 562), so that importing a package stays fast."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package.
+    """Return the ``__getattr__`` and ``__dir__`` of a package.
 
     Args:
         package: its ``__name__``.
-        homes: public name -> the module that it is in, such as ``".losses"``; a module itself is in ``".its_name"``.
-
-    Returns:
-        Both functions.
+        homes: public name -> its module, such as ``".losses"``; a public module maps to ``".its_name"``.
     """
 
     def load(name: str) -> Any:
-        """Load a public name from its module."""
+        """Import a public name from its module."""
         try:
             home = homes[name]
         except KeyError:

@@ -1,4 +1,4 @@
-"""Packages that only some of the functions here need."""
+"""Import packages that only some functions need."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def load(module: str, *, purpose: str, extra: str = "compare", package: str | None = None) -> Any:
-    """Import a module that the core does without.
+    """Import a module, or say what to install.
 
     Args:
         module: its dotted name.
         purpose: what needs it, for the error.
-        extra: of this package's installation that brings it.
-        package: what to install where that is one package rather than an extra.
+        extra: the extra of this package that installs it.
+        package: what to install instead of an extra.
 
     Raises:
-        ModuleNotFoundError: it is not installed; says what to install.
+        ModuleNotFoundError: it is not installed; the message says what to install.
     """
     try:
         return import_module(module)

@@ -1,19 +1,19 @@
-"""Warnings that point at the user's line."""
+"""Warnings that point to the user's line."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 
-# Between the user's line and here there may be torch's module calls and decorators, and Captum's NoiseTunnel.
+# Frames of these packages may lie in between: torch's module calls and decorators, Captum's NoiseTunnel.
 _INSIDE = (__name__.partition(".")[0], "contextlib", "torch", "captum")
 
 
 def warn_user(message: str) -> None:
-    """Warn with the place in the user's code that led here, however many frames of this package lie between.
+    """Issue a ``UserWarning`` at the line of the user's code that led here.
 
     Args:
-        message: the text of a ``UserWarning``.
+        message: its text.
     """
     level = 1
     frame = sys._getframe()

@@ -24,6 +24,7 @@ from .options import (
     Std,
     remark,
     show_progress,
+    warnings_as_remarks,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def diagnose(
         raise ValueError("--before: expected --checkpoint FILE beside it, got --before alone; name both")
     load("matplotlib", purpose="batchcam diagnose", extra="demo")
     source = ModelSource(model, checkpoint, pretrained, num_classes, device, size, mean, std)
-    with output_folder(output, FILES):
+    with output_folder(output, FILES), warnings_as_remarks(quiet):
         diagnosis = _diagnose(
             source, before, data, data_root, train, layer, method, panels, batch_size, quiet
         )

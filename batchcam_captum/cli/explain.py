@@ -165,7 +165,7 @@ def explain(
         "overwrite": overwrite,
         "device": device,
     }
-    with _joined_ranks() as (rank, world_size, wait):
+    with _joined_ranks() as (rank, world_size, wait), warnings_as_remarks(quiet or rank > 0):
         quiet = quiet or rank > 0
         if rank == 0:
             check_output(output)
@@ -191,8 +191,7 @@ def explain(
         )
         loader = _loader(make_dataset(samples, prepare, matched), batch_size, workers)
         started = time.perf_counter()
-        with warnings_as_remarks(quiet):
-            store = _run(source, network, layer, loader, output, settings)
+        store = _run(source, network, layer, loader, output, settings)
         wait()
         if rank == 0:
             _print_outcome(store, output, finished, time.perf_counter() - started)
@@ -305,15 +304,9 @@ def _loader(dataset: Any, batch_size: int, workers: int | None) -> Any:
 
 
 def _usual_workers() -> int:
-    """Return up to four, and over all ranks of a machine no more than it has processors."""
-    return max(1, min(4, _processors() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return up to four, and over all ranks of a machine no more than this process may use processors."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, processors // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
 
 
 def _about(
