@@ -290,8 +290,9 @@ class _Run:
             self._columns["problems"][row] = batch.problems.get(position, "")
             damaged = position in batch.problems
             self._columns["status"][row] = Status.DAMAGED if damaged else Status.WRITTEN
-        if (self._columns["status"] != Status.MISSING).all():
+        if (self._columns["status"] != Status.MISSING).all():  # no batch of it has failed
             writer.write(chunk, self._columns)
+            self._columns = {}
 
 
 def _to_host(computed: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
