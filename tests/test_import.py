@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "datasets": {"datasets", "files", "optional"},
     "distributed": {"distributed"},
     "attribution": {"attribution", "functional", "warn"},
-    "prototypes": {"prototypes", "functional", "batches", "files", "distributed", "warn"},
+    "prototypes": {"prototypes", "functional", "batches", "files", "distributed", "optional", "warn"},
     "losses": {"losses", "functional", "prototypes", "distributed"},
     "loading": {"loading", "attribution", "functional", "files", "environment", "optional", "warn"},
     "interop": {"interop", "attribution", "functional", "files", "environment", "loading", "optional"}
