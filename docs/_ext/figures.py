@@ -22,9 +22,10 @@ def scrape(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> s
     known = [pyplot.figure(number) for number in pyplot.get_fignums()]
     paths = []
     for value in variables["example_globals"].values():
-        if isinstance(value, Figure) and value not in _saved and value not in known:
-            paths.append(next(variables["image_path_iterator"]))
-            value.savefig(paths[-1], dpi=120, bbox_inches="tight")
+        if isinstance(value, Figure) and value not in _saved:
             _saved.add(value)
+            if value not in known:  # pyplot's own scraper saves the others
+                paths.append(next(variables["image_path_iterator"]))
+                value.savefig(paths[-1], dpi=120, bbox_inches="tight")
     shown = matplotlib_scraper(block, variables, settings, bbox_inches="tight", dpi=120)
     return figure_rst(paths, settings["src_dir"]) + str(shown)

@@ -2,8 +2,8 @@
 A Vision Transformer
 ====================
 
-A small Vision Transformer of timm, trained on digits for half a minute. Its layers return tokens; ``reshape="auto"`` arranges them as
-a map.
+A small Vision Transformer of timm, trained on digits for half a minute. Its layers return tokens;
+``reshape="auto"`` arranges them as a map.
 """
 
 import timm
@@ -41,8 +41,8 @@ with torch.no_grad():
     )
 
 # %%
-# Which layer? Only the class token is read after the last block, so the other tokens have no gradient there; the first norm of that
-# block comes before attention mixes them.
+# Which layer? Only the class token is read after the last block, so the other tokens have no gradient there; the first
+# norm of that block comes before attention mixes them.
 
 suggestions = suggest_layers(model, images[:2])
 print(suggestions)
