@@ -16,8 +16,7 @@ from batchcam_captum import BatchGradCam, LayerCapture
 from batchcam_captum.functional import CAM_METHODS
 from tests.models import InPlaceNet, ResidualNet, SmallCnn
 
-THREADS = 4
-ROUNDS = 20
+THREADS, ROUNDS = 4, 10
 
 
 @pytest.fixture(autouse=True)
@@ -41,48 +40,39 @@ def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
         return [future.result() for future in [pool.submit(start, call) for call in calls]]
 
 
-def assert_as_in_turn(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> None:
+def assert_as_in_turn(model: nn.Module, calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> None:
     expected = [call() for call in calls]
-    for first in expected:
-        assert first.abs().max() > 1e-5
+    assert all(first.abs().max() > 1e-5 for first in expected)
     for _ in range(rounds):
-        for actual, wanted in zip(at_once(calls), expected, strict=True):
-            # One thread of torch and one order of operations: the very same bits.
-            assert actual.equal(wanted)
+        # One thread of torch and one order of operations: the very same bits.
+        assert all(map(torch.equal, at_once(calls), expected))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def shared_cnn() -> SmallCnn:
     return SmallCnn(norm=True).eval()
 
 
-def test_other_inputs_targets_and_layers() -> None:
+def test_other_inputs_targets_and_layers_and_one_attribution_for_all() -> None:
     model = shared_cnn()
     layers = [model.layer, model.stem, model.tail[1], model.layer]
-    calls = []
-    for position, layer in enumerate(layers):
-        images = torch.randn(position + 1, 3, 12, 12)
-        calls.append(
-            lambda layer=layer, images=images, target=position: BatchGradCam(model, layer).attribute(
-                images, target
-            )
-        )
-    assert_as_in_turn(calls)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_one_attribution_for_all_threads() -> None:
-    model = shared_cnn()
-    grad_cam = BatchGradCam(model, "layer")
     batches = [torch.randn(size, 3, 12, 12) for size in (1, 2, 3, 4)]
-    assert_as_in_turn(
-        [lambda images=images: grad_cam.attribute(images, list(range(len(images)))) for images in batches]
-    )
+    together = BatchGradCam(model, "layer")
+    for of_layer in (lambda layer: BatchGradCam(model, layer), lambda _: together):
+        assert_as_in_turn(
+            model,
+            [
+                lambda layer=layer, images=images, target=target, of=of_layer: of(layer).attribute(
+                    images, target
+                )
+                for target, (layer, images) in enumerate(zip(layers, batches, strict=True))
+            ],
+        )
 
 
 @pytest.mark.parametrize("method", list(CAM_METHODS))
 def test_every_weighting_and_every_class(method: str) -> None:
-    model = shared_cnn()
-    images = torch.randn(THREADS, 3, 12, 12)
+    model, images = shared_cnn(), torch.randn(THREADS, 3, 12, 12)
     grad_cam = BatchGradCam(model, ["stem", "layer"], method=method)
     calls = [
         lambda: grad_cam.attribute(images, 1)[1],
@@ -90,34 +80,7 @@ def test_every_weighting_and_every_class(method: str) -> None:
         lambda: grad_cam.attribute_classes(images[2:])[1],
         lambda: grad_cam.attribute_classes(images[:1], [4, 0])[0],
     ]
-    assert_as_in_turn(calls, 5)
-
-
-@pytest.mark.parametrize(
-    "build", [InPlaceNet, lambda: ResidualNet(nn.Identity()), lambda: ResidualNet(nn.Conv2d(6, 6, 1))],
-    ids=["in_place", "identity", "residual"],
-)  # fmt: skip
-@pytest.mark.parametrize("is_frozen", [False, True])
-def test_networks_that_are_run_again_or_write_in_place(build: Any, is_frozen: bool) -> None:
-    model = build().requires_grad_(not is_frozen)
-    batches = [torch.randn(2, 3, 9, 9) for _ in range(THREADS)]
-    assert_as_in_turn(
-        [lambda images=images: BatchGradCam(model, model.layer).attribute(images, 1) for images in batches],
-        10,
-    )
-
-
-def test_differentiable_maps() -> None:
-    model = shared_cnn()
-    batches = [torch.randn(2, 3, 12, 12) for _ in range(THREADS)]
-
-    def call(images: Tensor) -> Tensor:
-        cams = BatchGradCam(model, model.layer).attribute(images, 1, differentiable=True)
-        # Its own gradient, not .grad, to which all threads would add.
-        (gradient,) = torch.autograd.grad(cams.square().sum(), model.head.weight)
-        return gradient
-
-    assert_as_in_turn([lambda images=images: call(images) for images in batches])
+    assert_as_in_turn(model, calls, 3)
 
 
 class AttentionNet(nn.Module):
@@ -131,30 +94,44 @@ class AttentionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.layer(x).flatten(2).transpose(1, 2)).unsqueeze(1).chunk(3, 3)
-        return self.head(
-            nn.functional.scaled_dot_product_attention(9 * q, 9 * k, v).squeeze(1).square().mean(1)
-        )
+        mixed = nn.functional.scaled_dot_product_attention(9 * q, 9 * k, v)
+        return self.head(mixed.squeeze(1).square().mean(1))
 
 
-def test_differentiable_maps_with_attention() -> None:
-    model = AttentionNet()
+#: Networks that are run again or write in place, and one with attention; each frozen or not.
+NETWORKS: dict[str, Any] = {
+    "plain": shared_cnn,
+    "in_place": InPlaceNet,
+    "identity": lambda: ResidualNet(nn.Identity()),
+    "frozen identity": lambda: ResidualNet(nn.Identity()).requires_grad_(False),
+    "frozen in_place": lambda: InPlaceNet().requires_grad_(False),
+    "attention": AttentionNet,
+}
+
+
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_maps_and_gradients(make: Any) -> None:
+    model = make()
     batches = [torch.randn(2, 3, 12, 12) for _ in range(THREADS)]
     backends = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
-    before = [enabled() for enabled in backends]
 
     def call(images: Tensor) -> Tensor:
-        cams = BatchGradCam(model, model.layer).attribute(images, 1, differentiable=True)
-        (gradient,) = torch.autograd.grad(cams.square().sum(), model.qkv.weight)
-        return gradient
+        cams = BatchGradCam(model, model.layer).attribute(images, 1)
+        if not model.head.weight.requires_grad:
+            return cams
+        maps = BatchGradCam(model, model.layer).attribute(images, 1, differentiable=True)
+        # Its own gradient, not .grad, to which all threads would add.
+        (gradient,) = torch.autograd.grad(maps.square().sum(), model.head.weight)
+        return torch.cat([cams.flatten(), gradient.flatten()])
 
-    assert_as_in_turn([lambda images=images: call(images) for images in batches])
-    assert [enabled() for enabled in backends] == before == [True, True]
+    assert_as_in_turn(model, [lambda images=images: call(images) for images in batches])
+    assert [enabled() for enabled in backends] == [True, True]
 
 
 def test_a_training_step_beside_attributions() -> None:
     """Plain forwards and captures of other threads see no hook, mark or grad mode of an attribution."""
-    model = shared_cnn()
-    images = torch.randn(4, 3, 12, 12)
+    model, images = shared_cnn(), torch.randn(4, 3, 12, 12)
+    grad_cam = BatchGradCam(model, model.layer)
 
     def plain() -> Tensor:
         with torch.no_grad():
@@ -168,47 +145,14 @@ def test_a_training_step_beside_attributions() -> None:
         (gradient,) = torch.autograd.grad(scores[:, 1].sum(), capture.activations)
         return gradient
 
-    grad_cam = BatchGradCam(model, model.layer)
-    assert_as_in_turn(
-        [
-            lambda: grad_cam.attribute(images, 1),
-            lambda: grad_cam.attribute_classes(images[:2]),
-            plain,
-            captured,
-        ]
-    )
-
-
-def test_an_error_in_one_thread_leaves_the_others_alone() -> None:
-    model = shared_cnn()
-    images = torch.randn(2, 3, 12, 12)
-    grad_cam = BatchGradCam(model, model.layer)
-    expected = grad_cam.attribute(images, 1)
-
-    def fails() -> None:
-        with pytest.raises(ValueError, match="target: expected indices"):
+    def fails() -> Tensor:
+        with pytest.raises(ValueError, match="target"):
             grad_cam.attribute(images, 99)
+        return torch.ones(1)
 
-    for _ in range(ROUNDS):
-        first, second, *_ = at_once([lambda: grad_cam.attribute(images, 1)] * 2 + [fails] * 2)
-        assert first.equal(expected)
-        assert second.equal(expected)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_a_hook_that_is_just_being_removed() -> None:
-    # torch takes a hook out of its dictionaries one after the other; a forward of another thread that has already listed the
-    # hook then calls it without the keyword arguments.
-    model = shared_cnn()
-    images = torch.randn(2, 3, 12, 12)
-    with LayerCapture(model.layer) as capture:
-        with_kwargs = dict(model.layer._forward_hooks_with_kwargs)
-        model.layer._forward_hooks_with_kwargs.clear()
-        (others,) = at_once([lambda: model(images)])
-        model.layer._forward_hooks_with_kwargs.update(with_kwargs)
-        scores = model(images)
-    assert scores.equal(others)
-    assert capture.activations.shape[:2] == (2, 8)
+    calls = [lambda: grad_cam.attribute(images, 1), lambda: grad_cam.attribute_classes(images[:2])]
+    assert_as_in_turn(model, [*calls, plain, captured])
+    assert_as_in_turn(model, [*calls, fails, fails])
 
 
 def test_a_model_in_train_mode() -> None:
@@ -217,19 +161,18 @@ def test_a_model_in_train_mode() -> None:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batches = [torch.randn(2, 3, 12, 12) for _ in range(THREADS)]
     random_state = torch.get_rng_state()
-    calls = [
-        lambda images=images: [BatchGradCam(model, "layer").attribute(images, 1) for _ in range(10)]
-        for images in batches
-    ]
-    at_once(calls)
+    at_once(
+        [
+            lambda images=images: [BatchGradCam(model, "layer").attribute(images, 1) for _ in range(10)]
+            for images in batches
+        ]
+    )
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_another_thread_that_draws_random_numbers_is_left_alone() -> None:
-    model = SmallCnn().eval()
-    grad_cam = BatchGradCam(model, "layer")
-    images = torch.randn(2, 3, 12, 12)
+    grad_cam, images = BatchGradCam(SmallCnn().eval(), "layer"), torch.randn(2, 3, 12, 12)
     done = threading.Event()
 
     def explain() -> None:
@@ -238,7 +181,7 @@ def test_another_thread_that_draws_random_numbers_is_left_alone() -> None:
 
     def draw() -> list[float]:
         torch.manual_seed(0)
-        return [torch.randn(3000)[0].item() for _ in range(2000)]
+        return [torch.randn(3000)[0].item() for _ in range(1000)]
 
     alone = draw()
     explaining = threading.Thread(target=explain)

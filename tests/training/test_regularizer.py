@@ -1,59 +1,236 @@
-"""CamRegularizer: the right value and gradient, from the training forward alone."""
+"""CamRegularizer on hooks: a training step equals a loop over samples, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import copy
+import datetime
+import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.testing import assert_close
 
 from batchcam_captum import (
     BatchCamLoss,
     BatchGradCam,
     CamRegularizer,
+    ClassPrototypes,
     ImageLoss,
     PrototypeContrastiveLoss,
     PrototypeLoss,
 )
-from batchcam_captum.functional import prototype_loss
 from batchcam_captum.losses import CamLoss
-from tests.training.models import (
-    K,
-    Net,
-    batch,
-    captured,
-    hooks_of,
-    objective,
-    prototypes,
-    regularizer_of,
-)
+from tests.models import SmallCnn
+from tests.reference_training import K, Parts, exact_maps, gradients, terms
+from tests.reference_training import objective as by_hand
+from tests.training.models import Net, captured, hooks_of, objective, prototypes
+from tests.training.models import batch as small_batch
+
+MAPS = exact_maps()
 
 
-@pytest.mark.parametrize("make", [BatchCamLoss, PrototypeLoss, PrototypeContrastiveLoss])
-def test_value_and_every_gradient_equal_attribute_and_the_loss_by_hand(make):
-    model, (images, labels) = Net().eval(), batch()
-    loss = make(prototypes())
-    regularizer = regularizer_of(model, loss, weight=0.7)
-    actual = regularizer(captured(regularizer, images), labels)
-    cams = BatchGradCam(model, model.layer).attribute(images, labels, differentiable=True)
-    expected = 0.7 * loss(cams, labels)
-    assert_close(actual, expected)
-    parameters = list(model.parameters())
-    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (actual, expected))
-    for quick, slow in zip(ours, theirs, strict=True):
-        assert (quick is None) == (slow is None)
-        if quick is not None:
-            assert_close(quick, slow)
-    assert max(gradient.abs().max() for gradient in ours[-2:] if gradient is not None) > 1e-4  # the head's
+@pytest.fixture
+def model():
+    return Parts().double()
 
 
-def test_training_step_runs_one_forward_one_batch_norm_update_and_one_dropout_draw():
-    model, (images, labels) = Net(), batch()
-    plain = copy.deepcopy(model)
+def batch(n=6):
+    return torch.rand(n, 1, 8, 8, dtype=torch.double), torch.arange(n) % K
+
+
+def regularizer_of(model, loss=BatchCamLoss, layer="layer", **options):
+    return CamRegularizer(BatchGradCam(model, layer), loss(MAPS), **options)
+
+
+def expected_of(model, images, labels, **options):
+    return gradients(by_hand(model, images, labels, MAPS.double(), **options), model)
+
+
+def grads(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_equal(ours, theirs):
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    assert largest > 1e-3
+    for name, gradient in theirs.items():
+        assert_close(ours[name], gradient, rtol=1e-9, atol=1e-11 * largest, msg=name)
+
+
+# ---- gradients ----
+
+
+@pytest.mark.parametrize("kind", ["batch_cam", "prototype"])
+@pytest.mark.parametrize("distance", ["l1", "l2", "cosine"])
+def test_a_step_equals_the_loop_over_samples(model, kind, distance):
+    twin, (images, labels) = copy.deepcopy(model), batch()
+    loss = {"batch_cam": BatchCamLoss, "prototype": PrototypeLoss}[kind]
+    regularizer = regularizer_of(model, lambda maps: loss(maps, distance=distance), weight=0.7)
+    objective(regularizer, model, images, labels).backward()
+    expected = expected_of(twin, images, labels, weight=0.7, kinds=[kind], distance=distance)
+    assert_equal(grads(model), expected)
+
+
+def test_the_cam_loss_alone_reaches_the_head(model):
+    # The first-order part reaches no weight of the linear layer: its weights are the channels' weights.
+    twin, (images, labels) = copy.deepcopy(model), batch()
     regularizer = regularizer_of(model)
+    regularizer(captured(regularizer, images), labels).backward()
+    _, found = terms(twin, images, labels, MAPS.double())
+    expected = gradients(found["batch_cam"], twin)["head.1.weight"]
+    assert expected.abs().max() > 1e-3
+    assert_close(model.head[1].weight.grad, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_value_and_gradient_equal_attribute_and_a_contrastive_loss():
+    model, (images, labels) = Net().eval(), small_batch()
+    loss = PrototypeContrastiveLoss(prototypes())
+    regularizer = CamRegularizer(BatchGradCam(model, "layer"), loss, 0.7)
+    actual = regularizer(captured(regularizer, images), labels)
+    expected = 0.7 * loss(BatchGradCam(model, "layer").attribute(images, labels, differentiable=True), labels)
+    assert_close(actual, expected)
+    found = [torch.autograd.grad(value, model.head[4].weight)[0] for value in (actual, expected)]
+    assert found[1].abs().max() > 1e-4
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("summed", [True, False], ids=["one backward", "a backward each"])
+def test_accumulated_gradients_are_those_of_all_micro_batches(model, set_to_none, summed):
+    twin, micro = copy.deepcopy(model), [batch() for _ in range(3)]
+    regularizer = regularizer_of(model)
+    objective(regularizer, model, *batch()).backward()
+    model.zero_grad(set_to_none=set_to_none)
+    model.load_state_dict(twin.state_dict())
+    losses = (objective(regularizer, model, *each) / len(micro) for each in micro)
+    if summed:
+        sum(losses).backward()
+    else:
+        for loss in losses:
+            loss.backward()
+    assert regularizer.steps == 0
+    separate = [expected_of(twin, *each) for each in micro]
+    assert_equal(grads(model), {name: sum(each[name] for each in separate) / 3 for name in separate[0]})
+
+
+@pytest.mark.parametrize("order", ["together", "cam first", "task first", "another step after it"])
+def test_orders_of_backward(model, order):
+    twin, (images, labels) = copy.deepcopy(model), batch()
+    regularizer = regularizer_of(model)
+    scores = captured(regularizer, images)
+    if order == "cam first":
+        regularizer(scores, labels).backward(retain_graph=True)
+        F.cross_entropy(scores, labels).backward()
+    elif order == "task first":
+        F.cross_entropy(scores, labels).backward(retain_graph=True)
+        regularizer(scores, labels).backward()
+    else:
+        (regularizer(scores, labels) + F.cross_entropy(scores, labels)).backward()
+    expected = expected_of(twin, images, labels)
+    if order == "another step after it":
+        F.cross_entropy(model(images), labels).backward()
+        again = gradients(terms(twin, images, labels, MAPS.double())[0], twin)
+        expected = {name: expected[name] + again[name] for name in expected}
+    assert_equal(grads(model), expected)
+
+
+def test_the_retained_graph_gives_the_same_gradient_again(model):
+    loss = objective(regularizer_of(model), model, *batch())
+    loss.backward(retain_graph=True)
+    first = model.head[1].weight.grad.clone()
+    loss.backward()
+    assert torch.equal(model.head[1].weight.grad, 2 * first)
+
+
+@pytest.mark.parametrize("alternate", [False, True], ids=["both", "alternating"])
+def test_two_optimizers(model, alternate):
+    twin, before, data = copy.deepcopy(model), copy.deepcopy(model), [batch() for _ in range(4)]
+    regularizer = regularizer_of(model)
+    for each in (model, twin):
+        optimizers = [
+            torch.optim.SGD(each.trunk.parameters(), lr=0.1, momentum=0.9),
+            torch.optim.Adam([*each.middle.parameters(), *each.head.parameters()], lr=0.01),
+        ]
+        for number, (images, labels) in enumerate(data):
+            each.zero_grad()
+            if each is model:
+                objective(regularizer, model, images, labels).backward()
+            else:
+                for name, gradient in expected_of(twin, images, labels).items():
+                    twin.get_parameter(name).grad = gradient
+            for optimizer in [optimizers[number % 2]] if alternate else optimizers:
+                optimizer.step()
+    for (name, parameter), ours, start in zip(
+        twin.named_parameters(), model.parameters(), before.parameters(), strict=True
+    ):
+        assert_close(ours, parameter, rtol=1e-7, atol=1e-9, msg=name)
+        # What a BatchNorm subtracts again has no gradient.
+        assert name == "trunk.0.bias" or (parameter - start).abs().max() > 1e-3
+
+
+def test_two_regularizers_may_nest_each_with_a_capture_of_its_own(model):
+    twin, (images, labels) = copy.deepcopy(model), batch()
+    first, second = regularizer_of(model), regularizer_of(model, PrototypeLoss, "middle", weight=0.5)
+    with first, second:
+        scores = model(images)
+    cam_loss = first(scores, labels)
+    with pytest.raises(RuntimeError, match="got none"):
+        first(scores, labels)
+    (F.cross_entropy(scores, labels) + second(scores, labels) + cam_loss).backward()
+    task, found = terms(twin, images, labels, MAPS.double())
+    _, others = terms(twin, images, labels, MAPS.double(), kinds=["prototype"], layers=["middle"])
+    assert_equal(grads(model), gradients(task + found["batch_cam"] + 0.5 * others["prototype"], twin))
+    assert hooks_of(model) == 0
+
+
+FROZEN = {
+    "trunk": ["trunk"],
+    "all but the last linear": ["trunk", "layer", "middle"],
+    "head": ["middle", "head"],
+    "head's last": ["head"],
+    "everything": ["trunk", "layer", "middle", "head"],
+}
+
+
+@pytest.mark.parametrize("running", ["train", "eval"])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_is_not_frozen_gets_the_gradient_of_a_loop_over_samples(model, frozen, running):
+    model.trunk.train(running == "train")
+    twin, (images, labels) = copy.deepcopy(model), batch()
+    for name in FROZEN[frozen]:
+        model.get_submodule(name).requires_grad_(False)
+    seen = []
+    model.layer.register_forward_hook(lambda *values: seen.append(values[2]))
+    regularizer, expected = regularizer_of(model), expected_of(twin, images, labels)
+    for _ in range(2):  # nothing is left behind that would change the second step
+        model.zero_grad()
+        loss = objective(regularizer, model, images, labels)
+        if frozen == "everything":
+            assert regularizer.values["batch_cam"] > 0
+            continue
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+            else:
+                assert parameter.grad is None
+    if "trunk" in FROZEN[frozen]:
+        assert not any(each.requires_grad for each in seen)
+
+
+# ---- the forward ----
+
+
+def test_a_step_runs_one_forward_one_batch_norm_update_and_one_dropout_draw():
+    model, (images, labels) = Net(), small_batch()
+    plain = copy.deepcopy(model)
+    regularizer = regularizer_of(model, lambda _: BatchCamLoss(prototypes()))
     torch.manual_seed(1)
     F.cross_entropy(plain(images), labels).backward()
     state = torch.get_rng_state()
@@ -66,226 +243,209 @@ def test_training_step_runs_one_forward_one_batch_norm_update_and_one_dropout_dr
     assert not torch.equal(model.head[4].weight.grad, plain.head[4].weight.grad)
 
 
-def test_hooks_are_gone_after_the_block_and_after_an_exception():
-    model, (images, _) = Net(), batch()
-    regularizer = regularizer_of(model)
+class Tokens(nn.Module):
+    """The layer returns (N, H·W, C): the grid is known from the image alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 1)
+        self.layer = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        return self.head(self.layer(tokens).relu().mean(1))
+
+
+class Shape(CamLoss):
+    """Note the shape of the cams."""
+
+    def per_sample(self, samples):
+        self.shape = tuple(samples.cams.shape)
+        return samples.cams.square().flatten(1).mean(1)
+
+
+def in_another_thread(regularizer, images):
+    thread = threading.Thread(target=lambda: regularizer.grad_cam.forward_func(images))
+    thread.start()
+    thread.join()
+
+
+BESIDE = {
+    "evaluate": lambda regularizer, images: regularizer.evaluate(images, torch.arange(len(images)) % 5),
+    "attribute": lambda regularizer, images: regularizer.grad_cam.attribute(images, target=0),
+    "thread": in_another_thread,
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_the_grid_of_tokens_is_that_of_the_training_images(beside):
+    model, loss = Tokens(), Shape()
+    regularizer = CamRegularizer(BatchGradCam(model, model.layer, reshape="tokens"), loss)
     with regularizer:
-        model(images)
-        assert hooks_of(model) > 0
-    assert hooks_of(model) == 0
-
-    def interrupted():
-        with regularizer:
-            model(images)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        interrupted()
-    assert hooks_of(model) == 0
-    with pytest.raises(RuntimeError, match="expected a captured forward, got none"):
-        regularizer(torch.rand(8, K), torch.zeros(8, dtype=torch.long))
+        scores = model(torch.rand(10, 1, 4, 9))
+        BESIDE[beside](regularizer, torch.rand(10, 1, 6, 6))  # as many tokens
+    regularizer(scores, torch.arange(10) % 5)
+    assert loss.shape == (10, 1, 4, 9)
 
 
-def counted_gradients(monkeypatch):
-    calls = []
-    original = torch.autograd.grad
-
-    def counting(*args, **kwargs):
-        if "create_graph" in kwargs:  # not the first step's try of a second derivative
-            calls.append(kwargs)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(torch.autograd, "grad", counting)
-    return calls
+@pytest.fixture
+def group():
+    timeout = datetime.timedelta(seconds=30)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    yield
+    dist.destroy_process_group()
 
 
-class LogProbLoss(PrototypeLoss):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.score = "log_prob_sum"
-
-
-@pytest.mark.filterwarnings("ignore:.*all maps are dead")  # Σ log p falls with every class
-def test_terms_of_one_map_and_score_share_one_gradient(monkeypatch):
-    model, (images, labels) = Net().eval(), batch()
-    maps = prototypes()
-    terms = {
-        "a": (PrototypeLoss(maps), 0.5),
-        "b": (BatchCamLoss(maps, distance="ssim"), 2.0),
-        "c": ImageLoss(),
-        "off": (LogProbLoss(maps), 0.0),
-    }
-    regularizer = regularizer_of(model, terms, weight=0.1)
-    scores = captured(regularizer, images)
-    calls = counted_gradients(monkeypatch)
-    total = regularizer(scores, labels, images=images)
-    assert len(calls) == 1
-    values = regularizer.values
-    assert set(values) == {"a", "b", "c", "dead_fraction"}
-    assert_close(total.detach(), 0.5 * values["a"] + 2.0 * values["b"] + 0.1 * values["c"])
-    regularizer.weights["off"] = 1.0
-    regularizer(captured(regularizer, images), labels, images=images)
-    assert len(calls) == 3
-
-
-def test_values_are_detached_and_report_dead_cams():
-    model, (images, labels) = Net().eval(), batch()
-    regularizer = regularizer_of(model)
-    assert regularizer.values == {}
-    total = regularizer(captured(regularizer, images), labels)
-    assert total.requires_grad
-    assert all(value.grad_fn is None and not value.requires_grad for value in regularizer.values.values())
-    cams = BatchGradCam(model, model.layer).attribute(images, labels)
-    dead = (cams.amax((1, 2, 3)) <= 1e-3 * cams.abs().amax((1, 2, 3))).float().mean()
-    assert regularizer.values["dead_fraction"] == dead
-
-
-def test_weight_may_be_a_function_of_the_steps():
-    model, (images, labels) = Net().eval(), batch()
-    regularizer = regularizer_of(model, weight=lambda steps: max(0, steps - 1) / 10)
-    totals = []
-    for _ in range(4):
-        totals.append(regularizer(captured(regularizer, images), labels).detach())
-        regularizer.step()
-    assert regularizer.steps == 4
-    assert totals[0] == totals[1] == 0
-    assert_close(totals[3], 2 * totals[2])
-    assert_close(totals[3], 0.2 * regularizer.values["batch_cam"])
-
-
-def test_evaluate_and_attribute_inside_a_block_are_not_captured():
-    model, (images, labels) = Net().eval(), batch()
-    regularizer = regularizer_of(model)
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("option", ["static_graph", "find_unused_parameters"])
+def test_the_scores_are_those_of_the_training_forward(option):
+    model, images, labels = SmallCnn(), torch.randn(10, 3, 9, 9), torch.arange(10) % 5
+    wrapped = DistributedDataParallel(model, **{option: True})
+    regularizer = CamRegularizer(BatchGradCam(model, model.layer), BatchCamLoss(torch.rand(5, 1, 4, 4)))
     expected = regularizer(captured(regularizer, images), labels)
+    for beside in BESIDE.values():
+        with regularizer:
+            beside(regularizer, images[:4])
+            scores = wrapped(images)
+            beside(regularizer, images[:4])
+        value = regularizer(scores, labels)
+        (scores.square().mean() + value).backward()
+        assert_close(value, expected)
+
+
+# ---- evaluate() ----
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_evaluate_leaves_everything_as_it_was(context, training):
+    model, (images, labels) = Net().train(training), small_batch()
+    regularizer = CamRegularizer(BatchGradCam(model, "layer"), [BatchCamLoss(prototypes()), ImageLoss()])
     with regularizer:
-        regularizer.grad_cam.attribute(torch.rand(2, 1, 8, 8), 0)
-        regularizer.evaluate(torch.rand(2, 1, 8, 8), labels[:2])
         scores = model(images)
-        regularizer.grad_cam.attribute(torch.rand(2, 1, 8, 8), 0)
-    assert_close(regularizer(scores, labels), expected)
+    regularizer(scores, labels, images=images).backward()
+    values, rng = dict(regularizer.values), torch.get_rng_state()
+    state = copy.deepcopy(model.state_dict())
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    with context():
+        result = regularizer.evaluate(images.clone(), labels.clone())  # made inside, as a loader does
+    assert not any(value.requires_grad for value in result.values())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert model.training is training
+    assert hooks_of(model) == 0
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert_close(grads, [p.grad for p in model.parameters()], rtol=0, atol=0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert regularizer.values == values
+    assert result.keys() == values.keys()
+    if not training:
+        assert_close(result, values)
 
 
-def test_two_regularizers_may_nest():
-    model, (images, labels) = Net().eval(), batch()
-    first, second = regularizer_of(model), regularizer_of(model, PrototypeLoss(prototypes()))
-    alone = [regularizer(captured(regularizer, images), labels) for regularizer in (first, second)]
-    with first, second:
+def test_evaluate_keeps_no_graph_before_the_layer():
+    model, (images, labels) = Net().eval(), small_batch()
+    saved = []
+
+    def note(tensor):
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    regularizer = CamRegularizer(BatchGradCam(model, "layer"), BatchCamLoss(prototypes()))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        regularizer.evaluate(images, labels)
+    assert saved
+    assert tuple(images.shape) not in saved, "the first convolution keeps its input only where it is recorded"
+
+
+# ---- copies, averages and state ----
+
+
+@pytest.mark.parametrize("when", ["inside", "captured"])
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: ModelEmaV3(model, decay=0.5, min_decay=0.0)])
+def test_copies_of_a_model_with_a_regularizer_around_it(model, make, when):
+    twin, (images, labels) = copy.deepcopy(model), batch()
+    regularizer = regularizer_of(model)
+    with regularizer:
         scores = model(images)
-    nested = [first(scores, labels), second(scores, labels)]
-    assert_close(nested, alone)
-    gradients = [torch.autograd.grad(sum(values), model.head[4].weight)[0] for values in (nested, alone)]
-    assert_close(*gradients)
+        made = make(model) if when == "inside" else None
+    made = make(model) if made is None else made
+    made = made if isinstance(made, Parts) else made.module
+    made.train()  # timm's is in eval mode
+    (F.cross_entropy(scores, labels) + regularizer(scores, labels)).backward()
+    assert_equal(grads(model), expected_of(twin, images, labels))
+    with regularizer:
+        scores = model(images)
+        with torch.no_grad():
+            assert_close(made(images), scores)  # another model: not captured
+    assert hooks_of(model) == hooks_of(made) == 0
+    assert regularizer(scores, labels).isfinite()
+    # The copy is explained, and trained, by itself.
+    its_own = regularizer_of(made)
+    assert objective(its_own, made, images, labels).isfinite()
+    assert its_own.evaluate(images, labels)["batch_cam"] > 0
 
 
-@pytest.mark.parametrize("frozen", ["trunk", "all but the last layer"])
-def test_frozen_trunk_trains_the_head_and_keeps_no_marks(frozen):
-    model, (images, labels) = Net(dropout=0.0).eval(), batch()
-    whole = copy.deepcopy(model)
-    modules = [model.trunk] if frozen == "trunk" else [model.trunk, model.head[1]]
-    for module in modules:
-        module.requires_grad_(False)
-    seen = []
-    model.layer.register_forward_hook(lambda *values: seen.append(values[2]))
-    for network in (model, whole):
-        torch.manual_seed(5)
-        regularizer = regularizer_of(network)
-        with regularizer:
-            scores = network(images)
-        regularizer(scores, labels).backward()
-    assert not seen[0].requires_grad
-    assert seen[0].grad is None
-    assert all(parameter.grad is None for parameter in model.trunk.parameters())
-    assert model.head[4].weight.grad.abs().max() > 0
-    assert_close(model.head[4].weight.grad, whole.head[4].weight.grad)
+def test_an_average_is_evaluated_and_its_statistics_are_updated(model):
+    images, labels = batch()
+    regularizer, average = regularizer_of(model), AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        objective(regularizer, model, images, labels).backward()
+        optimizer.step()
+        average.update_parameters(model)
+    update_bn([images], average)
+    average.eval()
+    _, found = terms(average.module, images, labels, MAPS.double())
+    for each in (average.module, average):
+        grad_cam = BatchGradCam(each, average.module.layer)
+        value = CamRegularizer(grad_cam, BatchCamLoss(MAPS)).evaluate(images, labels)["batch_cam"]
+        assert_close(value, found["batch_cam"].detach(), rtol=1e-9, atol=0)
+    assert hooks_of(average) == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*all maps are dead")  # Σ log p falls with every class
-@pytest.mark.parametrize(
-    ("score", "select"),
-    [
-        ("label", lambda s, y: s.gather(1, y[:, None])[:, 0]),
-        ("predicted", lambda s, y: s.amax(1)),
-        ("log_prob_sum", lambda s, y: s.log_softmax(1).sum(1)),
-        (lambda s, y: s[:, 0] - s[:, 1], lambda s, y: s[:, 0] - s[:, 1]),
-    ],
-    ids=["label", "predicted", "log_prob_sum", "callable"],
-)
-def test_a_loss_chooses_the_score_that_its_cam_explains(score, select):
-    model, (images, labels) = Net().eval(), batch()
-    maps = prototypes()
-    loss = PrototypeLoss(maps)
-    loss.score = score
-    regularizer = regularizer_of(model, loss)
-    actual = regularizer(captured(regularizer, images), labels)
-    grad_cam = BatchGradCam(lambda x: select(model(x), labels), model.layer)
-    assert_close(actual, prototype_loss(grad_cam.attribute(images), labels, loss.prototypes.maps((6, 6))))
+@pytest.mark.parametrize("when", ["inside the block", "after it"])
+def test_copies_of_a_regularizer_have_a_model_and_no_capture(model, when, tmp_path):
+    images, labels = batch()
+    regularizer = regularizer_of(model)
+    copies = []
+
+    def make_copies():
+        copies.append(copy.deepcopy(regularizer))
+        torch.save(regularizer, tmp_path / "regularizer.pt")
+        copies.append(torch.load(tmp_path / "regularizer.pt", weights_only=False))
+
+    with regularizer:
+        scores = model(images)
+        if when == "inside the block":
+            make_copies()
+    if when == "after it":
+        make_copies()
+    regularizer(scores, labels).backward()
+    for other in copies:
+        network = other.grad_cam.forward_func
+        with pytest.raises(RuntimeError, match="got none"):
+            other(scores, labels)
+        other(captured(other, images), labels).backward()
+        assert network is not model
+        assert_close(grads(network), grads(model), rtol=0, atol=0)
 
 
-def test_own_loss_gets_images_and_masks_and_soft_labels_pass():
-    class Outside(CamLoss):
-        def per_sample(self, samples):
-            assert samples.images.shape == (8, 1, 8, 8)
-            return (samples.cams * (1 - samples.masks)).square().flatten(1).mean(1)
-
-    model, (images, labels) = Net().eval(), batch()
-    regularizer = regularizer_of(
-        model, {"outside": (Outside(), 0.5), "prototype": PrototypeLoss(prototypes())}
-    )
-    soft = F.one_hot(labels, K).float()
-    masks = torch.zeros(8, 1, 6, 6)
-    hard_total = regularizer(captured(regularizer, images), labels, images=images, masks=masks)
-    soft_total = regularizer(captured(regularizer, images), soft, images=images, masks=masks)
-    assert_close(soft_total, hard_total)
-    assert regularizer.values["outside"] > 0
-
-
-def test_a_single_loss_goes_by_its_class_where_it_is_not_registered():
-    assert list(regularizer_of(Net(), LogProbLoss(prototypes())).terms) == ["LogProbLoss"]
-    assert list(regularizer_of(Net()).terms) == ["batch_cam"]
-
-
-def test_a_list_of_pairs_goes_by_the_registered_names():
-    model, (images, labels) = Net(dropout=0), batch()
-    maps = prototypes()
-    regularizer = regularizer_of(model, [(BatchCamLoss(maps), 2.0), PrototypeLoss(maps)])
-    total = regularizer(captured(regularizer, images), labels)
-    values = regularizer.read_values()
-    assert set(values) == {"batch_cam", "prototype", "dead_fraction"}
-    assert_close(total.item(), 2 * values["batch_cam"] + values["prototype"])
-
-
-def test_weight_zero_asks_for_nothing():
-    regularizer = regularizer_of(Net(), {"a": (BatchCamLoss(prototypes()), 0.0)})
-    scores = torch.full((4, K), float("nan"))
-    assert regularizer(scores, torch.zeros(4, dtype=torch.long)).item() == 0
-    assert regularizer.values == {}
-
-
-def test_a_score_need_not_be_hashable():
-    class Weighted:
-        __hash__ = None
-
-        def __call__(self, scores, labels):
-            return scores.sum(1)
-
-    model, (images, labels) = Net(), batch()
-    loss = BatchCamLoss(prototypes())
-    loss.score = Weighted()
-    regularizer = regularizer_of(model, loss)
-    assert regularizer(captured(regularizer, images), labels).isfinite()
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_labels_of_any_integer_type_select_the_same_class_among_300(dtype):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 300))
-    images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 44, 156, 200, 255, 200])
-    maps = torch.rand(300, 1, 6, 6)
-    losses = {"batch_cam": BatchCamLoss(maps), "prototype": PrototypeLoss(maps), "image": ImageLoss()}
-    regularizer = CamRegularizer(BatchGradCam(model, model[1]), losses)
-    totals = []
-    for kind in (torch.int64, dtype):
-        with regularizer:
-            scores = model(images)
-        totals.append(regularizer(scores, labels.to(kind), images=images))
-    assert torch.equal(*totals)
+def test_state_holds_prototypes_and_steps_and_nothing_of_the_model(model):
+    regularizer = regularizer_of(model)
+    regularizer.step()
+    state = regularizer.state_dict()
+    assert set(state) == {
+        "_extra_state",
+        "terms.batch_cam.prototypes.values",
+        "terms.batch_cam.prototypes.counts",
+    }
+    other = regularizer_of(model, lambda _: BatchCamLoss(ClassPrototypes(K)))
+    other.load_state_dict(state)
+    assert other.steps == 1
+    assert torch.equal(other.terms["batch_cam"].prototypes.values, state["terms.batch_cam.prototypes.values"])
+    regularizer.half().eval()
+    assert model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert not list(regularizer.parameters())
