@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 
 import pytest
@@ -14,13 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from batchcam_captum import (
-    BatchCamLoss,
-    ClassPrototypes,
-    ImageLoss,
-    PrototypeContrastiveLoss,
-    PrototypeLoss,
-)
+from batchcam_captum import ClassPrototypes, PrototypeLoss
 from batchcam_captum.attribution.split import split_model
 from batchcam_captum.functional import batch_cam_loss, head_cams, prototype_loss
 from tests.functional.test_head import assert_same_step, attending, batch, parts, repeated
@@ -96,44 +89,6 @@ def test_step_with_batch_norm_and_dropout():
     assert assert_equal_training(make, [batch(), batch(), batch()]) == 1
 
 
-@pytest.mark.parametrize(
-    "score", ["predicted", "log_prob_sum", lambda scores, labels: scores.square().sum(1)]
-)
-def test_other_scores_and_weightings(score):
-    def make():
-        model = parts(norm=False, dropout=0.0)
-        return model, objective(
-            model, lambda cams, labels: cams.square().mean(), score=score, method="xgrad_cam"
-        )
-
-    assert assert_equal_training(make, [batch()]) == 1
-
-
-LOSSES = [
-    lambda prototypes: BatchCamLoss(prototypes, distance="ssim"),
-    lambda prototypes: PrototypeLoss(prototypes, resolution="prototype", revive=False),
-    PrototypeContrastiveLoss,
-]
-
-
-def test_loss_modules_with_streamed_prototypes():
-    def make():
-        model = parts()
-        prototypes = ClassPrototypes(5, mean=0.1, std=2.0)
-        prototypes.update(PROTOTYPES.repeat(2, 1, 1, 1), torch.arange(10) % 5)
-        losses = [make_loss(prototypes) for make_loss in LOSSES]
-        return model, objective(
-            model,
-            lambda cams, labels: sum(
-                weight * loss(cams, labels) for weight, loss in enumerate(losses, start=1)
-            ),
-        )
-
-    images, labels = batch()
-    ignored = labels.where(torch.arange(6) != 1, -100)
-    assert assert_equal_training(make, [(images, labels), (images, ignored)]) == 1
-
-
 def test_prototypes_that_are_updated_count_at_the_next_step():
     images, labels = batch()
     prototypes = ClassPrototypes(5)
@@ -145,20 +100,6 @@ def test_prototypes_that_are_updated_count_at_the_next_step():
     after = compiled(images, labels).detach()
     assert_close(after, step(images, labels).detach(), rtol=1e-11, atol=0)
     assert abs(float(after - before)) > 1e-3
-
-
-def test_image_loss():
-    def make():
-        model = parts()
-        loss = ImageLoss(distance="l2", mean=(0.1, 0.2, 0.3), std=0.5)
-
-        def step(images, labels):
-            cams, scores = head_cams(model.head, model.trunk(images), labels)
-            return cross_entropy(scores, labels) + loss(cams, labels, images=images)
-
-        return model, step
-
-    assert assert_equal_training(make, [batch()]) == 1
 
 
 def test_last_batch_may_be_short():
@@ -257,13 +198,3 @@ def test_split_timm_model(pool):
     step = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.tensor([0, 3, 3, 1])
     assert assert_equal_training(make, [step, step]) == 1
     assert min(largest) > 1e-6
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU")
-def test_inductor():
-    def make():
-        model = parts()
-        return model, objective(model, lambda cams, labels: batch_cam_loss(cams, labels, PROTOTYPES))
-
-    with torch._inductor.config.patch(fallback_random=True):  # or its dropout masks are others than eager's
-        assert assert_equal_training(make, [batch(), batch()], backend="inductor", tolerance=1e-10) == 1

@@ -27,9 +27,9 @@ from batchcam_captum import (
 from batchcam_captum.attribution import Split
 from batchcam_captum.functional import hires_cam
 from batchcam_captum.prototypes import RunningPrototypes
-from batchcam_captum.training import Cosine, EveryKSteps, LinearWarmup
+from batchcam_captum.training import Cosine, LinearWarmup
 from tests.functional.test_head import batch, parts
-from tests.reference_training import Parts, exact_maps, gradients
+from tests.reference_training import Parts, exact_maps, gradients, terms
 from tests.reference_training import objective as by_hand
 
 K = 5
@@ -196,24 +196,15 @@ def test_equals_a_loop_over_samples():
 
 def test_the_cam_loss_alone_reaches_the_head():
     model = Parts().double()
+    twin = copy.deepcopy(model)
     images, labels = torch.rand(6, 1, 8, 8, dtype=torch.double), torch.arange(6) % 3
     head = nn.Sequential(model.middle, model.head)
-    regularizer = CamRegularizer(
-        Split(nn.Sequential(model.trunk, model.layer), head), PrototypeLoss(exact_maps())
-    )
-    regularizer.run(images, labels).loss.backward()
-    weight = model.head[1].weight
-    step = torch.zeros_like(weight)
-    step[1, 4] = 1e-6
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            weight += sign * step
-        values.append(regularizer.run(images, labels).loss.detach())
-        with torch.no_grad():
-            weight -= sign * step
-    assert weight.grad[1, 4].abs() > 1e-5
-    assert_close(weight.grad[1, 4], (values[0] - values[1]) / 2e-6, rtol=1e-4, atol=0)
+    split = Split(nn.Sequential(model.trunk, model.layer), head)
+    CamRegularizer(split, PrototypeLoss(exact_maps())).run(images, labels).loss.backward()
+    _, found = terms(twin, images, labels, exact_maps().double(), kinds=["prototype"])
+    expected = gradients(found["prototype"], twin)["head.1.weight"]
+    assert expected.abs().max() > 1e-5
+    assert_close(model.head[1].weight.grad, expected, rtol=1e-9, atol=1e-13)
 
 
 #: The backend for tests of what is compiled anew, and of what is read at a check: Dynamo's graph as it is, in half the time. The
@@ -250,44 +241,26 @@ def test_a_compiled_step_is_the_step(losses, compilations):
     ours.check()
 
 
-SCHEDULES = {
-    "every k": (lambda: EveryKSteps(1.0, k=3), 2),
-    "function": (lambda: lambda step: 1.0 + step % 2, 1),
-}
-
-
-@pytest.mark.parametrize(("make", "compilations"), SCHEDULES.values(), ids=SCHEDULES)
-def test_a_schedule_compiles_nothing_anew_but_for_zero(make, compilations):
+def test_a_schedule_and_a_loaded_state_compile_nothing_anew_but_for_zero():
     model = parts()
     twin = copy.deepcopy(model)
-    ours, theirs = split_of(model, BatchCamLoss(MAPS), make()), split_of(twin, BatchCamLoss(MAPS), make())
+    ours, theirs = (split_of(each, BatchCamLoss(MAPS), lambda step: step % 3) for each in (model, twin))
     step, counter = compiled(ours, ONCE)
-    batches = [batch()] * 7
+    batches = [batch()] * 5
     assert_same(train(step, ours, batches), train(step_of(theirs), theirs, batches))
     assert_same_model(model, twin)
-    assert counter.frame_count == compilations
-    assert ours.read_weights() == theirs.read_weights() == {"batch_cam": make()(7)}
-
-
-def test_a_loaded_state_continues_without_compiling_anew():
-    model = parts()
-    first, second = (split_of(model, BatchCamLoss(MAPS), Cosine(1.0, steps=9)) for _ in range(2))
-    for _ in range(4):
-        first.step()
-    step, counter = compiled(second, ONCE)
-    images, labels = batch()
-    step(images, labels)
-    second.load_state_dict(first.state_dict())
-    torch.manual_seed(1)
-    loss = step(images, labels)
-    torch.manual_seed(1)
-    assert_close(loss, step_of(first)(images, labels), rtol=1e-10, atol=0)
-    assert counter.frame_count == 1
-    assert second.steps == 4
-    # The state is that of a CamRegularizer.
+    assert ours.read_weights() == theirs.read_weights() == {"batch_cam": 5 % 3}
+    ours.load_state_dict(theirs.state_dict() | {"_extra_state": {"steps": 7}})
+    for _ in range(2):
+        theirs.step()
+    batches = [batch()]
+    assert_same(train(step, ours, batches), train(step_of(theirs), theirs, batches))
+    assert ours.steps == 8
+    assert counter.frame_count == 2
+    # The state is that of a regularizer on hooks.
     hooks = CamRegularizer(BatchGradCam(model, model.trunk), BatchCamLoss(MAPS), Cosine(1.0, steps=9))
-    hooks.load_state_dict(second.state_dict())
-    assert hooks.steps == 4
+    hooks.load_state_dict(ours.state_dict())
+    assert hooks.steps == 8
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ on the CPU")
@@ -310,47 +283,29 @@ def test_what_a_compiled_step_finds_wrong_raises_at_check():
     model = parts(norm=False, dropout=0.0)
     seen = ClassPrototypes(K)
     seen.update(MAPS[1:], torch.arange(1, K))
-    regularizer = split_of(model, {"label": BatchCamLoss(MAPS), "seen": PrototypeLoss(seen)})
+    dead = PrototypeLoss(MAPS)
+    dead.score = Margin(0.0)
+    regularizer = split_of(model, {"label": BatchCamLoss(MAPS), "seen": PrototypeLoss(seen), "dead": dead})
     step, counter = compiled(regularizer, ONCE, lambda scores, labels: scores.square().mean())
     images, labels = batch()
     known = labels.clamp(min=1)
     step(images, known)
-    regularizer.check()
+    with pytest.warns(UserWarning, match="dead"):
+        regularizer.check()
     step(images, labels)  # class 0 was never seen
     step(images, known)
-    with pytest.raises(
-        ValueError, match=r"^seen: expected labels in range with a prototype.*run the batch without torch.c"
-    ):
+    with pytest.raises(ValueError, match=r"^seen: "):
         regularizer.check()
     regularizer.check()
     step(images, known + 3)
     with pytest.raises(ValueError, match=r"^label: .*; seen: "):
         regularizer.read_values()
     step(images * torch.nan, known)
-    with pytest.raises(
-        ValueError, match=r"^scores: expected finite scores, got NaN or infinity; lower the learning rate"
-    ):
+    with pytest.raises(ValueError, match=r"^scores: "):
         regularizer.check()
-    assert step(images, known).isfinite()
+    step(images, known)
     regularizer.check()
     assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("compile_it", [False, True], ids=["eager", "compiled"])
-def test_a_batch_of_dead_cams_warns_once(compile_it):
-    model = parts(norm=False, dropout=0.0).eval()
-    loss = PrototypeLoss(MAPS)
-    loss.score = Margin(0.0)
-    regularizer = split_of(model, loss)
-    step = compiled(regularizer, ONCE)[0] if compile_it else step_of(regularizer)
-
-    def checked():
-        step(*batch())
-        regularizer.check()
-
-    with pytest.warns(UserWarning, match="CamRegularizer: expected cams with positive values, got a batch"):
-        checked()
-    checked()
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -399,14 +354,8 @@ def test_split_models_and_bound_methods():
 
 def test_it_is_no_part_of_the_model_and_keeps_its_weights_in_float32():
     model = parts()
-    regularizer = split_of(model, BatchCamLoss(MAPS), 1e-9)
+    regularizer = split_of(model, BatchCamLoss(MAPS), 1e-9).half().eval()
     assert not list(regularizer.parameters())
-    assert set(regularizer.state_dict()) == {
-        "_extra_state",
-        "terms.batch_cam.prototypes.values",
-        "terms.batch_cam.prototypes.counts",
-    }
-    regularizer.half().eval()
     assert model.training
     assert next(model.parameters()).dtype == torch.double
     assert_close(regularizer.weights_now, torch.tensor([1e-9]))

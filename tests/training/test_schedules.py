@@ -233,7 +233,7 @@ def test_what_auto_needs():
     scores = captured(regularizer, images)
     with pytest.raises(RuntimeError, match="another forward"):
         regularizer(scores, labels, task_loss=F.cross_entropy(model(images), labels))
-    with pytest.raises(ValueError, match="weight.*automatic"):
+    with pytest.raises(ValueError, match=r"weight.*automatic"):
         regularizer_of(model, weight="automatic")
     with pytest.raises(TypeError, match="'auto'"):
         CamRegularizer(Split(model.trunk, model.head), BatchCamLoss(prototypes()), "auto")
