@@ -164,7 +164,7 @@ def train(model, regularizer, steps=4):
 
 @BOTH
 @pytest.mark.parametrize(
-    "weight", [0.0, lambda step: 0.0, Cosine(0.0, steps=3), EveryKSteps(lambda step: float(step > 0), k=4)]
+    "weight", [0.0, lambda step: 0.0, Cosine(0.0, steps=3), EveryKSteps(lambda step: float(step > 0), k=5)]
 )
 def test_training_with_weight_zero_is_bit_identical_and_computes_nothing(weight, kind, taken):
     model = Deep()
