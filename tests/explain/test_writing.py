@@ -116,7 +116,7 @@ def mend(path):
 DAMAGED = COLUMNS | {"status": np.where(np.arange(SAMPLES) == 9, Status.DAMAGED, 1).astype(np.uint8)}
 
 
-@pytest.mark.parametrize(("action", "stride"), [("write", 4), ("mend", 3), ("remove", 7)])
+@pytest.mark.parametrize(("action", "stride"), [("write", 7), ("mend", 5), ("remove", 11)])
 def test_a_process_may_be_killed_at_any_step(tmp_path, whole, action, stride):
     for step in itertools.count(step=stride):
         path = tmp_path / str(step)
