@@ -153,23 +153,23 @@ def _diagnose(
         raise ValueError(
             f"diagnose: expected {source.name} to run on {source.device}, got {type(error).__name__}: {error}"
         ) from error
-    if train is not None:
-        means = f"mean images of {train}"
-    elif origin is diagnosed:
-        means = f"mean images of {data}"
-    else:
-        means = f"mean training images of {data}"
     diagnosis.settings.update(
         model=source.name,
         checkpoint=None if source.checkpoint is None else str(source.checkpoint),
         before=None if before is None else str(before),
         data=data,
-        prototypes=means,
+        prototypes=_name_prototypes(data, train, origin is diagnosed),
         mean=mean,
         std=std,
         layer_suggested=layer is None,
     )
     return diagnosis
+
+
+def _name_prototypes(data: str, train: Path | None, same: bool) -> str:
+    if train is not None:
+        return f"mean images of {train}"
+    return f"mean images of {data}" if same else f"mean training images of {data}"
 
 
 def _open_both(
