@@ -102,7 +102,6 @@ autosummary_context = {
     "Sequence, Mapping, dict, tuple, int, Enum, ValueError, RuntimeError",
 }
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True

@@ -185,7 +185,7 @@ class Attempt:
         return bool(self._options["from_inputs"])
 
     def run(self, inputs: tuple[Any, ...], additional_forward_args: tuple[Any, ...] = ()) -> Forward:
-        """Run the model; call it inside the block. See :func:`run_forward`."""
+        """Run the model; call it inside the block. See ``run_forward``."""
         self._inputs, self._versions = inputs, _versions(inputs)
         forward = run_forward(self._model, self._layers, inputs, additional_forward_args, **self._options)
         return self._stack.enter_context(forward)
@@ -233,7 +233,7 @@ def attempts(
     The second attempt draws the same random numbers. A ``TypeError`` or ``ValueError`` is raised at once.
 
     Args:
-        model: see :func:`run_forward`, as the others.
+        model: see ``run_forward``, as the others.
         layers: the layers whose activations are wanted.
         from_inputs: begin with the second attempt.
         at_input: take what the layers receive; begins with the second attempt.

@@ -71,7 +71,7 @@ class ForwardObserver:
         model: the model, if it is a module: its input shape and its output are noted, unless ``own=True``.
         own: an attribution runs the forward: its last run of a layer counts, and recording is on after the layer. Otherwise a
             second run of a layer raises.
-        trunk_free: nothing before the layers has a graph. Raise :class:`TrunkNeedsGraphError` where that would lose a path.
+        trunk_free: nothing before the layers has a graph. Raise ``TrunkNeedsGraphError`` where that would lose a path.
         drop_inner: save nothing for the backward of the layer's own operators, which is not run.
         at_input: remember what the layers receive instead of what they return.
         second_order: use an attention backend with a second derivative from the first layer on.

@@ -51,7 +51,7 @@ def second_order_problem(
 
 
 def check_second_order(gradients: Sequence[Tensor | None], activations: Sequence[Tensor]) -> None:
-    """Raise if a loss on maps of these gradients could not be differentiated; see :func:`second_order_problem`.
+    """Raise if a loss on maps of these gradients could not be differentiated; see ``second_order_problem``.
 
     Raises:
         RuntimeError: names the operator as torch does.

@@ -36,7 +36,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
     applied, and the first frame of an animation is taken.
 
     Args:
-        path: a regular file in one of the :data:`FORMATS`. The format is told from the content, not from the name.
+        path: a regular file: JPEG, PNG, WebP, BMP, TIFF or GIF. The content decides, not the name.
 
     Returns:
         A ``PIL.Image.Image`` of mode ``"RGB"``.
