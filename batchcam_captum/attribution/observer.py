@@ -244,7 +244,7 @@ class ForwardObserver:
         return self._keep(position, layer, output, is_fresh=is_fresh)
 
     def _keep(self, position: int, layer: nn.Module, value: Any, *, is_fresh: bool) -> Any:
-        """Keep the floating tensors of a value, and return the value with clones in their stead."""
+        """Keep the floating tensors of a value, and return the value with clones instead of them."""
         entries = list(value) if isinstance(value, tuple | list) else [value]
         kept = tuple(self._original(entry) for entry in entries if _is_floating(entry))
         self._check_kept(layer, value, kept)

@@ -17,7 +17,7 @@ class GradientNorms:
 
     Args:
         task_loss: a scalar with a graph.
-        scores: what the training loop made the task loss of.
+        scores: what the task loss was computed from.
         own: the same, as the model itself returned them; see :func:`~batchcam_captum.training.parallel.own_scores`.
         activations: A, of each layer.
         mid_step: entered around each gradient.
@@ -57,9 +57,8 @@ class GradientNorms:
         if self._task_norm is None:
             outputs, seeds = self._task_loss, None
             with self._mid_step.taken():
-                if (
-                    self._own is not self._scores
-                ):  # not through the wrapper's own operator, which lies between
+                if self._own is not self._scores:
+                    # Not through the wrapper's own operator, which lies between.
                     (slopes,) = take_gradients(outputs, (outputs,), (self._scores,), retain_graph=True)
                     outputs, seeds = self._own, (slopes,)
                 gradients = take_gradients(

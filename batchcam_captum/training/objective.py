@@ -99,7 +99,8 @@ class CamObjective(nn.Module):
         #: the largest share of dead cams over the maps in use. Detached scalars on the device: reading one on the host waits
         #: for the device, keeping it does not.
         self.values: dict[str, Tensor] = {}
-        #: λ of each term in the last call; an :class:`AutoWeight`'s is a tensor on the device.
+        #: λ of each term in the last call, and with a trunk and a head in the next one; an :class:`AutoWeight`'s is a tensor on
+        #: the device.
         self.current_weights: dict[str, float | Tensor] = {}
         #: How often :meth:`step` was called.
         self.steps = 0

@@ -22,7 +22,7 @@ Term = CamLoss | tuple[CamLoss, GivenWeight]
 def named_terms(
     losses: CamLoss | Mapping[str, Term] | Sequence[Term], weight: GivenWeight
 ) -> list[tuple[str, CamLoss, Weight | AutoWeight]]:
-    """Names, losses and weights, all of them checked; see :class:`CamRegularizer`."""
+    """Check the losses and weights that a :class:`CamRegularizer` is given, and return the name, loss and weight of each term."""
     if isinstance(losses, CamLoss):
         losses = [losses]
     if not isinstance(losses, Mapping | list | tuple):
@@ -70,7 +70,7 @@ def named_terms(
 
 
 def checked_weight(name: str, weight: object) -> Weight | AutoWeight:
-    """A weight of any kind, ready for use: ``"auto"`` becomes an :class:`AutoWeight` of its own."""
+    """Check a weight of any kind, and return it; ``"auto"`` becomes a new :class:`AutoWeight`."""
     if isinstance(weight, str):
         if weight != "auto":
             raise ValueError(
@@ -94,5 +94,5 @@ def finite_weight(name: str, weight: object) -> float:
 
 
 def _name_of(loss: nn.Module) -> str:
-    """The name under which the loss is registered, or that of its class."""
+    """Return the name under which the loss is registered, or that of its class."""
     return next((name for name in LOSSES if LOSSES[name] is type(loss)), type(loss).__name__)
