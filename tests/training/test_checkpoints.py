@@ -129,40 +129,21 @@ def check_resumed(tmp_path, kind, loss, weight, layers):
     assert not all(map(torch.equal, losses[len(losses) // 2 :], third.train(range(5, 10))))
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
-def test_every_kind_of_weight(weight, tmp_path):
-    check_resumed(tmp_path, "hooks", "maps", weight, "layer")
+CASES = [
+    *(("hooks", "maps", weight, "layer") for weight in WEIGHTS),
+    *(("split", "maps", weight, None) for weight in WEIGHTS if "auto" not in weight),
+    *((kind, loss, "warm-up", "layer") for kind in ("hooks", "split") for loss in LOSSES if loss != "maps"),
+    ("hooks", "streamed", "auto", ["layer", "head.1"]),
+]
 
 
-@pytest.mark.parametrize("weight", [name for name in WEIGHTS if "auto" not in name])
-def test_every_kind_of_weight_split(weight, tmp_path):
-    check_resumed(tmp_path, "split", "maps", weight, None)
-
-
-@pytest.mark.parametrize("kind", ["hooks", "split"])
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "maps"])
-def test_every_kind_of_prototypes_and_memory(loss, kind, tmp_path):
-    check_resumed(tmp_path, kind, loss, "warm-up", "layer")
-
-
-@pytest.mark.parametrize("weight", ["warm-up", "auto"])
-def test_several_layers(weight, tmp_path):
-    check_resumed(tmp_path, "hooks", "streamed", weight, ["layer", "head.1"])
-
-
-def test_a_compiled_step_goes_on_with_the_loaded_weights(tmp_path):
-    first = Everything("split", "maps", "cosine", None, seed=0)
-    first.train(range(3))
-    first.save(tmp_path / "checkpoint.pt")
-    second = Everything("split", "maps", "cosine", None, seed=1)
-    second.load(tmp_path / "checkpoint.pt")
-    weights = second.regularizer.weights_now
-    assert torch.equal(weights, first.regularizer.weights_now)
-    assert torch.equal(weights, torch.tensor([Cosine(1.0, steps=8)(3), 0.5]))
+@pytest.mark.parametrize(("kind", "loss", "weight", "layers"), CASES)
+def test_a_resumed_run_continues_bit_for_bit(kind, loss, weight, layers, tmp_path):
+    check_resumed(tmp_path, kind, loss, weight, layers)
 
 
 def test_a_state_of_other_terms_is_refused(tmp_path):
     first = Everything("hooks", "maps", "auto", "layer", seed=0)
     other = Everything("hooks", "maps", "number", "layer", seed=0)
-    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .*auto_weights.first.weight"):
+    with pytest.raises(RuntimeError, match=r"auto_weights.first.weight"):
         other.regularizer.load_state_dict(first.regularizer.state_dict())
