@@ -88,6 +88,21 @@ def test_no_loss_and_no_weight_waits_for_the_device(name, weight):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("value", [K, -1])
+def test_labels_out_of_range_raise_at_the_check(value):
+    labels = torch.arange(32) % K
+    labels[3] = value
+    cams = torch.randn(32, 1, 12, 12, device="cuda")
+    loss = BatchCamLoss(torch.rand(K, 1, 12, 12)).cuda()
+    loss(cams, labels.cuda())
+    with pytest.raises(ValueError, match=r"labels: .*since the last check"):
+        loss.check()
+    loss.check()
+    strict = BatchCamLoss(torch.rand(K, 1, 12, 12), validate=True).cuda()
+    with pytest.raises(ValueError, match="labels: "):
+        strict(cams, labels.cuda())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types_with_a_scaler(dtype):
     model = network().cuda()
