@@ -17,9 +17,9 @@ from ..attribution import BatchGradCam
 from ..batches import batches
 from ..files import written_together
 from ..functional import full_precision, nearest_prototype, normalize, prepare, prototype_cosine
+from ..functional.checks import check_integer
 from ..functional.distance import Distance
 from ..functional.images import PerChannel, undo_standardization
-from ..functional.metrics.checks import check_integer
 from ..optional import load
 from ..prototypes import ClassPrototypes, Prototypes
 

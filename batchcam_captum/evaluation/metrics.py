@@ -42,8 +42,9 @@ from ..functional import (
     sparsity,
     wrong_reason,
 )
+from ..functional.checks import check_choice, check_integer
 from ..functional.class_means import check_labels
-from ..functional.metrics.checks import check_choice, check_integer, check_shape, finite
+from ..functional.metrics.base import check_shape, finite
 from ..functional.metrics.maps import coherence, coherence_sums
 from ..functional.metrics.prototypes import labels_with_prototype
 from ..optional import load
@@ -515,7 +516,7 @@ class ClassCoherence(CamMetric):
             raise ValueError(f"size: expected 1 to 3 sides in pixels, such as (7, 7), got {size!r}")
         for side in size:
             check_integer("size", side, 1)
-        check_choice("average", average, ("macro", "none"))
+        check_choice("average", average, Literal["macro", "none"])
         super().__init__(ignore_index=ignore_index, **options)
         self.num_classes, self.size, self.average = num_classes, tuple(size), average
         self._add_sum("directions", num_classes, *self.size)
@@ -647,7 +648,7 @@ class Road(_ModelMetric):
         ignore_index: int = -100,
         **options: Any,
     ) -> None:
-        check_choice("order", order, ("combined", "morf", "lerf"))
+        check_choice("order", order, Literal["combined", "morf", "lerf"])
         super().__init__(model, ignore_index=ignore_index, **options)
         self.field = self.order = order
 

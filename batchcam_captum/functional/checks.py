@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any, get_args
 
 import torch
@@ -10,19 +12,43 @@ from torch import Tensor
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Check that an option is one of the values of a ``Literal``.
-
-    Args:
-        name: of the option, for the error.
-        value: what was given.
-        choices: the ``Literal``.
-
-    Raises:
-        ValueError: another value.
-    """
+    """Raise a ``ValueError`` unless an option is one of the values of a ``Literal``."""
     known = [repr(choice) for choice in get_args(choices)]
     if value not in get_args(choices):
         raise ValueError(f"{name}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
+
+
+def check_number(name: str, value: Any, *, zero: bool = False, below: float = math.inf) -> None:
+    """Check a finite real number that is more than 0, or at least 0 with ``zero``, and less than ``below``.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: out of range.
+    """
+    if not _is_number(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (0 <= value < below if zero else 0 < value < below) or not math.isfinite(value):
+        limit = f" and less than {below:g}" if below < math.inf else ""
+        raise ValueError(
+            f"{name}: expected a finite number, {'at least' if zero else 'more than'} 0{limit}, got {value}"
+        )
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """Check an integer of at least ``low``.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: less than ``low``.
+    """
+    if not _is_number(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def readable(tensor: Tensor) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...attribution import BatchGradCam
 from ...functional import cosine_similarity, prepare, rank_correlation, ssim
-from ...functional.metrics.checks import check_choice, check_integer
+from ...functional.checks import check_choice, check_integer
 from .perturbation import single_cams
 from .scores import Targets, check_images, chunks, own_random_state, target_indices, warn_if_training
 
@@ -77,7 +77,7 @@ def cascading_randomization(
             f"grad_cam: expected a BatchGradCam of a module, got {kind}; pass BatchGradCam(module, layer)"
         )
     for name in similarities:
-        check_choice("similarities", name, get_args(Similarity))
+        check_choice("similarities", name, Similarity)
     if layers is not None:
         check_integer("layers", layers, 1)
     check_images(images)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...functional import area_under_curve, full_precision, pixel_ranks
+from ...functional.checks import check_integer, check_number
 from ...functional.distance import blur, gaussian_weights
-from ...functional.metrics.checks import check_integer, check_number
 from .scores import Model, Score, Targets, TargetScores, chunks, heatmaps, measuring
 
 #: What replaces a removed pixel, see :func:`filled_images`.

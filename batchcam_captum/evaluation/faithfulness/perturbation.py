@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...attribution import BatchGradCam
 from ...functional import Normalization, dead_cams, exact_matmul_dtype, full_precision, prepare
-from ...functional.metrics.checks import check_choice, check_integer, check_number
+from ...functional.checks import check_choice, check_integer, check_number
 from .curves import Fill, filled_images
 from .scores import (
     Model,
@@ -107,7 +107,7 @@ def infidelity(
     Warns:
         UserWarning: a BatchNorm uses the statistics of its batch, or a Dropout is active.
     """
-    check_choice("perturbation", perturbation, get_args(Perturbation))
+    check_choice("perturbation", perturbation, Perturbation)
     check_number("side", side, below=1)
     check_number("noise_std", noise_std)
     check_integer("samples", samples, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...functional import full_precision, resize
-from ...functional.metrics.checks import check_choice, check_integer
+from ...functional.checks import check_choice, check_integer
 from ...warn import warn_user
 
 #: The classes that are explained: one for all images, or one per image; −K ... K−1, as in Captum.
@@ -110,7 +110,7 @@ class TargetScores:
     def __init__(self, model: Model, targets: Targets, images: Tensor, score: Score) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a module or a function of images, got {type(model).__name__}")
-        check_choice("score", score, get_args(Score))
+        check_choice("score", score, Score)
         self.model, self.score = model, score
         self.indices = target_indices(targets, images)
         # Read once, so that no forward waits for the comparison with the number of classes.

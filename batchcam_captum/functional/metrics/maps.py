@@ -10,7 +10,7 @@ from torch import Tensor
 from ..class_means import class_sums, class_weights
 from ..distance import unit
 from ..maps import prepare
-from .checks import cam_metric, finite
+from .base import cam_metric, finite
 
 
 def _distributions(cams: Tensor) -> Tensor:

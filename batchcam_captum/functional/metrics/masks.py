@@ -12,16 +12,17 @@ object, a dead or all-zero cam gets the worst value. On a shortcut it counts as 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_choice, check_integer, check_number
 from ..losses.base import MaskResolution
 from ..losses.masks import check_masks, fit_masks
 from ..maps import normalize, prepare, resize
-from .checks import cam_metric, check_choice, check_integer, check_number, finite
+from .base import cam_metric, finite
 
 
 class _Located(NamedTuple):
@@ -47,7 +48,7 @@ class _Located(NamedTuple):
 
 
 def _locate(cams: Tensor, masks: Tensor, resolution: MaskResolution) -> _Located:
-    check_choice("resolution", resolution, get_args(MaskResolution))
+    check_choice("resolution", resolution, MaskResolution)
     check_masks(masks, cams)
     maps, dead = prepare(finite(cams))
     masks = masks.to(maps.dtype)

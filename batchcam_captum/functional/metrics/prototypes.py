@@ -12,7 +12,7 @@ from ..common import exact_matmul_dtype
 from ..distance import Distance, cosine_similarity, get_distance, unit
 from ..losses.base import Resolution, check_prototypes, fit, nearest
 from ..maps import prepare
-from .checks import cam_metric, finite
+from .base import cam_metric, finite
 
 
 @cam_metric

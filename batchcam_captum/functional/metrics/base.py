@@ -1,11 +1,10 @@
-"""Checks that the metrics share."""
+"""What the metrics share: no graph, no autocast, and checks of cams."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -76,42 +75,3 @@ def finite(cams: Tensor, counted: Tensor | None = None) -> Tensor:
             f"an overflow of float16 or a model that has diverged"
         )
     return cams
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise a ``ValueError`` unless a value is one of the known names."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
-
-
-def check_number(name: str, value: Any, *, zero: bool = False, below: float = math.inf) -> None:
-    """Check a finite real number that is more than 0, or at least 0 with ``zero``, and less than ``below``.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: out of range.
-    """
-    if not _is_number(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (0 <= value < below if zero else 0 < value < below) or not math.isfinite(value):
-        limit = f" and less than {below:g}" if below < math.inf else ""
-        raise ValueError(
-            f"{name}: expected a finite number, {'at least' if zero else 'more than'} 0{limit}, got {value}"
-        )
-
-
-def check_integer(name: str, value: Any, low: int) -> None:
-    """Check an integer of at least ``low``.
-
-    Raises:
-        TypeError: not an integer.
-        ValueError: less than ``low``.
-    """
-    if not _is_number(value, Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name}: expected at least {low}, got {value}")
-
-
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
