@@ -40,15 +40,16 @@ KINDS = {
 }
 
 
-def wrapped(kind, output="tensor"):
-    model = (NetWithUnusedPart if "unused" in kind else Net)(output)
+def wrapped(kind, output="tensor", net=None):
+    net = net or (NetWithUnusedPart if "unused" in kind else Net)
+    model = net(output)
     return model, DistributedDataParallel(copy.deepcopy(model), **KINDS[kind])
 
 
-@CHECKS.each(kind=KINDS, made_with=["model", "wrapper"])
-def ddp(rank, kind, made_with):
+@CHECKS.each(kind=KINDS, made_with=["model", "wrapper"], net=[None, PooledNet])
+def ddp(rank, kind, made_with, net):
     """After four steps the ranks agree, and are where one process is."""
-    model, ddp = wrapped(kind)
+    model, ddp = wrapped(kind, net=net)
     images, labels = batch()
     regularizer = regularizer_of(ddp.module if made_with == "model" else ddp, ddp.module.layer)
     train(ddp, regularizer, mine(images, rank), mine(labels, rank))
@@ -108,7 +109,7 @@ def accumulation(rank, kind, memory):
     """Two micro-batches under no_sync(). Without a memory: the mean of two losses. With one: the whole batch's gradient."""
     model, ddp = wrapped(kind)
     images, labels = batch(16)
-    quarters = list(zip(images.chunk(4), labels.chunk(4), strict=True))
+    quarters, halves = quarters_and_halves(images, labels)
     regularizer = regularizer_of(ddp.module, ddp.module.layer, memory=memory)
     if memory:  # which the round before has filled, at the same weights
         for turn in range(2):
@@ -125,32 +126,36 @@ def accumulation(rank, kind, memory):
     if memory:
         objective(model, reference, images, labels).backward()
     else:
-        halves = zip(images.chunk(2), labels.chunk(2), strict=True)
         sum(objective(model, reference, *half) / 2 for half in halves).backward()
     for own, expected in zip(ddp.module.parameters(), model.parameters(), strict=True):
         assert_close(own.grad, expected.grad, rtol=1e-9, atol=1e-12)
 
 
-@CHECKS.each(kind=KINDS)
-def ddp_pooled(rank, kind):
-    model = PooledNet()
-    ddp = DistributedDataParallel(copy.deepcopy(model), **KINDS[kind])
-    images, labels = batch()
-    train(ddp, regularizer_of(ddp.module, ddp.module.layer), mine(images, rank), mine(labels, rank))
-    trained = in_one_process(model, images, labels)
-    check_same(ddp.module, trained)
-    check_term_matters(model, images, labels, trained)
+def shards_of(model, **options):
+    """Copy a model, and shard the copy."""
+    model = copy.deepcopy(model)
+    mesh = dist.init_device_mesh("cpu", (WORLD,))
+    for part in (model.layer, model.head, model):
+        fully_shard(part, mesh=mesh, **options)
+    return model
+
+
+def check_gradients(shards, model):
+    for own, expected in zip(shards.parameters(), model.parameters(), strict=True):
+        assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-9, atol=1e-12)
+
+
+def quarters_and_halves(images, labels):
+    parts = (zip(images.chunk(count), labels.chunk(count), strict=True) for count in (4, 2))
+    return map(list, parts)
 
 
 @CHECKS.each(net=[Net, PooledNet], reshard=[True, False], made_with=["model", "shards"])
 def fsdp2(rank, net, reshard, made_with):
     model = net()
     images, labels = batch()
-    sharded = copy.deepcopy(model)
-    mesh = dist.init_device_mesh("cpu", (WORLD,))
+    sharded = shards_of(model, reshard_after_forward=reshard)
     layer = sharded.layer if made_with == "model" else "layer"
-    for part in (sharded.layer, sharded.head, sharded):
-        fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
     train(sharded, regularizer_of(sharded, layer), mine(images, rank), mine(labels, rank))
     trained = in_one_process(model, images, labels)
     check_term_matters(model, images, labels, trained)
@@ -163,20 +168,15 @@ def fsdp2_accumulation(rank, sends):
     """The cam's own gradient passes FSDP's hooks, and must neither send nor drop what has accumulated."""
     model = Net()
     images, labels = batch(16)
-    quarters = list(zip(images.chunk(4), labels.chunk(4), strict=True))
-    sharded = copy.deepcopy(model)
-    mesh = dist.init_device_mesh("cpu", (WORLD,))
-    for part in (sharded.layer, sharded.head, sharded):
-        fully_shard(part, mesh=mesh)
+    quarters, halves = quarters_and_halves(images, labels)
+    sharded = shards_of(model)
     regularizer = regularizer_of(sharded, sharded.layer)
     for turn in range(2):
         sharded.set_requires_gradient_sync(turn == 1 or sends == "each time")
         (objective(sharded, regularizer, *quarters[2 * turn + rank]) / 2).backward()
     reference = regularizer_of(model, model.layer, sync=False)
-    halves = zip(images.chunk(2), labels.chunk(2), strict=True)
     sum(objective(model, reference, *half) / 2 for half in halves).backward()
-    for own, expected in zip(sharded.parameters(), model.parameters(), strict=True):
-        assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-9, atol=1e-12)
+    check_gradients(sharded, model)
 
 
 @CHECKS.each(net=[Net, PooledNet], between=["a forward", "an evaluation"])
@@ -184,11 +184,8 @@ def fsdp2_another_forward(rank, net, between):
     """What the cam's gradient has kept for the step's backward is freed by any other forward, and must be gathered again."""
     model = net()
     images, labels = batch(16)
-    quarters = list(zip(images.chunk(4), labels.chunk(4), strict=True))
-    sharded = copy.deepcopy(model)
-    mesh = dist.init_device_mesh("cpu", (WORLD,))
-    for part in (sharded.layer, sharded.head, sharded):
-        fully_shard(part, mesh=mesh)
+    quarters, halves = quarters_and_halves(images, labels)
+    sharded = shards_of(model)
     regularizer = regularizer_of(sharded, sharded.layer)
     total = objective(sharded, regularizer, *quarters[rank])
     if between == "a forward":
@@ -197,11 +194,9 @@ def fsdp2_another_forward(rank, net, between):
         regularizer.evaluate(*quarters[2 + rank])
     total.backward()
     reference = regularizer_of(model, model.layer, sync=False)
-    halves = list(zip(images.chunk(2), labels.chunk(2), strict=True))
     used = halves if between == "a forward" else halves[:1]
     sum(objective(model, reference, *half) for half in used).backward()
-    for own, expected in zip(sharded.parameters(), model.parameters(), strict=True):
-        assert_close(own.grad.full_tensor(), expected.grad, rtol=1e-9, atol=1e-12)
+    check_gradients(sharded, model)
 
 
 @CHECKS.each(kind=["plain", "static_graph", "find_unused_parameters"], sizes=[(5, 3), (8, 0), (0, 8)])
