@@ -79,6 +79,8 @@ class _Options(nn.Module):
         for option in fields(cls):  # type: ignore[arg-type]
             if option.name in vars(cls):  # a default left on the class would hide a module of this name
                 delattr(cls, option.name)
+        options = [*inspect.signature(cls.__init__).parameters.values()][1:]
+        cls.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # for editors, which look at __new__
         cls.__doc__ = _completed(cls, doc)
 
 

@@ -158,15 +158,20 @@ def maps(folder: Path) -> str:
     rows = []
     for metric in ("ssim", "coherence", "dead_fraction", *FAITHFULNESS[:-1]):
         heading, _, _, better = METRICS[metric]
-        row = [f"{heading} ({better} is better)"]
+        row = [f"{heading}, {better} is better"]
         for data in CLEAN:
             plain, recipe = (cell_of(cells, data, "simple_cnn", arm) for arm in (PLAIN, RECIPE))
-            row += [
-                f"{written(plain, metric)} → {written(recipe, metric)}",
-                difference(recipe, plain, metric),
-            ]
+            found = paired(recipe, plain, metric)
+            p = (
+                ""
+                if found is None or found.p is None
+                else f"{found.p:.2g}"
+                if found.p >= 0.001
+                else "< 0.001"
+            )
+            row += [f"{written(plain, metric)} → {written(recipe, metric)}", p]
         rows.append(row)
-    return markdown(["", "MNIST", "difference", "Fashion-MNIST", "difference"], rows)
+    return markdown(["cross-entropy → recipe", "MNIST", "p", "Fashion-MNIST", "p"], rows)
 
 
 def reduced(folder: Path) -> str:

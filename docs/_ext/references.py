@@ -71,13 +71,14 @@ def after_napoleon(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
 
 
 def public_bases(app: Sphinx, name: str, obj: type, options: Any, bases: list[Any]) -> None:
-    """Leave out bases that have no page."""
+    """Show the nearest base that has a page instead of one that has none."""
 
     def public(base: Any) -> bool:
         package = ".".join(base.__module__.split(".")[:2])
         return not package.startswith("batchcam_captum.") or base.__name__ in import_module(package).__all__
 
-    bases[:] = [base for base in bases if public(base)] or [object]
+    if not all(map(public, bases)):
+        bases[:] = [next(filter(public, obj.__mro__[1:]))]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
