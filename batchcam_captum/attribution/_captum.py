@@ -28,7 +28,6 @@ __all__ = [
     "reduce_list",
     "run_forward",
     "sort_key_list",
-    "visualize_image_attr",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,10 +36,3 @@ F = TypeVar("F", bound=Callable[..., Any])
 def log_usage(method: F) -> F:
     """Mark what Captum logs of the user's calls. Its NoiseTunnel and GuidedGradCam call the function behind the mark."""
     return cast(F, _log_usage(part_of_slo=True)(method))
-
-
-def visualize_image_attr(*args: Any, **kwargs: Any) -> Any:
-    """Captum's function of this name, which needs Matplotlib."""
-    from captum.attr import visualization
-
-    return visualization.visualize_image_attr(*args, **kwargs)

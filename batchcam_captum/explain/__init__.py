@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .figures import class_grid_figure, contour_figure, overlay_figure, side_by_side_figure, store_figure
+    from .figures import class_grid_figure, overlay_figure, side_by_side_figure
     from .layout import Status
     from .report import write_report
     from .run import explain_dataset
@@ -26,14 +26,12 @@ __all__ = [
     "Store",
     "StoredMaps",
     "class_grid_figure",
-    "contour_figure",
     "explain_dataset",
     "list_csv",
     "list_folder",
     "open_store",
     "overlay_figure",
     "side_by_side_figure",
-    "store_figure",
     "write_report",
 ]
 
@@ -44,14 +42,12 @@ _HOMES = {
     "Store": ".store",
     "StoredMaps": ".stored_maps",
     "class_grid_figure": ".figures",
-    "contour_figure": ".figures",
     "explain_dataset": ".run",
     "list_csv": ".sources",
     "list_folder": ".sources",
     "open_store": ".store",
     "overlay_figure": ".figures",
     "side_by_side_figure": ".figures",
-    "store_figure": ".figures",
     "write_report": ".report",
 }
 

@@ -1,34 +1,37 @@
-"""Matplotlib figures of cams beside, over and around their images. Matplotlib is loaded when one is drawn."""
+"""Matplotlib figures of cams beside and over their images. Matplotlib is loaded when one is drawn."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
+import textwrap
+from collections.abc import Sequence
+from math import ceil, sqrt
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from ..functional.images import PerChannel
-from .drawing import Cams, Drawing, Images, Scale, Style
-from .layout import Status
-from .store import Store, open_store
+from ..functional.images import PerChannel, undo_standardization
+from ..functional.maps import dead_cams, peak, resize
+from ..functional.overlay import gray_or_color
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FigureKind = Literal["overlay", "contour", "side_by_side", "class_grid"]
+Images = Tensor | Sequence[Tensor]
+Cams = Tensor | Sequence[Tensor]
+Scale = Literal["map", "sample", "figure"]
 
-#: What a figure says about each style, and the colors of its bar if they are not the map's.
-_STYLES: dict[str, tuple[str, str | None]] = {
-    "shaded": ("Map over image: opacity grows with the distance from 0, up to {opacity:.0%}.", None),
-    "blended_heat_map": ("Map over the gray image, {opacity:.0%} opaque everywhere{captum}", None),
-    "alpha_scaling": ("Map as the image's opacity, from none to full{captum}", "Greys"),
-    "masked_image": ("Image multiplied with the map{captum}", "gray"),
+#: Inches: of a square panel, of a row of panels, of a line of text, of a letter, of the color bar.
+_SIDE, _WIDTH, _LINE, _LETTER, _BAR = 1.7, 9.0, 0.14, 0.055, 0.9
+_SMALL = 7  # points
+_MOST_PANELS = 400  # Matplotlib takes a minute for more
+#: Label of the color bar, and what was done to the maps.
+_SCALES = {
+    "map": ("{value} ÷ its {largest}", "each divided by its own {largest}"),
+    "sample": ("{value} ÷ {largest} of the sample", "divided by the {largest} of all maps of the sample"),
+    "figure": ("{value}", "all on one scale, which ends at the {largest} of all maps shown, {top:.3g}"),
 }
-_CAPTUM = " (Captum's {style}: divided by its maximum once more when resized, outliers not clipped)."
 
 
 class FigureOptions(TypedDict, total=False):
@@ -36,128 +39,58 @@ class FigureOptions(TypedDict, total=False):
 
     scale: Scale
     signed: bool
+    opacity: float
     mean: PerChannel
     std: PerChannel
     titles: Sequence[str] | None
-    problems: Sequence[str] | None
     title: str | None
 
 
-def overlay_figure(
-    images: Images,
-    cams: Cams,
-    *,
-    style: Style = "shaded",
-    opacity: float = 0.7,
-    columns: int | None = None,
-    **options: Unpack[FigureOptions],
-) -> Figure:
-    """Draw cams over their images.
+def overlay_figure(images: Images, cams: Cams, **options: Unpack[FigureOptions]) -> Figure:
+    """Draw cams over their images. The opacity grows with the value, so that the image is visible where the cam is 0.
 
-    The figure states the color scale and what was done to maps and images. A dead map (without a positive value), a constant map
-    and a map with values that are not finite are named as such.
+    The figure states the color scale and what was done to maps and images. A dead map (without a positive value) and a map with
+    values that are not finite are named as such.
 
     Args:
         images: (N, C, H, W), or N tensors (C, H, W) of any sizes, on any device.
         cams: (N, 1, h, w), or N tensors (1, h, w), raw and signed, as :meth:`.BatchGradCam.attribute` returns them.
-        style: ``"shaded"``: opacity grows with the value, so that the image is visible where the map is 0. The other styles are
-            those of ``captum.attr.visualization.visualize_image_attr``, with each map divided by its own maximum and no outliers
-            clipped: ``"blended_heat_map"``, ``"alpha_scaling"``, ``"masked_image"``.
-        opacity: Opacity of the map at the end of its scale, and everywhere with ``"blended_heat_map"``, from 0 to 1.
-        columns: Samples per row. Default: as many as fit.
         **options: Options of every figure:
 
             - ``scale``: which maps are divided by the same value: ``"map"`` (the default), each by its own maximum;
-              ``"sample"``, the maps of a sample by the largest of their maxima; ``"figure"``, all maps by the largest of all; or
-              a number that all are divided by.
+              ``"sample"``, the maps of a sample by the largest of their maxima; ``"figure"``, all maps by the largest of all.
             - ``signed``: show negative values in blue, on a scale from minus to plus the largest absolute value. By default they
               are drawn as 0.
+            - ``opacity``: opacity of the map at the end of its scale, from 0 to 1; 0.7 by default.
             - ``mean`` and ``std``: those of the ``Normalize`` that the images went through. Without them, images in [0, 1] are
               drawn as they are, and others are scaled from their own minimum and maximum.
             - ``titles``: N texts, of any number of lines, such as the label and the prediction.
-            - ``problems``: N texts, empty for most samples: why there is no map. The text is drawn instead of the map.
             - ``title``: the figure's title.
 
     Returns:
         The figure. It belongs to no window and need not be closed; ``figure.savefig(path)`` writes it.
 
     Raises:
-        ValueError: If images, cams and texts do not fit, if the style cannot show what is asked for, or for more than 400 panels.
+        ValueError: If images, cams and texts do not fit, or for more than 400 panels.
 
     Example:
         >>> import torch
         >>> figure = overlay_figure(torch.rand(2, 3, 32, 32), torch.rand(2, 1, 4, 4), titles=["cat", "dog"])
     """
-    if style not in _STYLES:
-        raise ValueError(f"style: expected {', '.join(map(repr, _STYLES))}, got {style!r}")
-    if style != "shaded" and options.get("scale", "map") != "map":
-        raise ValueError(
-            f"style: expected 'shaded' with scale={options['scale']!r}, got {style!r}; Captum divides each map by its own maximum"
-        )
-    if style in ("alpha_scaling", "masked_image") and options.get("signed"):
-        raise ValueError(f"style: expected 'shaded' or 'blended_heat_map' for signed maps, got {style!r}")
-    drawing = Drawing(images, cams, **options)
-    said, bar_colors = _STYLES[style]
-    drawing.bar_colors = bar_colors or drawing.colors
-    said = said.format(opacity=_checked_opacity(opacity), captum=_CAPTUM.format(style=style))
-    for sample, (axis,) in enumerate(drawing.sample_panels(1, columns, said)):
-        drawing.draw_overlay(axis, sample, opacity=opacity, style=style)
-        drawing.head(axis, drawing.titles[sample])
+    drawing = _Drawing(images, cams, **options)
+    for sample, (axis,) in enumerate(drawing.sample_panels(1)):
+        drawing.draw_overlay(axis, sample)
+        _head(axis, drawing.titles[sample])
     return drawing.figure
 
 
-def contour_figure(
-    images: Images,
-    cams: Cams,
-    *,
-    levels: Sequence[float] = (0.25, 0.5, 0.75),
-    columns: int | None = None,
-    **options: Unpack[FigureOptions],
-) -> Figure:
-    """Draw images with contour lines of their cams, so that the whole image stays visible.
-
-    Args:
-        images: (N, C, H, W), or N tensors (C, H, W) of any sizes, on any device.
-        cams: (N, 1, h, w), or N tensors (1, h, w), raw and signed.
-        levels: Where the lines are, as shares of the scale, above 0 and below 1; with ``signed`` their negatives as well.
-        columns: Samples per row. Default: as many as fit.
-        **options: ``scale``, ``signed``, ``mean``, ``std``, ``titles``, ``problems`` and ``title`` as in :func:`overlay_figure`.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If images, cams, levels and texts do not fit.
-    """
-    levels = sorted(set(levels))
-    if not levels or not all(0 < level < 1 for level in levels):
-        raise ValueError(f"levels: expected numbers above 0 and below 1, got {levels}")
-    said = f"Lines at {', '.join(f'{100 * level:g} %' for level in levels)} of the scale"
-    if options.get("signed"):
-        levels, said = [-level for level in reversed(levels)] + levels, f"{said} and of its negative part"
-    drawing = Drawing(images, cams, **options)
-    for sample, (axis,) in enumerate(drawing.sample_panels(1, columns, f"{said}.", levels)):
-        drawing.draw_contour(axis, sample, levels)
-        drawing.head(axis, drawing.titles[sample])
-    return drawing.figure
-
-
-def side_by_side_figure(
-    images: Images,
-    cams: Cams,
-    *,
-    opacity: float = 0.7,
-    columns: int | None = None,
-    **options: Unpack[FigureOptions],
-) -> Figure:
+def side_by_side_figure(images: Images, cams: Cams, **options: Unpack[FigureOptions]) -> Figure:
     """Draw for each sample the image, the cam at the layer's own resolution, and the cam over the image.
 
     Args:
         images: (N, C, H, W), or N tensors (C, H, W) of any sizes, on any device.
         cams: (N, 1, h, w), or N tensors (1, h, w), raw and signed.
-        opacity: Opacity of the map at the end of its scale, from 0 to 1.
-        columns: Samples per row. Default: as many as fit.
-        **options: ``scale``, ``signed``, ``mean``, ``std``, ``titles``, ``problems`` and ``title`` as in :func:`overlay_figure`.
+        **options: As in :func:`overlay_figure`.
 
     Returns:
         The figure.
@@ -165,16 +98,15 @@ def side_by_side_figure(
     Raises:
         ValueError: If images, cams and texts do not fit.
     """
-    drawing = Drawing(images, cams, **options)
-    said = _STYLES["shaded"][0].format(opacity=_checked_opacity(opacity))
-    for sample, axes in enumerate(drawing.sample_panels(3, columns, said)):
-        drawing.draw_image(axes[0], sample)
+    drawing = _Drawing(images, cams, **options)
+    for sample, axes in enumerate(drawing.sample_panels(3)):
+        axes[0].imshow(drawing.images[sample].numpy(), interpolation="nearest")
         drawing.draw_map(axes[1], sample)
-        drawing.draw_overlay(axes[2], sample, opacity=opacity)
+        drawing.draw_overlay(axes[2], sample)
         for axis, text in zip(
             axes, (drawing.titles[sample] or "image", "map", "map over image"), strict=True
         ):
-            drawing.head(axis, text)
+            _head(axis, text)
     return drawing.figure
 
 
@@ -184,7 +116,6 @@ def class_grid_figure(
     targets: Tensor | Sequence[int] | None = None,
     *,
     class_names: Sequence[str] | None = None,
-    opacity: float = 0.7,
     **options: Unpack[FigureOptions],
 ) -> Figure:
     """Draw a row per sample and a column per class: the image, then the cam of each class over it.
@@ -196,8 +127,7 @@ def class_grid_figure(
         cams: (N, M, h, w), or N tensors (M, h, w), as :meth:`.BatchGradCam.attribute_classes` returns them.
         targets: (M,) or (N, M), the class that each map explains, -1 for none. Default: 0 … M - 1.
         class_names: Names of all classes. Default: their numbers.
-        opacity: Opacity of the map at the end of its scale, from 0 to 1.
-        **options: ``scale``, ``signed``, ``mean``, ``std``, ``titles``, ``problems`` and ``title`` as in :func:`overlay_figure`.
+        **options: As in :func:`overlay_figure`.
 
     Returns:
         The figure.
@@ -206,113 +136,267 @@ def class_grid_figure(
         ValueError: If images, cams, targets, names and texts do not fit.
     """
     options = {"scale": "sample", **options}
-    drawing = Drawing(images, cams, several=True, **options)
+    drawing = _Drawing(images, cams, maps_per_sample=None, **options)
     headings = _headings(targets, class_names, [len(maps) for maps in drawing.maps])
     shared = all(row == headings[0] for row in headings)  # above the first row alone
-    said = _STYLES["shaded"][0].format(opacity=_checked_opacity(opacity))
-    count = len(drawing.maps)
-    grid = drawing.panels(
-        count, 1 + max(map(len, headings)), said, lines=(1 if shared else count), names=drawing.titles
-    )
+    lines = 1 if shared else len(headings)
+    grid = drawing.panels(len(headings), 1 + max(map(len, headings)), lines=lines, names=drawing.titles)
     for sample, (axes, names) in enumerate(zip(grid, headings, strict=True)):
-        drawing.draw_image(axes[0], sample)
+        axes[0].imshow(drawing.images[sample].numpy(), interpolation="nearest")
         for place in range(len(names)):
-            drawing.draw_overlay(axes[1 + place], sample, place, opacity=opacity)
+            drawing.draw_overlay(axes[1 + place], sample, place)
         for axis, text in zip(axes, ["image", *names], strict=False):
-            drawing.head(axis, text if sample == 0 or not shared else "")
+            _head(axis, text if sample == 0 or not shared else "")
         for axis in axes[1 + len(names) :]:
             axis.set_visible(False)
     return drawing.figure
 
 
-def store_figure(
-    store: Store | str | os.PathLike[str],
-    positions: Sequence[int],
-    kind: FigureKind = "overlay",
-    *,
-    images: Dataset[Any] | None = None,
-    which: int = 0,
-    **options: Any,
-) -> Figure:
-    """Draw samples of a store with their labels, predictions and confidences, and what was explained and how.
+class _Map(NamedTuple):
+    """A map as it is drawn."""
 
-    Damaged and missing samples are drawn blank, with the reason.
+    values: Tensor  #: (h, w) float32 in [0, 1], or [-1, 1] if signed; 1 is the end of the scale
+    note: str  #: why there is nothing to draw; empty for most
 
-    Args:
-        store: What :func:`~batchcam_captum.explain.open_store` returns, or the path of a store.
-        positions: Positions of the samples in the store, as in ``store.frame()``, from 0 to N - 1; repeats are allowed.
-        kind: ``"overlay"``, ``"contour"``, ``"side_by_side"``, or ``"class_grid"``, which shows all maps of a sample.
-        images: The data set that was explained, in the same order; the store's ``mean`` and ``std`` are undone. Default: the
-            store's thumbnails.
-        which: Which of the M maps of each sample is drawn; ignored by ``"class_grid"``.
-        **options: Those of :func:`overlay_figure`, :func:`contour_figure`, :func:`side_by_side_figure` or
-            :func:`class_grid_figure`.
 
-    Returns:
-        The figure.
+class _Drawing:
+    """Images and maps as they are drawn, and the figure with its panels and color bar."""
 
-    Raises:
-        ValueError: If positions or the map are not in the store, if the kind is unknown, or if there are neither images nor
-            thumbnails.
-    """
-    store = store if isinstance(store, Store) else open_store(store)
-    if kind not in get_args(FigureKind):
-        raise ValueError(f"kind: expected {', '.join(map(repr, get_args(FigureKind)))}, got {kind!r}")
-    rows = [int(position) for position in positions]
-    if not rows:
-        raise ValueError("positions: expected at least one, got none")
-    if outside := [row for row in rows if not 0 <= row < len(store)]:
-        raise ValueError(f"positions: expected 0 to {len(store) - 1}, samples of the store, got {outside[0]}")
-    targets = _rows(store.targets, rows)
-    if not 0 <= which < targets.shape[1]:
-        raise ValueError(f"which: expected 0 to {targets.shape[1] - 1}, a map of the store, got {which}")
-    cams = torch.from_numpy(_rows(store.maps, rows).astype(np.float32))
-    samples = store.frame().iloc[rows]
-    problems = [
-        {"damaged": f"damaged: {reason}", "missing": "not written yet"}.get(status, "")
-        for status, reason in zip(samples["status"], samples["problem"], strict=True)
-    ]
-    if images is None:
-        pixels: Images = _thumbnails(store, rows, problems)
-    else:
-        pixels = _images(images, store, rows, problems)
-        options = {"mean": store.settings.get("mean"), "std": store.settings.get("std")} | options
-    shared: dict[str, Any] = {"problems": problems, "title": _title(store)}
-    if kind == "class_grid":
-        shared |= {
-            "titles": _titles(store, samples, None),
-            "class_names": store.class_names,
-            "targets": targets,
+    figure: Figure
+
+    def __init__(
+        self,
+        images: Images,
+        cams: Cams,
+        *,
+        maps_per_sample: int | None = 1,
+        scale: Scale = "map",
+        signed: bool = False,
+        opacity: float = 0.7,
+        mean: PerChannel = None,
+        std: PerChannel = None,
+        titles: Sequence[str] | None = None,
+        title: str | None = None,
+    ) -> None:
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity: expected a number from 0 to 1, got {opacity}")
+        self.images, image_note = _shown_images(images, mean, std)
+        self.maps, top = _scaled_maps(cams, scale, signed)
+        self.opacity, self.title = opacity, title
+        count = len(self.images)
+        if len(self.maps) != count or any(len(maps) != (maps_per_sample or len(maps)) for maps in self.maps):
+            raise ValueError(
+                f"cams: expected those of {count} images, {maps_per_sample or 'any number of'} for each, got "
+                f"{list(map(len, self.maps))}; draw several maps of an image with class_grid_figure"
+            )
+        # Panels are as wide and high as the middle image.
+        self.aspect = sorted(min(max(i.shape[1] / i.shape[0], 0.25), 4.0) for i in self.images)[count // 2]
+        letters = int(_SIDE * sqrt(self.aspect) / _LETTER)
+        if titles is not None and len(titles) != count:
+            raise ValueError(f"titles: expected {count}, one per image, got {len(titles)}")
+        self.titles = [_wrapped(str(text), letters) for text in titles or [""] * count]
+        colors = "RdBu_r" if signed else "viridis"
+        self.color_options: dict[str, Any] = {"cmap": colors, "vmin": -1 if signed else 0, "vmax": 1}
+        self.limits = (-top if signed else 0.0, top)
+        words = {
+            "value": "map" if signed else "relu(map)",
+            "largest": "largest absolute value" if signed else "maximum",
         }
+        self.bar, how = (text.format(**words, top=top) for text in _SCALES[scale])
+        sizes = {tuple(maps[0].values.shape) for maps in self.maps}
+        size = " x ".join(map(str, sizes.pop())) if len(sizes) == 1 else "several sizes"
+        self.notes = " ".join(
+            [
+                f"Maps: {'signed' if signed else 'positive part (relu)'}, {how}.",
+                f"Map over image: opacity grows with the distance from 0, up to {opacity:.0%}.",
+                f"Maps of {size}, resized to the images bilinearly, or by area where those are smaller.",
+                image_note,
+            ]
+        ).strip()
+
+    def sample_panels(self, per_sample: int) -> list[list[Axes]]:
+        """Make the figure of samples side by side, and return the panels of each sample."""
+        count = len(self.images)
+        room = max(1, round(_WIDTH / (_SIDE * sqrt(self.aspect) * per_sample)))
+        # As many in each row as the number of rows allows: 2 × 5 rather than 8 and 2.
+        columns = ceil(count / ceil(count / room))
+        rows = ceil(count / columns)
+        lines = sum(
+            max(text.count("\n") + 1 for text in self.titles[row * columns :][:columns])
+            for row in range(rows)
+        )
+        axes = self.panels(rows, columns * per_sample, lines=lines).ravel().tolist()
+        for axis in axes[count * per_sample :]:
+            axis.set_visible(False)
+        return [axes[sample * per_sample :][:per_sample] for sample in range(count)]
+
+    def panels(self, rows: int, columns: int, *, lines: int, names: Sequence[str] = ()) -> Any:
+        """Make the figure with its title, color bar, and below the panels what was done to maps and images.
+
+        Args:
+            rows: Rows of panels.
+            columns: Panels per row.
+            lines: Lines of text above all rows together.
+            names: Texts to the left of the rows.
+
+        Returns:
+            (rows, columns), an array of axes.
+        """
+        from matplotlib.figure import Figure
+
+        if rows * columns > _MOST_PANELS:
+            raise ValueError(
+                f"figure: expected at most {_MOST_PANELS} panels, got {rows} rows of {columns}; choose fewer samples or classes"
+            )
+        beside = _LETTER * max((len(line) for name in names for line in name.split("\n")), default=0)
+        width = max(_SIDE * sqrt(self.aspect) * columns + _BAR + beside, 3.6)
+        notes = textwrap.wrap(self.notes, int(width * 17))
+        texts = _LINE * (lines + len(notes) + 2) + 0.3 * bool(self.title)
+        height = (_SIDE / sqrt(self.aspect) + 0.06) * rows + texts
+        self.figure = Figure(figsize=(width, height), layout="constrained")
+        if self.title:
+            self.figure.suptitle(_wrapped(self.title, int(width * 12)), fontsize=9, parse_math=False)
+        self.figure.supxlabel("\n".join(notes), fontsize=_SMALL, x=0.02, ha="left", parse_math=False)
+        axes = self.figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for axis, name in zip(axes[:, 0], names, strict=False):
+            axis.set_ylabel(name, fontsize=_SMALL, rotation=0, ha="right", va="center", parse_math=False)
+        self._draw_bar(axes, height)
+        return axes
+
+    def _draw_bar(self, axes: Any, height: float) -> None:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        length = min(1.0, 4.0 / height)  # at most 4 inches
+        bar = self.figure.colorbar(
+            ScalarMappable(Normalize(*self.limits), self.color_options["cmap"]), ax=axes, shrink=length,
+            aspect=7 * length * height, pad=0.02, panchor=False,  # which would push the panels to the right
+        )  # fmt: skip
+        bar.set_label(_wrapped(self.bar, max(16, int(length * height * 11))), fontsize=_SMALL)
+        bar.ax.tick_params(labelsize=6)
+        bar.ax.yaxis.get_offset_text().set_fontsize(6)
+
+    def draw_map(self, axis: Axes, sample: int) -> None:
+        """Draw the map alone, at its own resolution, as wide and high as the image."""
+        map_, (height, width) = self.maps[sample][0], self.images[sample].shape[:2]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        if map_.note:
+            axis.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+        else:
+            axis.imshow(map_.values.numpy(), **self.color_options, extent=extent, interpolation="nearest")
+        _note(axis, map_.note)
+
+    def draw_overlay(self, axis: Axes, sample: int, place: int = 0) -> None:
+        """Draw a map of a sample over its image."""
+        image, map_ = self.images[sample], self.maps[sample][place]
+        axis.imshow(image.numpy(), interpolation="nearest")
+        if not map_.note:
+            values = resize(map_.values[None, None], image.shape[:2])[0, 0]
+            alpha = (self.opacity * values.abs()).numpy()
+            axis.imshow(values.numpy(), **self.color_options, alpha=alpha, interpolation="nearest")
+        _note(axis, map_.note)
+
+
+def _head(axis: Axes, text: str) -> None:
+    axis.set_title(text, fontsize=_SMALL, pad=3, parse_math=False)
+
+
+def _note(axis: Axes, text: str) -> None:
+    """Write a text at the bottom of a panel, in a frame, as the panel may be empty otherwise."""
+    if text:
+        axis.spines[:].set(visible=True, color="0.7", linestyle=(0, (3, 3)))
+        axis.text(
+            0.5, 0.04, _wrapped(text, 26), transform=axis.transAxes, ha="center", va="bottom", fontsize=6,
+            bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5}, parse_math=False,
+        )  # fmt: skip
+
+
+def _wrapped(text: str, letters: int) -> str:
+    return "\n".join("\n".join(textwrap.wrap(line, letters)) for line in text.split("\n"))
+
+
+@torch.no_grad()
+def _shown_images(images: Images, mean: PerChannel, std: PerChannel) -> tuple[list[Tensor], str]:
+    """Return images as (H, W, 3) in [0, 1], and what was done to them.
+
+    Integers are taken as 0 to 255. Images are in color if C is 3, and the mean of the channels otherwise.
+    """
+    found = [_floating(image) for image in images]
+    if not found:
+        raise ValueError("images: expected at least one, got none")
+    if mean is not None or std is not None:
+        found = [undo_standardization(image[None], mean, std)[0] for image in found]
+        done = "Images: standardization undone."
+    # Half types and resizing leave values slightly outside of [0, 1].
+    elif any(bool(((image < -1e-3) | (image > 1 + 1e-3)).any()) for image in found):
+        found = [gray_or_color(image[None])[0] for image in found]
+        done = "Images: each from its minimum to its maximum."
     else:
-        cams = cams[:, which : which + 1]
-        shared["titles"] = _titles(store, samples, targets[:, which])
-    kinds: dict[str, Callable[..., Figure]] = {
-        "overlay": overlay_figure,
-        "contour": contour_figure,
-        "side_by_side": side_by_side_figure,
-        "class_grid": class_grid_figure,
-    }
-    return kinds[kind](pixels, cams, **(shared | options))
+        done = ""
+    single = [image if len(image) == 3 else image.mean(0, keepdim=True) for image in found]
+    return [image.clamp(0, 1).expand(3, -1, -1).movedim(0, -1) for image in single], done
+
+
+def _floating(image: Tensor) -> Tensor:
+    """Return an image as (C, H, W) float32 on the CPU."""
+    if not isinstance(image, Tensor) or image.dim() not in (2, 3) or image.numel() == 0:
+        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(
+            f"images: expected tensors (N, C, H, W), or N of (C, H, W) or (H, W), got one of {got}; convert other types to "
+            "tensors, and pass a single image as images.unsqueeze(0)"
+        )
+    image = image.detach().cpu()
+    scale = 1 if image.is_floating_point() or image.dtype is torch.bool else 255
+    return (image.float() / scale).nan_to_num().reshape(-1, *image.shape[-2:])
+
+
+@torch.no_grad()
+def _scaled_maps(cams: Cams, scale: Scale, signed: bool) -> tuple[list[list[_Map]], float]:
+    """Return the maps on their scale, and the end of the color bar. A dead map is drawn only if ``signed``."""
+    if scale not in _SCALES:
+        raise ValueError(f"scale: expected {', '.join(map(repr, _SCALES))}, got {scale!r}")
+    samples = []
+    for given in cams:
+        if not isinstance(given, Tensor) or given.dim() != 3 or given.numel() == 0:
+            got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(
+                f"cams: expected tensors (N, M, h, w), or N of (M, h, w), got one of {got}; figures show maps with two spatial "
+                "dimensions: pick a slice of others"
+            )
+        maps = given.detach().cpu().float()
+        finite = maps.flatten(1).isfinite().all(1)
+        maps = maps.masked_fill(~finite[:, None, None], 0)
+        dead = dead_cams(maps[:, None])
+        shown = maps if signed else maps.relu().masked_fill(dead[:, None, None], 0)
+        blank = ~shown.flatten(1).any(1)
+        notes = [
+            "no map: not finite" if not good else "dead map" if none else ""
+            for good, none in zip(finite, blank, strict=True)
+        ]
+        samples.append((shown, notes))
+    largest = max((float(shown.abs().max()) for shown, _ in samples), default=0.0)
+    drawn = []
+    for shown, notes in samples:
+        ends = {"map": peak(shown), "sample": shown.abs().max(), "figure": shown.new_tensor(largest)}
+        end = ends[scale]
+        values = (shown / end.where(end > 0, 1)).clamp(-1, 1)
+        drawn.append([_Map(one, note) for one, note in zip(values, notes, strict=True)])
+    return drawn, (largest or 1.0) if scale == "figure" else 1.0
 
 
 def _headings(
     targets: Tensor | Sequence[int] | None, class_names: Sequence[str] | None, counts: list[int]
 ) -> list[list[str]]:
     """Return the name of the class of each map."""
-    if targets is None:
-        rows = [list(range(count)) for count in counts]
-    else:
-        given = torch.as_tensor(targets)
-        rows = (
-            (given.expand(len(counts), -1) if given.dim() == 1 else given).tolist()
-            if given.dim() in (1, 2)
-            else []
+    given = torch.arange(counts[0]) if targets is None else torch.as_tensor(targets)
+    rows = (given.expand(len(counts), -1) if given.dim() == 1 else given).tolist()
+    if given.dim() not in (1, 2) or [len(row) for row in rows] != counts:
+        raise ValueError(
+            f"targets: expected (M,) or (N, M), a class for each map of {len(counts)} samples, got {tuple(given.shape)}"
         )
-        if [len(row) for row in rows] != counts:
-            raise ValueError(
-                f"targets: expected (M,) or (N, M), a class for each map of {len(counts)} samples, got {tuple(given.shape)}"
-            )
     highest = max(map(max, rows))
     if class_names is not None and highest >= len(class_names):
         raise ValueError(
@@ -320,78 +404,3 @@ def _headings(
         )
     names = class_names or range(highest + 1)
     return [["none" if k < 0 else str(names[k]) for k in row] for row in rows]
-
-
-def _checked_opacity(opacity: float) -> float:
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity: expected a number from 0 to 1, got {opacity}")
-    return opacity
-
-
-def _rows(array: Any, rows: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Read rows in the order asked for, each chunk once."""
-    unique, places = np.unique(rows, return_inverse=True)
-    return np.asarray(array.oindex[unique])[places]
-
-
-def _thumbnails(store: Store, rows: Sequence[int], problems: Sequence[str]) -> Tensor:
-    # Never the files that the paths name: the model mostly saw a crop of them, and the map would be in the wrong place.
-    if store.thumbnails is None:
-        raise ValueError(
-            "images: expected the data set that was explained, as the store has no thumbnails, got None"
-        )
-    found = torch.from_numpy(_rows(store.thumbnails, rows)).permute(0, 3, 1, 2).clone()
-    found[torch.tensor([bool(problem) for problem in problems])] = 255
-    return found
-
-
-def _images(images: Dataset[Any], store: Store, rows: Sequence[int], problems: Sequence[str]) -> list[Tensor]:
-    """Return the images of the rows; those with a problem are not read, but blank."""
-    length = len(images)  # type: ignore[arg-type]
-    if length != len(store):
-        raise ValueError(
-            f"images: expected the {len(store)} samples of the store, got {length}; pass the data set that was explained"
-        )
-    found = {row: images[row] for row, problem in zip(rows, problems, strict=True) if not problem}
-    found = {row: sample[0] if isinstance(sample, tuple | list) else sample for row, sample in found.items()}
-    size = next((tuple(image.shape) for image in found.values()), (3, *store.maps.shape[2:]))
-    blank = torch.full(size, torch.nan)
-    return [found.get(row, blank) for row in rows]
-
-
-def _title(store: Store) -> str:
-    settings = store.settings
-    model = settings.get("model")
-    named = model.get("class") if isinstance(model, dict) else model
-    parts = [
-        settings.get("method"),
-        settings.get("layer") and f"at {settings['layer']}",
-        named and f"of {named}",
-    ]
-    return " ".join(str(part) for part in parts if part)
-
-
-def _titles(store: Store, samples: Any, targets: np.ndarray[Any, Any] | None) -> list[str]:
-    """Return for each sample its name, label and prediction, and the class explained if that is another one."""
-    names = store.class_names
-
-    def name(index: int) -> str:
-        return _short(names[index] if names is not None and 0 <= index < len(names) else str(index))
-
-    texts = []
-    for place, sample in enumerate(samples.fillna({"label": -1, "prediction": -1}).itertuples()):
-        lines = [_short(os.path.basename(sample.path) or f"sample {sample.id}")]
-        if sample.label >= 0:
-            lines.append(f"label {name(sample.label)}")
-        if sample.prediction >= 0:
-            lines.append(f"predicted {name(sample.prediction)} ({sample.confidence:.2f})")
-        elif sample.status == Status.WRITTEN.name.lower():
-            lines.append("scores not finite")
-        if targets is not None and targets[place] not in (-1, sample.prediction):
-            lines.append(f"map of {name(targets[place])}")
-        texts.append("\n".join(lines))
-    return texts
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 28 else f"{text[:14]}…{text[-13:]}"
