@@ -149,16 +149,6 @@ def test_sdist_holds_what_the_tests_read(sdist):
     assert not {str(path) for path in expected if not (sdist / path).is_file()}
 
 
-def test_tests_run_from_the_sdist(sdist):
-    """Some that read files outside of the package."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_pages.py", "tests/test_release.py",
-         "-k", "tables or links or changelog or citation"],
-        cwd=sdist, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def make(*arguments: object) -> subprocess.CompletedProcess[str]:
     """As from a new shell: what a make around the tests hands down is left out."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
