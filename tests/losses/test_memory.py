@@ -280,3 +280,14 @@ def test_a_memory_adds_up_what_there_is_of_a_class():
     loss = BatchCamLoss(maps, memory=1)
     loss(cams[:2], soft[:2])
     assert_close(loss(cams[2:], soft[2:]), BatchCamLoss(maps)(cams, soft))
+
+
+def test_samples_that_weigh_little_make_up_a_class_as_without_a_memory():
+    cams, prototypes = batch()
+    weights = torch.linspace(0, 0.3, 12, dtype=cams.dtype)
+    given = (cams, LABELS)
+    for reduction in ("mean", "sum", "none"):
+        plain = BatchCamLoss(prototypes, reduction=reduction)(*given, sample_weights=weights)
+        remembering = BatchCamLoss(prototypes, reduction=reduction, memory=1)
+        for _ in range(2):
+            assert_close(remembering(*given, sample_weights=weights), plain, rtol=1e-12, atol=0)

@@ -225,7 +225,8 @@ class ClassSums(NamedTuple):
     def pack(self) -> Tensor:
         """Return all of the sums as one tensor, (G, D + 4), to be added up over processes or calls at once."""
         costs = torch.zeros_like(self.counts) if self.costs is None else self.costs
-        mass = self.counts if self.mass is None else self.mass
+        # A class of whole samples is present, however little these weigh.
+        mass = (self.counts > 0).to(self.counts.dtype) if self.mass is None else self.mass
         columns = torch.stack([self.averaged, self.counts, costs, mass], 1)
         return torch.cat([self.maps.flatten(1), columns], 1)
 
