@@ -134,6 +134,16 @@ class ForwardObserver:
 
     def __enter__(self) -> Self:
         self._owner = get_ident()
+        try:
+            self._add_hooks()
+        except RuntimeError as error:
+            self.close()
+            raise RuntimeError(
+                "layer: expected a model that takes hooks, got one of TorchScript; use the model that it was made of"
+            ) from error
+        return self
+
+    def _add_hooks(self) -> None:
         if self._model is not None and not self.own:
             self._handles.append(self._model.register_forward_pre_hook(self._before_model, with_kwargs=True))
             self._handles.append(self._model.register_forward_hook(self._after_model))
@@ -149,7 +159,6 @@ class ForwardObserver:
                 self._handles.append(layer.register_forward_pre_hook(self._before_layer, prepend=True))
         for norm in self._norms:
             self._handles.append(norm.register_forward_pre_hook(self.note_norm))
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -477,7 +477,9 @@ class CamRegularizer(CamObjective):
                 "CamRegularizer: expected a captured forward, got none; run the model inside `with regularizer:`, and call the "
                 "regularizer once for each such block"
             )
-        observer.close()  # the step may be inside of the block, and a checkpointed layer runs once more for its gradients
+        # The step may be inside of the block, and a checkpointed layer runs once more for its gradients.
+        if observer.is_open:
+            observer.__exit__(None, None, None)
         activations = []
         for layer, by_device in zip(observer.layers, observer.activations, strict=True):
             if not by_device:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchcam_captum import BatchGradCam, LayerCapture
+from batchcam_captum import BatchGradCam, CamRegularizer, LayerCapture, PrototypeLoss
 from batchcam_captum.functional import activation_gradients, grad_cam
 from tests.models import (
     AddsInPlace,
@@ -333,3 +333,24 @@ def test_a_hook_that_another_thread_is_removing() -> None:
         model.layer._forward_hooks_with_kwargs.update(with_kwargs)
         model(images)
     assert capture.activations.shape[:2] == (2, 8)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_scripted_layer_is_refused_and_no_hook_is_left():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), torch.jit.script(nn.ReLU()), nn.Flatten(), nn.Linear(4 * 36, 3))
+    images, labels = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    regularizer = CamRegularizer(BatchGradCam(model, ["0", "1"]), PrototypeLoss(torch.rand(3, 1, 8, 8)))
+    with pytest.raises(RuntimeError, match=r"^layer: .*TorchScript"):
+        BatchGradCam(model, "1").attribute(images, labels)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^layer: .*TorchScript"), regularizer:
+            pass
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in (model, model[0]))
+
+
+def test_a_regularizer_called_inside_its_block_warns_of_a_norm_that_mixes_samples():
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), *head)
+    regularizer = CamRegularizer(BatchGradCam(model, "0"), PrototypeLoss(torch.rand(3, 1, 8, 8)))
+    with pytest.warns(UserWarning, match="mixes the samples"), regularizer:
+        regularizer(model(torch.rand(2, 1, 8, 8)), torch.tensor([0, 1]))
