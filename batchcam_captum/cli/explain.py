@@ -143,6 +143,7 @@ def explain(
     again. Images that cannot be read are listed, and end nothing.
     Under torchrun each process writes its own part.
     """
+    from ..explain import Thumbnails
     from ..explain.targets import ClassChoice
     from ..explain.writing import check_output
     from ..functional import get_method
@@ -159,13 +160,11 @@ def explain(
         "method": method,
         "dtype": dtype,
         "size": map_size,
-        "thumbnails": thumbnails,
         "max_missing": max_missing or None,
         "retry_damaged": retry_damaged,
         "overwrite": overwrite,
-        "device": device,
     }
-    with _joined_ranks() as (rank, world_size, wait), warnings_as_remarks(quiet or rank > 0):
+    with _joined_ranks() as (rank, wait), warnings_as_remarks(quiet or rank > 0):
         quiet = quiet or rank > 0
         if rank == 0:
             check_output(output)
@@ -181,13 +180,10 @@ def explain(
         if matched.remark:
             remark(matched.remark, quiet)
         settings.update(
-            mean=prepare.mean,
-            std=prepare.std,
+            thumbnails=Thumbnails(thumbnails, prepare.mean, prepare.std) if thumbnails else None,
             class_names=matched.names,
             about=_about(source, data, split, samples, prepare),
             progress=show_progress(quiet),
-            rank=rank,
-            world_size=world_size,
         )
         loader = _loader(make_dataset(samples, prepare, matched), batch_size, workers)
         started = time.perf_counter()
@@ -230,8 +226,8 @@ def _rank_device(name: str) -> str:
 
 
 @contextmanager
-def _joined_ranks() -> Iterator[tuple[int, int, Any]]:
-    """Give rank, world size and a function that waits for all ranks of torchrun."""
+def _joined_ranks() -> Iterator[tuple[int, Any]]:
+    """Give the rank and a function that waits for all ranks of torchrun."""
     from torch import distributed
 
     from ..distributed import is_distributed
@@ -252,7 +248,7 @@ def _joined_ranks() -> Iterator[tuple[int, int, Any]]:
                 ) from error
 
     try:
-        yield rank, world_size, wait
+        yield rank, wait
     finally:
         if joins:
             distributed.destroy_process_group()

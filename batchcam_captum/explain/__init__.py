@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .computing import Thumbnails
     from .figures import class_grid_figure, overlay_figure, side_by_side_figure
     from .layout import Status
     from .report import write_report
@@ -25,6 +26,7 @@ __all__ = [
     "Status",
     "Store",
     "StoredMaps",
+    "Thumbnails",
     "class_grid_figure",
     "explain_dataset",
     "list_csv",
@@ -41,6 +43,7 @@ _HOMES = {
     "Status": ".layout",
     "Store": ".store",
     "StoredMaps": ".stored_maps",
+    "Thumbnails": ".computing",
     "class_grid_figure": ".figures",
     "explain_dataset": ".run",
     "list_csv": ".sources",

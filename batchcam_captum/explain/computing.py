@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..attribution import BatchGradCam
 from ..functional import energy_in_mask, normalize, pointing_game, resize
-from ..functional.images import PerChannel, undo_standardization
+from ..functional.images import undo_standardization
 from .samples import Batch
 from .targets import ClassChoice, predicted
 
@@ -25,6 +25,45 @@ _RESIZED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
+class Thumbnails:
+    """Small pictures of the images, for reports.
+
+    Args:
+        size: The longer side in pixels; a smaller image keeps its size.
+        mean: The ``mean`` of ``Normalize`` that the images went through: one number, or one per channel.
+        std: Its ``std``.
+
+    Raises:
+        ValueError: If the size is below 1.
+    """
+
+    size: int = 64
+    mean: float | tuple[float, ...] | None = None
+    std: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(
+                f"size: expected at least 1 pixel, got {self.size}; pass thumbnails=None for none"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return small pictures of standardized images: (N, C, H, W) -> (N, height, width, 3) uint8."""
+        scale = min(1.0, self.size / max(images.shape[2:]))
+        size = [max(1, round(side * scale)) for side in images.shape[2:]]
+        # Everything but the last step is linear, and costs less once the images are small.
+        small = F.interpolate(images.detach().float(), size, mode="area")
+        plain = undo_standardization(small, self.mean, self.std)
+        if plain.shape[1] != 3:
+            plain = plain.mean(1, keepdim=True)
+        low, high = plain.flatten(1).aminmax(dim=1)
+        outside = (low < -0.01) | (high > 1.01)
+        plain = torch.where(outside.view(-1, 1, 1, 1), normalize(plain, "minmax"), plain).clamp(0, 1)
+        pixels = (plain.nan_to_num() * 255).round().byte()
+        return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass(frozen=True)
 class Explainer:
     """Explain batches.
 
@@ -33,9 +72,7 @@ class Explainer:
         choice: Which classes.
         dtype: Of the stored maps.
         size: Of the stored maps.
-        thumbnail: Largest side of the thumbnails in pixels; 0 for none.
-        mean: The ``mean`` of ``Normalize`` that the images went through, for the thumbnails.
-        std: Its ``std``.
+        thumbnails: The pictures to keep; None for none.
         device: Where batches go.
     """
 
@@ -43,9 +80,7 @@ class Explainer:
     choice: ClassChoice
     dtype: torch.dtype
     size: MapSize
-    thumbnail: int
-    mean: PerChannel
-    std: PerChannel
+    thumbnails: Thumbnails | None
     device: torch.device
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -81,8 +116,8 @@ class Explainer:
             peaks = cams.abs().flatten(1).amax(1)
             few = (peaks > 0) & (peaks < _FEW_DIGITS)
             found["lossy"] = few.int() + 2 * (peaks > torch.finfo(torch.float16).max).int()
-        if self.thumbnail and images.dim() == 4:
-            found["thumbnails"] = thumbnails(images, self.thumbnail, self.mean, self.std)
+        if self.thumbnails is not None and images.dim() == 4:
+            found["thumbnails"] = self.thumbnails(images)
         return found
 
     def _stored(self, cams: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -117,23 +152,3 @@ def _metrics(cams: Tensor, masks: Tensor) -> dict[str, Tensor]:
         name: values.float().masked_fill(~finite, float("nan")).view(samples, maps)
         for name, values in found.items()
     }
-
-
-def thumbnails(images: Tensor, longest: int, mean: PerChannel, std: PerChannel) -> Tensor:
-    """Return small pictures of standardized images: (N, C, H, W) -> (N, height, width, 3) uint8."""
-    # Everything but the last step is linear, and costs less once the images are small.
-    small = F.interpolate(images.detach().float(), thumbnail_size(images.shape[2:], longest), mode="area")
-    plain = undo_standardization(small, mean, std)
-    if plain.shape[1] != 3:
-        plain = plain.mean(1, keepdim=True)
-    low, high = plain.flatten(1).aminmax(dim=1)
-    outside = (low < -0.01) | (high > 1.01)
-    plain = torch.where(outside.view(-1, 1, 1, 1), normalize(plain, "minmax"), plain).clamp(0, 1).nan_to_num()
-    return (plain * 255).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
-
-
-def thumbnail_size(size: tuple[int, ...], longest: int) -> tuple[int, int]:
-    """Return (height, width) of a thumbnail, which is never larger than the image."""
-    height, width = size
-    scale = min(1.0, longest / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -74,7 +74,7 @@ class Layout:
     maps: tuple[int, ...]  #: (M, *spatial): M maps per sample
     classes: int  #: K
     dtype: str = "float32"  #: of the maps
-    thumbnail: tuple[int, int] | None = None  #: (height, width)
+    thumbnail: tuple[int, ...] | None = None  #: (height, width)
     metrics: tuple[str, ...] = ()  #: of maps and masks
 
     @property

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from math import prod
 from typing import Any, Literal
 
@@ -22,9 +23,8 @@ from ..attribution.output import Picker, check_picker, pick_output
 from ..distributed import is_distributed
 from ..environment import environment
 from ..functional import CamMethod
-from ..functional.images import PerChannel
 from ..loading import find_layer
-from .computing import Explainer, MapSize, images_for, thumbnail_size
+from .computing import Explainer, MapSize, Thumbnails, images_for
 from .layout import MASK_METRICS, Layout, Status, chunk_size
 from .samples import Batch, KnownSamples, MissingFiles, check_loader, first_readable, guarded_batches
 from .store import Store, open_store
@@ -49,19 +49,12 @@ def explain_dataset(
     dtype: MapDtype = "float32",
     size: MapSize = "layer",
     output: Picker = None,
-    mean: PerChannel = None,
-    std: PerChannel = None,
-    thumbnails: int = 64,
+    thumbnails: Thumbnails | None = Thumbnails(),  # noqa: B008
     class_names: Sequence[str] | None = None,
-    ids: Sequence[str] | None = None,
-    paths: Sequence[str] | None = None,
-    device: torch.device | str | None = None,
     max_missing: int | None = 100,
     retry_damaged: bool = False,
     overwrite: bool = False,
     progress: bool = False,
-    rank: int | None = None,
-    world_size: int | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Store:
     """Explain every sample of a data set and write maps, scores and samples into a store, a Zarr group on the disk.
@@ -74,17 +67,19 @@ def explain_dataset(
     Samples that cannot be read (their ``__getitem__`` raises) are listed in the store's ``problems`` and do not end the run,
     unless the file system fails: a connection that is lost, a read error, or ``max_missing`` files in a row that are missing.
 
-    Several processes share the work under ``torchrun``, or with ``rank`` and ``world_size``. All write to one store, on a file
-    system that they share; any number of them may resume what others began.
+    Several processes share the work under ``torchrun``, which sets ``RANK`` and ``WORLD_SIZE``, or in torch's process group. All
+    write to one store, on a file system that they share; any number of them may resume what others began.
 
     Args:
-        model: In ``eval()``, (N, C, *spatial) -> scores (N, K) with K of at least 2. A model in half or double precision gets its
-            images in its own type.
+        model: In ``eval()``, (N, C, *spatial) -> scores (N, K) with K of at least 2. It gets the images on its own device and in
+            its own floating-point type.
         layer: The layer to explain, or its name. None: the one that :func:`~batchcam_captum.suggest_layers` recommends.
         loader: A loader of a map-style data set with ``shuffle=False``. Its workers, batch size, ``collate_fn``,
             ``worker_init_fn``, ``prefetch_factor`` and ``timeout`` are used, but not ``drop_last`` and ``persistent_workers``.
             Batches are images (N, C, *spatial), or tuples that begin with images, then integer labels (N,), negative where
-            unknown, and then masks (N, 1, *spatial) in [0, 1] of where the evidence should be, for metrics.
+            unknown, and then masks (N, 1, *spatial) in [0, 1] of where the evidence should be, for metrics. Samples are named by
+            the data set's attributes ``ids`` (by default their positions) and ``paths`` (or ``samples``, as torchvision's
+            ``ImageFolder`` has them), sequences of N texts.
         store: The folder to write.
         targets: Which classes are explained: ``"predicted"``, ``"true"`` (the labels), ``"all"``, an integer k for the k highest
             scores in descending order, or a list of classes.
@@ -92,22 +87,14 @@ def explain_dataset(
         dtype: The type of the stored maps. Raw maps are often very small: float16 keeps few digits of values below 6e-5.
         size: The size of the stored maps: ``"layer"``, or bilinearly resized to ``"input"``.
         output: Which part of the model's output holds the scores, see :class:`~batchcam_captum.BatchGradCam`.
-        mean: The ``mean`` of ``Normalize`` that the images went through, for the thumbnails.
-        std: Its ``std``.
-        thumbnails: The longer side, in pixels, of the small pictures that a report shows; 0 for none. Only for images with two
-            spatial dimensions.
-        class_names: K names. Default: those of the data set if it is an :class:`.ImageFiles`.
-        ids: N names of the samples. Default: those of the data set if it is an :class:`.ImageFiles`; otherwise their positions.
-        paths: N paths of the samples' files. Default: those of the data set if it is an :class:`.ImageFiles` or has ``samples``
-            as torchvision's ``ImageFolder``.
-        device: Where the batches go. Default: the device of the model's first parameter.
+        thumbnails: The small pictures that a report shows, see :class:`Thumbnails`; None for none. Only images with two spatial
+            dimensions have any.
+        class_names: K names. Default: the data set's attribute ``class_names``.
         max_missing: How many files in a row may be missing or refused (no such file, no permission) before the run ends, because
             their folder is probably not there; None for any number.
         retry_damaged: Try again to read the store's damaged samples; the chunks that hold them are computed again.
         overwrite: Remove an existing store and start again. Several processes must be in a process group of torch.
         progress: Show a progress bar.
-        rank: The rank of this process, 0 … world_size − 1. Default: that of torch's process group, or of ``torchrun``.
-        world_size: The number of processes; likewise.
         about: Anything else that tells one run from another, in plain values: a checkpoint's name, how images are prepared, …. It
             is kept in the settings, and a run with other values is refused.
 
@@ -124,32 +111,26 @@ def explain_dataset(
     """
     choice = ClassChoice.of(targets)
     loader = check_loader(loader)
-    rank, world_size = _rank_of(rank, world_size, overwrite)
-    _check_arguments(model, dtype, size, thumbnails, max_missing)
+    rank, world_size = _rank_of(overwrite)
+    _check_arguments(model, dtype, size, max_missing)
     check_picker(output)
     known = KnownSamples.of(loader.dataset)
     count, batch_size = len(loader.dataset), loader.batch_size or 1  # type: ignore[arg-type]
-    names = {
-        "ids": _names("ids", known.ids if ids is None else ids, count),
-        "paths": _names("paths", known.paths if paths is None else paths, count),
-    }
     first = next(model.parameters(), None)
-    place = (
-        torch.device(device) if device is not None else torch.device("cpu") if first is None else first.device
-    )
+    device = torch.device("cpu") if first is None else first.device
     previous = None if overwrite else _example_of(store)
     example = first_readable(
         loader, preferred=previous["position"] if previous else 0, max_missing=max_missing
     )
     assert example.images is not None
-    images = images_for(model, example.images, place)
+    images = images_for(model, example.images, device)
     _try_model(model, images, output)
     found = find_layer(model, layer, images)
     grad_cam = BatchGradCam(model, found.name, method=method, reshape=found.reshape, output=output)
-    explainer = Explainer(grad_cam, choice, getattr(torch, dtype), size, thumbnails, mean, std, place)
-    layout = _layout_of(explainer(example), example, count, batch_size, dtype, thumbnails)
+    explainer = Explainer(grad_cam, choice, getattr(torch, dtype), size, thumbnails, device)
+    layout = _layout_of(explainer(example), example, count, batch_size, dtype)
     class_names = _class_names(class_names, known, layout.classes)
-    settings = _fingerprint(model, example, previous, known, names) | {
+    settings = _fingerprint(model, example, previous, known) | {
         "layer": found.name,
         "reshape": found.reshape,
         "method": _name_of(method),
@@ -159,9 +140,7 @@ def explain_dataset(
         "batch_size": batch_size,
         "dtype": dtype,
         "size": size,
-        "thumbnails": thumbnails,
-        "mean": _numbers(mean),
-        "std": _numbers(std),
+        "thumbnails": None if thumbnails is None else asdict(thumbnails),
         "about": dict(about or {}),
     }
     if overwrite:  # only after everything that can be wrong has been checked
@@ -170,12 +149,12 @@ def explain_dataset(
         store,
         layout,
         settings=settings,
-        environment=environment(place) | {"device": place.type},  # any GPU of several
+        environment=environment(device) | {"device": device.type},  # any GPU of several
         class_names=class_names,
         rank=rank,
         world_size=world_size,
     ) as writer:
-        run = _Run(loader, explainer, tuple(images.shape[1:]), names, MissingFiles(max_missing))
+        run = _Run(loader, explainer, tuple(images.shape[1:]), known, MissingFiles(max_missing))
         run.write(writer, retry_damaged=retry_damaged, progress=progress)
     return open_store(store)
 
@@ -187,7 +166,7 @@ class _Run:
         loader: From :func:`.check_loader`.
         explainer: Explains a batch.
         image_shape: (C, *spatial) of every image.
-        names: Ids and paths of the samples, if they are known.
+        known: What the data set says about its samples.
         missing: Counts files that are missing in a row.
     """
 
@@ -196,11 +175,11 @@ class _Run:
         loader: DataLoader[Any],
         explainer: Explainer,
         image_shape: tuple[int, ...],
-        names: Mapping[str, list[str] | None],
+        known: KnownSamples,
         missing: MissingFiles,
     ) -> None:
         self.loader, self.explainer, self.image_shape = loader, explainer, image_shape
-        self.names, self.missing = names, missing
+        self.known, self.missing = known, missing
         self._columns: dict[str, np.ndarray[Any, Any]] = {}
         self._few_digits = 0
 
@@ -282,7 +261,7 @@ class _Run:
         start, readable = first - rows.start, np.array(batch.readable, dtype=int)
         for name, values in computed.items():
             self._columns[name][start + readable] = values.numpy()
-        ids, paths = self.names["ids"], self.names["paths"]
+        ids, paths = self.known.ids, self.known.paths
         for position in batch.positions:
             row = position - rows.start
             self._columns["ids"][row] = str(position) if ids is None else ids[position]
@@ -313,10 +292,9 @@ def _to_host(computed: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.cuda
 
 
 def _layout_of(
-    computed: dict[str, Tensor], example: Batch, count: int, batch_size: int, dtype: str, thumbnail: int
+    computed: dict[str, Tensor], example: Batch, count: int, batch_size: int, dtype: str
 ) -> Layout:
     """Return the sizes of the store from the results of one sample."""
-    assert example.images is not None
     maps = tuple(computed["maps"].shape[1:])
     needed = batch_size * prod(maps) * computed["maps"].element_size()
     if needed > _BATCH_BYTES:
@@ -330,7 +308,7 @@ def _layout_of(
         maps=maps,
         classes=computed["scores"].shape[1],
         dtype=dtype,
-        thumbnail=thumbnail_size(example.images.shape[2:], thumbnail) if "thumbnails" in computed else None,
+        thumbnail=tuple(computed["thumbnails"].shape[1:3]) if "thumbnails" in computed else None,
         metrics=MASK_METRICS if example.masks is not None else (),
     )
 
@@ -340,7 +318,6 @@ def _fingerprint(
     example: Batch,
     previous: dict[str, Any] | None,
     known: KnownSamples,
-    names: Mapping[str, list[str] | None],
 ) -> dict[str, Any]:
     """Return the settings by which a store recognizes its model and samples."""
     assert example.images is not None
@@ -349,7 +326,7 @@ def _fingerprint(
         previous = {"position": example.positions[0], "sha256": _hash(_bytes(example.images))}
     return {
         "model": {"class": type(model).__name__, "sha256": _model_hash(model)},
-        "names": _texts_hash(names["ids"], names["paths"]),
+        "names": _texts_hash(known.ids, known.paths),
         "labels": _texts_hash(known.labels),
         "image_size": list(example.images.shape[1:]),
         "example": previous,
@@ -378,17 +355,14 @@ def _remove(store: str | os.PathLike[str], rank: int, world_size: int) -> None:
         raise problem[0]
 
 
-def _rank_of(rank: int | None, world_size: int | None, overwrite: bool) -> tuple[int, int]:
+def _rank_of(overwrite: bool) -> tuple[int, int]:
     """Return which of how many processes this is."""
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"rank, world_size: expected both or neither, got {rank} and {world_size}")
-    if rank is None or world_size is None:
-        if is_distributed():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if is_distributed():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank: expected 0 to {world_size - 1}, got {rank}")
-    if overwrite and world_size > 1 and not is_distributed():
+        raise ValueError(f"RANK: expected 0 to {world_size - 1}, as WORLD_SIZE says, got {rank}")
+    if overwrite and world_size > 1:
         raise ValueError(
             f"overwrite: expected one process, or several in a process group of torch, got {world_size} that do not know of each "
             "other; remove the store first"
@@ -396,7 +370,7 @@ def _rank_of(rank: int | None, world_size: int | None, overwrite: bool) -> tuple
     return rank, world_size
 
 
-def _check_arguments(model: object, dtype: str, size: str, thumbnails: int, max_missing: int | None) -> None:
+def _check_arguments(model: object, dtype: str, size: str, max_missing: int | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
@@ -408,16 +382,8 @@ def _check_arguments(model: object, dtype: str, size: str, thumbnails: int, max_
         raise ValueError(f"dtype: expected 'float16' or 'float32', got {dtype!r}")
     if size not in ("layer", "input"):
         raise ValueError(f"size: expected 'layer' or 'input', got {size!r}")
-    if thumbnails < 0:
-        raise ValueError(f"thumbnails: expected at least 0 pixels, got {thumbnails}")
     if max_missing is not None and max_missing < 1:
         raise ValueError(f"max_missing: expected at least 1 file, or None for any number, got {max_missing}")
-
-
-def _names(argument: str, names: Sequence[str] | None, count: int) -> list[str] | None:
-    if names is not None and len(names) != count:
-        raise ValueError(f"{argument}: expected {count}, one per sample, got {len(names)}")
-    return None if names is None else list(map(str, names))
 
 
 def _try_model(model: nn.Module, images: Tensor, output: Picker) -> None:
@@ -474,7 +440,3 @@ def _name_of(function: str | Callable[..., Any] | int | None) -> Any:
         return function
     name = getattr(function, "__qualname__", None)
     return f"{function.__module__}.{name}" if name else str(function)
-
-
-def _numbers(value: Any) -> Any:
-    return value if value is None or isinstance(value, int | float) else [float(each) for each in value]

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from ..loading.images import reason_of
-from .sources import ImageFiles, TorchvisionImages, integers
+from .sources import integers
 
 T = TypeVar("T")
 #: Errors that no sample is to blame for; the next one would raise them, too.
@@ -59,7 +59,11 @@ class KnownSamples:
 
     @classmethod
     def of(cls, dataset: Dataset[Any]) -> KnownSamples:
-        """Ask data sets of this package, of torchvision, of tensors, and parts of them."""
+        """Ask a data set's attributes, those of torchvision's folders, tensors, and parts of them.
+
+        Raises:
+            ValueError: If ``ids`` or ``paths`` are not as many as the samples.
+        """
         if isinstance(dataset, Subset):
             whole = cls.of(dataset.dataset)
 
@@ -67,16 +71,21 @@ class KnownSamples:
                 return None if values is None else [values[index] for index in dataset.indices]
 
             return cls(part(whole.ids), part(whole.paths), part(whole.labels), whole.class_names)
-        if isinstance(dataset, ImageFiles):
-            return cls(dataset.ids, dataset.paths, dataset.labels, dataset.class_names)
-        if isinstance(dataset, TorchvisionImages):
-            return cls(labels=dataset.labels, class_names=dataset.class_names)
         if isinstance(dataset, TensorDataset):
             return cls(labels=integers(dataset.tensors[1]) if len(dataset.tensors) > 1 else None)
-        samples = getattr(dataset, "samples", None)  # (path, class) in torchvision's folders
-        paths = [each[0] for each in samples if isinstance(each, tuple)] if isinstance(samples, list) else []
-        whole_list = len(paths) == len(dataset) and all(isinstance(path, str) for path in paths)  # type: ignore[arg-type]
-        return cls(paths=paths if whole_list else None, labels=integers(getattr(dataset, "targets", None)))
+        count = len(dataset)  # type: ignore[arg-type]
+        names = {name: getattr(dataset, name, None) for name in ("ids", "paths")}
+        for name, values in names.items():
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name}: expected {count}, one per sample, got {len(values)}")
+        if names["paths"] is None:  # (path, class) in torchvision's folders
+            samples = getattr(dataset, "samples", None)
+            samples = samples if isinstance(samples, list) and len(samples) == count else []
+            if samples and all(isinstance(each, tuple) and isinstance(each[0], str) for each in samples):
+                names["paths"] = [each[0] for each in samples]
+        ids, paths = (None if values is None else list(map(str, values)) for values in names.values())
+        labels = integers(getattr(dataset, "labels", getattr(dataset, "targets", None)))
+        return cls(ids, paths, labels, getattr(dataset, "class_names", None))
 
 
 class MissingFiles:

@@ -342,11 +342,10 @@ def match_classes(
 
 
 def integers(values: Any) -> list[int] | None:
-    """Return a list or a tensor of integers as a list; None for anything else."""
-    if isinstance(values, Tensor):
-        values = values.tolist()
-    if isinstance(values, list) and all(type(each) is int for each in values):
-        return values
+    """Return a sequence or a tensor of integers as a list; None for anything else."""
+    values = values.tolist() if isinstance(values, Tensor) else values
+    if isinstance(values, list | tuple) and all(type(each) is int for each in values):
+        return list(values)
     return None
 
 

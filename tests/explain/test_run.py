@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from batchcam_captum import BatchGradCam
-from batchcam_captum.explain import OtherSettingsError, explain_dataset, open_store, write_report
+from batchcam_captum.explain import OtherSettingsError, Thumbnails, explain_dataset, open_store, write_report
 from batchcam_captum.explain.layout import Status
 from batchcam_captum.explain.sources import ImageFiles, list_folder
 from batchcam_captum.functional import energy_in_mask, pointing_game, resize
@@ -30,7 +30,7 @@ from tests.models import SmallCnn
 
 COUNT, BATCH = 530, 8  # three chunks of 256, the last one and its last batch not whole
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-OPTIONS = {"mean": MEAN, "std": STD, "class_names": "abcde"}
+OPTIONS: dict[str, Any] = {"thumbnails": Thumbnails(mean=MEAN, std=STD), "class_names": "abcde"}
 
 
 class Samples(Dataset[Any]):
@@ -111,12 +111,12 @@ def test_metrics_of_the_masks(whole):
 
 
 def test_thumbnails_are_the_images_without_standardization_at_most_as_large(tmp_path, whole):
-    small = explained(tmp_path, Samples(10), thumbnails=8, mean=MEAN, std=STD)
+    small = explained(tmp_path, Samples(10), thumbnails=Thumbnails(8, MEAN, STD))
     for store, size in ((whole, (16, 14)), (small, (8, 7))):
         expected = torch.nn.functional.interpolate(Samples(len(store)).pictures, size, mode="area") * 255
         thumbnails = torch.from_numpy(store.thumbnails[:]).float().permute(0, 3, 1, 2)
         assert_close(thumbnails, expected, atol=0.51, rtol=0)
-    assert explained(tmp_path / "none", Samples(10), thumbnails=0).thumbnails is None
+    assert explained(tmp_path / "none", Samples(10), thumbnails=None).thumbnails is None
 
 
 @pytest.mark.parametrize(
@@ -303,19 +303,23 @@ def test_runs_that_are_killed_at_random_end_in_the_same_bytes(tmp_path, whole):
     assert digest(explained(tmp_path, **OPTIONS)) == digest(whole)
 
 
-def test_several_processes_write_one_store(tmp_path, whole):
+def test_several_processes_write_one_store(tmp_path, whole, monkeypatch):
+    def of_rank(rank: int, world_size: int, dataset: Dataset[Any] | None = None) -> Any:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        return explained(tmp_path, dataset, **OPTIONS)
+
     with pytest.raises(KeyboardInterrupt):  # one dies
-        explained(tmp_path, Samples(stop_at=520), rank=0, world_size=2, **OPTIONS)
-    store = explained(tmp_path, rank=1, world_size=2, **OPTIONS)
+        of_rank(0, 2, Samples(stop_at=520))
+    store = of_rank(1, 2)
     assert not store.complete
     assert list(store.written()) == list(range(512))
-    assert digest(explained(tmp_path, rank=2, world_size=3, **OPTIONS)) == digest(whole)
-
-
-def test_the_environment_of_torchrun_says_which_process_this_is(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert list(explained(tmp_path).written()) == list(range(256, 512))
+    assert digest(of_rank(2, 3)) == digest(whole)
+    with pytest.raises(ValueError, match="RANK: expected 0 to 1"):
+        of_rank(2, 2)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="overwrite"):
+        explained(tmp_path, overwrite=True)
 
 
 def test_other_settings_are_refused_and_named(tmp_path):
@@ -359,9 +363,14 @@ def test_paths_come_from_the_data_set(tmp_path):
         samples = [(f"{number}.png", 0) for number in range(9)]  # noqa: RUF012
 
     assert list(explained(tmp_path, Subset(Folder(9), [4, 2])).paths[:]) == ["4.png", "2.png"]
-    store = explained(tmp_path / "own", Folder(9), paths=list("abcdefghi"), ids=list("123456789"))
+    data = Folder(9)
+    data.paths, data.ids = list("abcdefghi"), list("123456789")
+    store = explained(tmp_path / "own", data)
     assert "".join(store.paths[:]) == "abcdefghi"
     assert "".join(store.ids[:]) == "123456789"
+    data.ids = ["a"]
+    with pytest.raises(ValueError, match="ids: expected 9"):
+        explained(tmp_path / "short", data)
 
 
 def test_labels_that_changed_are_refused(tmp_path):
@@ -538,12 +547,7 @@ def test_an_unknown_label_explains_no_class(tmp_path):
         ({"output": 1.5}, "output"),
         ({"dtype": "float64"}, "dtype"),
         ({"size": "image"}, "size"),
-        ({"thumbnails": -1}, "thumbnails"),
         ({"class_names": "ab"}, "class_names: expected 5"),
-        ({"ids": ["a"]}, "ids: expected 9"),
-        ({"rank": 2, "world_size": 2}, "rank: expected 0 to 1"),
-        ({"rank": 2}, "rank, world_size"),
-        ({"rank": 0, "world_size": 2, "overwrite": True}, "overwrite"),
     ],
 )
 def test_arguments_that_do_not_fit(tmp_path, options, message):
