@@ -27,7 +27,7 @@ from batchcam_captum.training import LinearWarmup
 
 
 def loaders(batch_size: int) -> tuple[DataLoader, DataLoader]:
-    """Scikit-learn's digits, 8×8 pixels."""
+    """Load scikit-learn's digits, 8×8 pixels."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
@@ -48,26 +48,26 @@ class Network(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 1, 8, 8) -> (N, 10), scores before any softmax."""
+        """Return the scores before any softmax: (N, 1, 8, 8) -> (N, 10)."""
         return self.head(self.features(images))
 
 
 class Progress:
-    """How many epochs are done, for the checkpoint."""
+    """The number of finished epochs, for the checkpoint."""
 
     epochs = 0
 
     def state_dict(self) -> dict[str, int]:
-        """What is saved."""
+        """Return what is saved."""
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take it back."""
+        """Restore it."""
         self.epochs = state["epochs"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """Train, and return what was measured after each epoch."""
+    """Train and return the measurements after each epoch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
@@ -84,17 +84,17 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
         cpu=args.cpu,
         mixed_precision=args.precision,
         gradient_accumulation_steps=args.accumulate,
-        # The order of the images then depends on seed and epoch alone, not on how many processes there are.
+        # The order of the images then depends on seed and epoch alone, not on the number of processes.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
     set_seed(0)
     train, test = loaders(args.batch_size)
-    # Each process sees all images here; sync=True (the default) is for loaders over a share each.
+    # Each process sees all images here; sync=True (the default) is for loaders over a part each.
     everything = DataLoader(train.dataset, 256)
     prototypes = ClassPrototypes.from_loader(everything, num_classes=10, progress=False, sync=False)
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    # What prepare() returns steps with the optimizer, and so not in each micro-batch, and then once for each process.
+    # What prepare() returns steps with the optimizer, not in each micro-batch, and then once per process.
     processes = accelerator.num_processes
     steps = args.epochs * math.ceil(len(train) // processes / args.accumulate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * processes)
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
         progress.epochs = epoch + 1
         if args.checkpoint is not None:
             accelerator.save_state(str(args.checkpoint))
-    # DistributedDataParallel goes while its process group is there: at the interpreter's end that may abort the process.
+    # Delete DistributedDataParallel while its process group exists; at the interpreter's exit it may abort the process.
     model, optimizer, train, test, scheduler = accelerator.free_memory(
         model, optimizer, train, test, scheduler
     )

@@ -20,7 +20,7 @@ CLASSES, EPOCHS, BATCH = 4, 3, 32  # images of one rank
 
 
 def bars(n: int) -> TensorDataset:
-    """Noise with a bright bar, whose row is the class."""
+    """Return noise with a bright bar whose row is the class."""
     labels = torch.arange(n) % CLASSES
     images = 0.3 * torch.rand(n, 1, 16, 16)
     for row in range(4):
@@ -29,7 +29,7 @@ def bars(n: int) -> TensorDataset:
 
 
 def small_network() -> nn.Sequential:
-    """Trunk, the explained layer, head."""
+    """Return a model of trunk, explained layer and head."""
     trunk = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1)
     )
@@ -37,7 +37,7 @@ def small_network() -> nn.Sequential:
 
 
 def main() -> None:
-    """What each rank runs."""
+    """Train on one rank."""
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
@@ -48,12 +48,12 @@ def main() -> None:
     data = bars(512)
     sampler = DistributedSampler(data)
     loader = DataLoader(data, batch_size=BATCH, sampler=sampler)
-    # Each rank streams its share, and what they have seen is added up once.
+    # Each rank reads its part; the sums are combined once.
     prototypes = ClassPrototypes.from_loader(loader, CLASSES, device=device, progress=False)
 
     model = small_network().to(device)
     wrapped = DistributedDataParallel(model, device_ids=[device] if cuda else None)
-    # Made with the model itself, and called with what the wrapper returned.
+    # Created with the model itself, called with what the wrapper returns.
     regularizer = CamRegularizer(BatchGradCam(model, model[1]), BatchCamLoss(prototypes), weight=0.5).to(
         device
     )
@@ -70,7 +70,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             regularizer.step()
-        if dist.get_rank() == 0:  # one rank alone may read values and evaluate
+        if dist.get_rank() == 0:  # a single rank may read values and evaluate
             print(
                 f"epoch {epoch}", {name: round(value, 4) for name, value in regularizer.read_values().items()}
             )
@@ -83,7 +83,7 @@ def main() -> None:
             name: round(value.item(), 4) for name, value in regularizer.evaluate(images, labels).items()
         }
         print(f"test accuracy {accuracy:.3f}", values)
-        # For a run that goes on: prototypes, schedules and memories are in the regularizer's state.
+        # To resume: the regularizer's state has prototypes, schedules and memories.
         # torch.save({"model": model.state_dict(), "regularizer": regularizer.state_dict()}, "checkpoint.pt")
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""A Batch-CAM loss of a model that ``fully_shard`` (FSDP2) has spread over the ranks.
+"""A Batch-CAM loss for a model sharded by ``fully_shard`` (FSDP2).
 
 torchrun --nproc-per-node 2 docs/recipes/fsdp2.py
 
@@ -19,7 +19,7 @@ from batchcam_captum import BatchCamLoss, BatchGradCam, CamRegularizer, ClassPro
 
 
 def main() -> None:
-    """What each rank runs."""
+    """Train on one rank."""
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
@@ -40,7 +40,7 @@ def main() -> None:
         model,
     ):  # the parts of its own that a step gathers at once, and then what is left
         fully_shard(part, mesh=mesh)
-    # Where the mesh has other dimensions as well, the loss is told which ranks share a batch: sync=mesh["data"].get_group().
+    # If the mesh has other dimensions, tell the loss which ranks share a batch: sync=mesh["data"].get_group().
     cam_loss = BatchCamLoss(prototypes)
     regularizer = CamRegularizer(BatchGradCam(model, model[1]), cam_loss, weight=0.5).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -61,7 +61,7 @@ def main() -> None:
                 f"epoch {epoch}", {name: round(value, 4) for name, value in regularizer.read_values().items()}
             )
 
-    # A forward gathers what is spread over the ranks, so that all of them take part in an evaluation.
+    # A forward gathers the shards, so all ranks take part in an evaluation.
     images, labels = (tensor.to(device) for tensor in bars(128).tensors)
     with torch.no_grad():
         accuracy = (model.eval()(images).argmax(1) == labels).float().mean().item()

@@ -26,7 +26,7 @@ from batchcam_captum.training.lightning import CamCallback, CamRegularizerMixin
 
 
 def loaders(batch_size: int) -> tuple[DataLoader, DataLoader]:
-    """Scikit-learn's digits, 8×8 pixels."""
+    """Load scikit-learn's digits, 8×8 pixels."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
@@ -52,23 +52,23 @@ class Classifier(CamRegularizerMixin, LightningModule):
         self.history: list[dict[str, float]] = []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 1, 8, 8) -> (N, 10), scores before any softmax."""
+        """Return the scores before any softmax: (N, 1, 8, 8) -> (N, 10)."""
         return self.head(self.features(images))
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy plus the cam term, from one forward."""
+        """Return cross-entropy plus the cam loss, from one forward."""
         images, labels = batch
         return self.regularized(F.cross_entropy, images, labels)
 
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        """Accuracy, and the terms."""
+        """Log accuracy and the cam losses."""
         images, labels = batch
         values = {f"val/{name}": value for name, value in self.regularizer.evaluate(images, labels).items()}
         values["val/accuracy"] = (self(images).argmax(1) == labels).float().mean()
         self.log_dict(values, batch_size=len(labels), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Show them."""
+        """Print them."""
         metrics = self.trainer.callback_metrics
         row = {name[4:]: value.item() for name, value in metrics.items() if name.startswith("val/")}
         if not self.trainer.sanity_checking:
@@ -76,12 +76,12 @@ class Classifier(CamRegularizerMixin, LightningModule):
             self.print(", ".join(f"{name} {value:.4f}" for name, value in row.items()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return Adam."""
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """Train, and return what was measured after each epoch."""
+    """Train and return the measurements after each epoch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--device", default="auto", help="Lightning's accelerator: auto, cpu, gpu")

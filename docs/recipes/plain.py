@@ -1,4 +1,4 @@
-"""Plain PyTorch: mixed precision, a schedule, validation, and a checkpoint from which training goes on.
+"""Plain PyTorch: mixed precision, a schedule, validation, and a checkpoint to resume from.
 
 python docs/recipes/plain.py --epochs 5 --checkpoint run.pt
 python docs/recipes/plain.py --epochs 10 --checkpoint run.pt   # continues after epoch 5, bit for bit
@@ -21,7 +21,7 @@ from batchcam_captum.training import LinearWarmup
 
 
 def loaders(batch_size: int) -> tuple[DataLoader, DataLoader]:
-    """Scikit-learn's digits, 8×8 pixels."""
+    """Load scikit-learn's digits, 8×8 pixels."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)
@@ -42,12 +42,12 @@ class Network(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 1, 8, 8) -> (N, 10), scores before any softmax."""
+        """Return the scores before any softmax: (N, 1, 8, 8) -> (N, 10)."""
         return self.head(self.features(images))
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """Train, and return what was measured after each epoch."""
+    """Train and return the measurements after each epoch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
     grad_cam = BatchGradCam(model, "features")
     weight = LinearWarmup(args.weight, steps=len(train))  # over the first epoch
     regularizer = CamRegularizer(grad_cam, BatchCamLoss(prototypes), weight=weight).to(args.device)
-    print(check(grad_cam, next(iter(test))[0].to(args.device)))  # before training: what may go wrong
+    print(check(grad_cam, next(iter(test))[0].to(args.device)))  # problems, before training
 
-    # Whatever has a state goes into the checkpoint; the regularizer's are the prototypes and its steps.
+    # Everything with a state goes into the checkpoint; the regularizer's has the prototypes and the steps.
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler, "regularizer": regularizer}
     history: list[dict[str, float]] = []
     if args.checkpoint is not None and args.checkpoint.exists():
@@ -98,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            regularizer.step()  # beside the optimizer's: the warm-up depends on it
-        regularizer.check()  # on a GPU, labels and scores that do not fit raise here rather than make each step wait
+            regularizer.step()  # beside the optimizer's; the warm-up counts it
+        regularizer.check()  # on a GPU wrong labels and scores raise here, so that steps need not synchronize
 
         model.eval()
         images, labels = (tensor.to(args.device) for tensor in next(iter(test)))

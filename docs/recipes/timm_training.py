@@ -2,7 +2,7 @@
 
     python docs/recipes/timm_training.py --model resnet10t --epochs 10
 
-Mixup makes soft labels (N, K); they go into the regularizer as they are: the cam explains the scores weighted by them, and counts
+Mixup makes soft labels (N, K), which go to the regularizer unchanged: the cam explains the scores weighted by them, and counts
 in the mean of each class with its share.
 """
 
@@ -28,7 +28,7 @@ from batchcam_captum.training import Cosine, LinearWarmup
 
 
 def loaders(batch_size: int, size: int) -> tuple[DataLoader, DataLoader]:
-    """Scikit-learn's digits, enlarged."""
+    """Load scikit-learn's digits, enlarged."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     images = F.interpolate(images, size=(size, size), mode="bilinear")
@@ -38,7 +38,7 @@ def loaders(batch_size: int, size: int) -> tuple[DataLoader, DataLoader]:
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """Train, and return what was measured after each epoch."""
+    """Train and return the measurements after each epoch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="test_resnet", help="a ResNet of timm's")
     parser.add_argument("--size", type=int, default=32, help="side of the images")
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
             regularizer.step()
             ema.update(model, step=regularizer.steps)
             scheduler.step_update(regularizer.steps)
-        terms = regularizer.read_values()  # of the last batch; raises what value checks have found
+        terms = regularizer.read_values()  # of the last batch; raises if a value check failed
 
-        # The average is a copy of the model: explained like any other, by the layer's name.
+        # The average is a copy of the model, explained by the same layer name.
         batches = ((images.to(args.device), labels.to(args.device)) for images, labels in test)
         report = evaluate_cams(BatchGradCam(ema.module.eval(), "layer4"), batches, prototypes)
         history.append(
