@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .report import write_report
     from .run import explain_dataset
     from .sources import ImageFiles, list_csv, list_folder
-    from .store import Store, open_store
-    from .stored_maps import StoredMaps
+    from .store import Store, StoredMaps, open_store
     from .writing import OtherSettingsError
 
 __all__ = [
@@ -42,7 +41,7 @@ _HOMES = {
     "OtherSettingsError": ".writing",
     "Status": ".layout",
     "Store": ".store",
-    "StoredMaps": ".stored_maps",
+    "StoredMaps": ".store",
     "Thumbnails": ".computing",
     "class_grid_figure": ".figures",
     "explain_dataset": ".run",

@@ -10,16 +10,17 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..optional import load
 from .layout import FORMAT, KEY, MASK_METRICS, NAMES, Layout, Status
-from .stored_maps import StoredMaps
 
 if TYPE_CHECKING:
     import pandas
@@ -160,27 +161,74 @@ class Store:
         columns |= {name: np.asarray(array[:, 0]) for name, array in self.metrics.items()}
         return pandas.DataFrame(columns, index=pandas.RangeIndex(len(self), name="position"))
 
-    def dataset(
-        self, images: Dataset[Any] | None = None, *, transform: Callable[[Any], Any] | None = None
-    ) -> StoredMaps:
+    def dataset(self, images: Dataset[Any] | None = None) -> StoredMaps:
         """Return the written samples as a ``torch.utils.data.Dataset`` of (image, map).
 
-        The images are the first available of:
-
-        1. those of ``images``;
-        2. with a ``transform``, the files that ``paths`` names, as PIL images in RGB. Files are read whole, while a map covers
-           what the model was given, often their center: ``transform`` has to crop likewise;
-        3. the thumbnails, (3, height, width) float32 in [0, 1];
-        4. the files, likewise as tensors: batches of them need files of one size.
-
         Args:
-            images: The data set that was explained, in the same order, of images or of tuples that begin with one.
-            transform: Applied to the image.
+            images: The data set that was explained, in the same order, of images or of tuples that begin with one. Default: the
+                thumbnails, (3, height, width) float32 in [0, 1].
 
         Raises:
-            ValueError: If there are no images: neither files nor thumbnails, or a data set of another length.
+            ValueError: If there are neither images nor thumbnails, or for a data set of another length.
         """
-        return StoredMaps(self, images, transform)
+        return StoredMaps(self, images)
+
+
+class StoredMaps(Dataset[tuple[Any, Tensor]]):
+    """(image, map) of each written sample, the map (M, h, w) in float32. Made by :meth:`.Store.dataset`.
+
+    Zarr decompresses whole chunks, so each process keeps the one that it has read last. A batch in random order reads each chunk
+    once.
+
+    Attributes:
+        positions: The positions of the samples in the store.
+    """
+
+    def __init__(self, store: Store, images: Dataset[Any] | None) -> None:
+        self.store, self.images = store, images
+        self.positions = store.written()
+        self._kept: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
+        if images is None and store.thumbnails is None:
+            raise ValueError(
+                "images: expected the data set that was explained, as the store has no thumbnails, got None"
+            )
+        if images is not None and len(images) != len(store):  # type: ignore[arg-type]
+            raise ValueError(
+                f"images: expected the {len(store)} samples of the store, got {len(images)}; pass the data set that was explained"  # type: ignore[arg-type]
+            )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, Tensor]]:
+        """Return the samples of a batch, as a ``DataLoader`` asks for them."""
+        positions = self.positions[np.asarray(indices, dtype=int)]
+        maps = torch.from_numpy(self._rows("maps", positions).astype(np.float32, copy=False))
+        if self.images is None:
+            pixels = torch.from_numpy(self._rows("thumbnails", positions))
+            images: list[Any] = list(pixels.permute(0, 3, 1, 2).float() / 255)
+        else:
+            samples = [self.images[int(position)] for position in positions]
+            images = [each[0] if isinstance(each, tuple | list) else each for each in samples]
+        return list(zip(images, maps, strict=True))
+
+    def _rows(self, name: str, positions: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return rows of an array in any order."""
+        array, layout = getattr(self.store, name), self.store.layout
+        found = np.empty((len(positions), *array.shape[1:]), array.dtype)
+        chunks = positions // layout.chunk
+        for chunk in map(int, np.unique(chunks)):
+            if name not in self._kept or self._kept[name][0] != chunk:
+                self._kept[name] = chunk, np.asarray(array[layout.rows(chunk)])
+            chosen = chunks == chunk
+            found[chosen] = self._kept[name][1][positions[chosen] - chunk * layout.chunk]
+        return found
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
