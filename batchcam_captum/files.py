@@ -123,23 +123,10 @@ def _no_folder(path: Path, folder: Path, error: OSError) -> OSError:
 
 
 @contextmanager
-def folders_taken_back(*folders: Path) -> Iterator[None]:
-    """If the body raises, remove those of the folders and their parents that it has made, as far as they are empty."""
-    missing = [path for folder in folders for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            with suppress(OSError):  # never made, or not empty
-                path.rmdir()
-        raise
-
-
-@contextmanager
 def output_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[None]:
     """Make a command's ``--output`` and check that it can be written to, before anything takes time.
 
-    If the body raises, the folders that were made are removed, as far as they are empty.
+    If the body raises, new folders are removed as far as they are empty.
 
     Args:
         folder: Where the results go.
@@ -148,14 +135,20 @@ def output_folder(folder: Path, names: Iterable[str] = ()) -> Iterator[None]:
     Raises:
         OSError: If the folder cannot be written to, or if a folder is in the place of a file.
     """
-    with folders_taken_back(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise OSError(
-                f"--output: expected a folder that can be written to, got {folder} ({error.strerror}); choose another"
-            ) from error
-        refuse_folders(*(folder / name for name in names))
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--output: expected a folder that can be written to, got {folder} ({error.strerror}); choose another"
+        ) from error
+    refuse_folders(*(folder / name for name in names))
+    try:
         yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for path in new:
+                path.rmdir()
+        raise

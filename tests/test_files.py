@@ -8,7 +8,6 @@ import stat
 import pytest
 
 from batchcam_captum.files import (
-    folders_taken_back,
     output_folder,
     replace_file,
     written_together,
@@ -94,21 +93,6 @@ def test_a_file_is_replaced(tmp_path):
     for data, sync in ((b"one", False), (b"two", True)):
         replace_file(tmp_path / "a", data, sync=sync)
         assert content(tmp_path) == {"a": data.decode()}
-
-
-def test_folders_that_were_made_are_taken_back(tmp_path):
-    (tmp_path / "old").mkdir()
-
-    def fail():
-        with folders_taken_back(tmp_path / "old" / "new", tmp_path / "full"):
-            (tmp_path / "old" / "new").mkdir()
-            (tmp_path / "full").mkdir()
-            (tmp_path / "full" / "a").touch()
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert {path.name for path in tmp_path.rglob("*")} == {"old", "full", "a"}
 
 
 def test_an_output_folder_is_checked_before_the_body(tmp_path):

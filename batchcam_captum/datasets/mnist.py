@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor
 
-from ..files import folders_taken_back
 from ..optional import load
 from .shortcut_dataset import Mode, Shortcut, ShortcutDataset
 from .shortcuts import ColorTest, ColorVariant, DecoyVariant, Place, WatermarkTest, color, decoy, watermark
@@ -56,8 +55,7 @@ def load_mnist(name: str, root: Root | None, *, train: bool, download: bool = Fa
         )
     datasets = load("torchvision.datasets", purpose=name, package="torchvision")
     try:
-        with folders_taken_back(raw):
-            loaded = getattr(datasets, kind)(root, train=train, download=download)
+        loaded = getattr(datasets, kind)(root, train=train, download=download)
     except (RuntimeError, OSError, EOFError, ValueError, AssertionError) as error:
         if isinstance(error, RuntimeError) and "download" in str(error).lower():
             raise FileNotFoundError(

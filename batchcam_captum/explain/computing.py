@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 import torch
@@ -20,8 +19,6 @@ from .targets import ClassChoice, predicted
 MapSize = Literal["layer", "input"]
 #: Below this float16 keeps fewer than three digits.
 _FEW_DIGITS = 6e-5
-#: How many bytes of maps are resized at a time.
-_RESIZED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,13 @@ class Explainer:
         images = images_for(self.grad_cam.forward_func, batch.images, self.device)
         labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=True)
         cams, scores, targets = self.choice.maps(self.grad_cam, images, labels)
+        stored = cams if self.size == "layer" else resize(cams, images.shape[2:])
         found = {
             "targets": targets.int(),
             "scores": scores.float(),
             "predictions": predicted(scores).int(),
             "confidences": scores.float().softmax(1).amax(1),
-            "maps": self._stored(cams, tuple(images.shape[2:])),
+            "maps": stored.to(self.dtype),
         }
         if labels is not None:
             found["labels"] = labels.clamp(min=-1).int()
@@ -119,16 +117,6 @@ class Explainer:
         if self.thumbnails is not None and images.dim() == 4:
             found["thumbnails"] = self.thumbnails(images)
         return found
-
-    def _stored(self, cams: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Return the maps in the store's size and dtype, resized a few samples at a time to save memory."""
-        if self.size == "layer":
-            return cams.to(self.dtype)
-        stored = cams.new_empty((*cams.shape[:2], *size), dtype=self.dtype)
-        step = max(1, _RESIZED_BYTES // (4 * prod(stored.shape[1:])))
-        for part, into in zip(cams.split(step), stored.split(step), strict=True):
-            into.copy_(resize(part, size))
-        return stored
 
 
 def images_for(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from ..attribution import BatchGradCam
 from ..attribution.layers import layer_name
 from ..attribution.reshape import Reshape, find_reshape
 from ..environment import environment
-from ..functional import CamMethod, normalize, rectify, ssim
+from ..functional import CamMethod, ssim
 from ..functional.overlay import gray_or_color
 from ..optional import load
 from .peers import OURS, PEERS, Peer, ReshapeCall
@@ -85,8 +85,6 @@ class Comparison:
     images: list[dict[str, Any]]  #: ``path`` and ``target`` of each image
     #: The first images, (_, H, W, 3) in [0, 1]; None if they are not two-dimensional.
     pictures: Tensor | None = field(repr=False)
-    #: Method -> this package's raw maps, (N, 1, *spatial), on the CPU.
-    raw: dict[str, Tensor] = field(repr=False)
     pairs: list[Pair]
     costs: list[Cost]
     skipped: list[Skipped]
@@ -213,8 +211,8 @@ def compare(
     installed = [library for library in libraries if versions[library] is not None]
     with torch.inference_mode(False), torch.enable_grad(), _random_state_kept():
         setup, remarks = _set_up(model, layer, images, targets, reshape)
-        raw, pairs, skipped = _maps(setup, methods, installed, progress)
-        costs, failures = _costs(setup, raw, pairs, sorted(set(batch_sizes)), repeats, progress)
+        pairs, skipped = _maps(setup, methods, installed, progress)
+        costs, failures = _costs(setup, pairs, sorted(set(batch_sizes)), repeats, progress)
     settings = {
         "model": type(model).__name__,
         "layer": setup.layer,
@@ -231,7 +229,6 @@ def compare(
         environment=environment(setup.images.device) | {"libraries": versions},
         images=[{"path": path, "target": target} for path, target in zip(names, setup.targets, strict=True)],
         pictures=_pictures(images, pictures),
-        raw=raw,
         pairs=pairs,
         costs=costs,
         skipped=[*skipped, *failures],
@@ -378,16 +375,11 @@ def _reshape(
 
 def _maps(
     setup: _Setup, methods: Sequence[str], libraries: Sequence[str], progress: bool
-) -> tuple[dict[str, Tensor], list[Pair], list[Skipped]]:
-    """Return this package's raw maps by method, and each library's maps beside this package's in its form."""
-    raw: dict[str, Tensor] = {}
+) -> tuple[list[Pair], list[Skipped]]:
+    """Return each library's maps beside this package's in its form."""
     pairs: list[Pair] = []
     skipped: list[Skipped] = []
     for method in tqdm(methods, "maps", disable=None if progress else True, leave=False):
-        try:
-            raw[method] = setup.ours(OURS.cam_method(method))
-        except Exception as error:
-            skipped.append(Skipped(method, OURS.name, reason_of(error)))
         for library in libraries:
             peer = PEERS[library]
             if method not in peer.classes:
@@ -401,24 +393,19 @@ def _maps(
             except Exception as error:
                 skipped.append(Skipped(method, library, reason_of(error)))
             setup.model.zero_grad()
-    return raw, pairs, skipped
+    return pairs, skipped
 
 
 def _costs(
-    setup: _Setup,
-    raw: dict[str, Tensor],
-    pairs: Sequence[Pair],
-    sizes: Sequence[int],
-    repeats: int,
-    progress: bool,
+    setup: _Setup, pairs: Sequence[Pair], sizes: Sequence[int], repeats: int, progress: bool
 ) -> tuple[list[Cost], list[Skipped]]:
     """Measure every library that has maps of a method, at every batch size."""
     device = setup.images.device
     costs: list[Cost] = []
     skipped: list[Skipped] = []
-    able = {
-        method: [OURS, *(PEERS[pair.library] for pair in pairs if pair.method == method)] for method in raw
-    }
+    able: dict[str, list[Peer]] = {}
+    for pair in pairs:
+        able.setdefault(pair.method, [OURS]).append(PEERS[pair.library])
     work = [(method, size) for method in able for size in sizes]
     for method, size in tqdm(work, "time", disable=None if progress else True, leave=False):
         cases = {library.name: setup.case(library, method, size) for library in able[method]}
@@ -736,10 +723,10 @@ def draw(comparison: Comparison) -> Figure | None:
     """Draw each library's maps beside this package's, and their absolute difference, without touching pyplot.
 
     Up to 24 rows: for each method the first images. Columns: the image; for each library this package's map in that library's
-    form, the library's map, and the difference, whose maximum stands above it. Without a library: this package's rectified maps.
+    form, the library's map, and the difference, whose maximum stands above it.
 
     Returns:
-        The figure; None if the images or the maps are not two-dimensional.
+        The figure; None if there is no pair of two-dimensional maps, or the images are not two-dimensional.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -749,11 +736,11 @@ def draw(comparison: Comparison) -> Figure | None:
 
     pairs = {(pair.method, pair.library): pair for pair in comparison.pairs if pair.theirs.dim() == 4}
     libraries = list(dict.fromkeys(library for _, library in pairs))
-    methods = [name for name, maps in comparison.raw.items() if maps.dim() == 4]
+    methods = list(dict.fromkeys(method for method, _ in pairs))
     if comparison.pictures is None or not methods:
         return None
     shown = min(len(comparison.pictures), max(24 // len(methods), 1))
-    columns = 1 + 3 * len(libraries) if libraries else 2
+    columns = 1 + 3 * len(libraries)
     height, width = comparison.pictures.shape[1:3]
     tall = min(max(height / width, 0.5), 2.0)
     size = (1.45 * columns + 1.7, (1.45 * tall + 0.25) * shown * len(methods) + 0.8)
@@ -771,9 +758,6 @@ def draw(comparison: Comparison) -> Figure | None:
         cells[0].text(
             -0.05, 0.5, _verbatim(label), ha="right", va="center", fontsize=7, transform=cells[0].transAxes
         )
-        if not libraries:
-            alone = normalize(rectify(comparison.raw[method][row : row + 1]), "max")[0, 0]
-            _show(cells[1], alone, OURS.name if index == 0 else "", vmin=0, vmax=1)
         for position, library in enumerate(libraries):
             if (method, library) in pairs:
                 _show_pair(cells[1 + 3 * position : 4 + 3 * position], pairs[method, library], row)

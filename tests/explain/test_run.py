@@ -147,12 +147,6 @@ def test_maps_as_large_as_the_images_in_half_precision(tmp_path):
     assert_close(torch.from_numpy(store.maps[:]).float(), resize(cams, (16, 14)), rtol=1e-3, atol=1e-6)
 
 
-def test_maps_are_resized_a_few_samples_at_a_time(tmp_path, monkeypatch):
-    expected = explained(tmp_path / "whole", Samples(9), size="input", targets="all").maps[:]
-    monkeypatch.setattr("batchcam_captum.explain.computing._RESIZED_BYTES", 3 * 4 * 5 * 16 * 14)
-    assert np.array_equal(explained(tmp_path, Samples(9), size="input", targets="all").maps[:], expected)
-
-
 def test_half_precision_says_where_it_is_not_enough(tmp_path):
     class Scaled(nn.Module):
         def __init__(self, factor: float) -> None:

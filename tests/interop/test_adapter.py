@@ -48,15 +48,14 @@ def given(request: pytest.FixtureRequest) -> Network:
     return network(request.param)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", METHODS)
-def test_maps(given: Network, name: str, dtype: torch.dtype) -> None:
-    assert_same_maps(*both(name, given.to(dtype), classes(4, 1, 0)), dtype)
+def test_maps(given: Network, name: str) -> None:
+    assert_same_maps(*both(name, given.to(torch.float64), classes(4, 1, 0)))
 
 
 # Where several channels are zero the sign of a principal component is arbitrary, in both libraries.
-@pytest.mark.parametrize("name", ["GradCAM", "XGradCAM", "HiResCAM", "LayerCAM", "EigenGradCAM", "EigenCAM"])
-@pytest.mark.parametrize("kind", ["plain", "vgg", "resnet", "vit", "volumes"])
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "EigenGradCAM", "EigenCAM"])
+@pytest.mark.parametrize("kind", ["plain", "resnet", "vit", "volumes"])
 def test_eigen_smooth(kind: str, name: str) -> None:
     given = network(kind).to(torch.float64)
     assert_same_maps(*both(name, given, classes(4, 1, 0), eigen_smooth=True))
