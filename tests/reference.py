@@ -100,9 +100,8 @@ def nearest(distance, image, candidates):
     return distances[best], candidates[best]
 
 
-def sized(prototypes, shape, resolution):
+def sized(prototypes, size):
     """(K, P, …) at the size of the comparison, each divided by its maximum: nested lists."""
-    size = shape if resolution == "map" else prototypes.shape[2:]
     return [[over_max(resize(each, size)) for each in own] for own in prototypes]
 
 
@@ -129,11 +128,9 @@ def _samples(cams, labels, num_classes):
         yield cam, None if ignored else row, None if soft or ignored else int(labels[i])
 
 
-def prototype_losses(
-    cams, labels, prototypes, distance="l1", resolution="map", revive=True, normalization="max"
-):
+def prototype_losses(cams, labels, prototypes, distance="l1", revive=True, normalization="max"):
     """min_p D(M_i, P_yp); a dead cam pays min_p 1 − cosine(C, P_yp)."""
-    losses, prototypes = [], sized(prototypes, cams.shape[2:], resolution)
+    losses, prototypes = [], sized(prototypes, cams.shape[2:])
     for cam, row, label in _samples(cams, labels, len(prototypes)):
         if row is None:
             losses.append(None)
@@ -147,12 +144,10 @@ def prototype_losses(
     return losses
 
 
-def batch_cam_losses(
-    cams, labels, prototypes, distance="l1", resolution="map", revive=True, normalization="max", weights=None
-):
+def batch_cam_losses(cams, labels, prototypes, distance="l1", revive=True, normalization="max", weights=None):
     """(alive/n) min_p D(mean of the alive, P_p) + (1/n) Σ_dead revive, n the sum of weights: list of K, None where absent."""
     weights = [1.0] * len(cams) if weights is None else weights
-    prototypes = sized(prototypes, cams.shape[2:], resolution)
+    prototypes = sized(prototypes, cams.shape[2:])
     size = prototypes[0][0].shape
     members = [
         (weight, cam, row, label)
@@ -180,12 +175,10 @@ def batch_cam_losses(
     return losses
 
 
-def contrastive_losses(cams, labels, prototypes, temperature=0.1, resolution="prototype", seen=None):
+def contrastive_losses(cams, labels, prototypes, temperature=0.1, seen=None):
     """−Σ_c w_c log softmax_c max_p(unit(C − mean C) · unit(P_cp − mean P) / τ), over the classes that are seen."""
     losses, seen = [], [True] * len(prototypes) if seen is None else seen.tolist()
-    prototypes = [
-        own for own, s in zip(sized(prototypes, cams.shape[2:], resolution), seen, strict=True) if s
-    ]
+    prototypes = [own for own, s in zip(sized(prototypes, prototypes.shape[2:]), seen, strict=True) if s]
     every = [each for own in prototypes for each in own]
     common = sum(every) / len(every)
     for cam, row, _ in _samples(cams, labels, len(seen)):
@@ -201,10 +194,10 @@ def contrastive_losses(cams, labels, prototypes, temperature=0.1, resolution="pr
     return losses
 
 
-def image_losses(cams, images, distance="l2", resolution="map", revive=True, normalization="max"):
+def image_losses(cams, images, distance="l2", revive=True):
     """D(M_i, x_i): each image is the prototype of its own class."""
     labels = torch.arange(len(cams))
-    return prototype_losses(cams, labels, images, distance, resolution, revive, normalization)
+    return prototype_losses(cams, labels, images, distance, revive)
 
 
 def foreground_losses(cams, labels, prototypes, normalization="none"):
@@ -234,17 +227,16 @@ def at_peak(mask, size):
     return resized if resized.shape == mask.shape else resized * mask.max() / resized.max()
 
 
-def mask_losses(kind, cams, masks, normalization="max", resolution="map", revive=True):
+def mask_losses(kind, cams, masks, revive=True):
     """energy, rrr_cam, gradia or hint; None where the mask is empty."""
     losses = []
     for cam, mask in zip(cams[:, 0], masks[:, 0], strict=True):
         if not mask.any():
             losses.append(None)
             continue
-        size = cam.shape if resolution == "map" else mask.shape
-        image, mask = resize(normalized(cam, normalization), size), at_peak(mask, size)
+        image, mask = normalized(cam), at_peak(mask, cam.shape)
         if revive and is_dead(cam):
-            losses.append(cosine(resize(cam, size), mask))
+            losses.append(cosine(cam, mask))
             continue
         pairs = list(zip(image.flatten(), mask.flatten(), strict=True))
         if kind == "energy":
@@ -259,11 +251,11 @@ def mask_losses(kind, cams, masks, normalization="max", resolution="map", revive
     return losses
 
 
-def separability_losses(cams, threshold=0.5, sharpness=10.0, normalization="max", revive=True):
+def separability_losses(cams, threshold=0.5, sharpness=10.0, revive=True):
     """2 Σ min(M_y, M_c) T / Σ (M_y + M_c), T = 1 / (1 + exp(−ω (M_y − σ)))."""
     losses = []
     for of_label, of_confused in cams:
-        label, confused = normalized(of_label, normalization), normalized(of_confused, normalization)
+        label, confused = normalized(of_label), normalized(of_confused)
         if revive and is_dead(of_label):
             losses.append(cosine(of_label, torch.ones_like(of_label)))
             continue
@@ -276,14 +268,14 @@ def separability_losses(cams, threshold=0.5, sharpness=10.0, normalization="max"
     return losses
 
 
-def total_variation_losses(cams, normalization="max", revive=True):
+def total_variation_losses(cams, revive=True):
     """Σ_d mean |M[p + e_d] − M[p]|."""
     losses = []
     for cam in cams[:, 0]:
         if revive and is_dead(cam):
             losses.append(cosine(cam, torch.ones_like(cam)))
             continue
-        image, total = normalized(cam, normalization), 0 * cams.sum()
+        image, total = normalized(cam), 0 * cams.sum()
         for d, side in enumerate(image.shape):
             steps = [(image.select(d, i + 1) - image.select(d, i)).abs().mean() for i in range(side - 1)]
             total = total + sum(steps) / len(steps)
@@ -291,19 +283,18 @@ def total_variation_losses(cams, normalization="max", revive=True):
     return losses
 
 
-def consistency_losses(cams, transform="hflip", normalization="max"):
+def consistency_losses(cams, transform="hflip"):
     """mean (C(Tx) − T C(x))², a pixel at a time: where each pixel of the second view was in the first."""
     height, width = cams.shape[2:]
-    came_from = {
-        "hflip": lambda i, j: (i, width - 1 - j),
-        "vflip": lambda i, j: (height - 1 - i, j),
-        "rot90": lambda i, j: (j, width - 1 - i),  # of square maps, a quarter turn to the left
-    }[transform]
+    flipped = transform == "hflip"  # otherwise a quarter turn of square maps to the left
     half, losses = len(cams) // 2, []
     for first, second in zip(cams[:half, 0], cams[half:, 0], strict=True):
-        if normalization == "max":
-            first, second = (c / c.abs().max() if c.abs().max() > 0 else 0 * c for c in (first, second))
-        squares = [(second[i, j] - first[came_from(i, j)]) ** 2 for i in range(height) for j in range(width)]
+        first, second = (c / c.abs().max() if c.abs().max() > 0 else 0 * c for c in (first, second))
+        squares = [
+            (second[i, j] - first[(i if flipped else j), width - 1 - (j if flipped else i)]) ** 2
+            for i in range(height)
+            for j in range(width)
+        ]
         losses.append(sum(squares) / len(squares))
     return losses
 

@@ -322,7 +322,7 @@ class ShortcutReliance(CamMetric):
     Args:
         relative: divide by the mean area of the shortcuts; at least 0, 1 is chance.
         ignore_index: samples with this integer label are left out.
-        **options: ``resolution`` of the function, and keyword arguments of ``torchmetrics.Metric``.
+        **options: keyword arguments of ``torchmetrics.Metric``.
     """
 
     function = staticmethod(shortcut_share)
@@ -389,7 +389,7 @@ class PrototypeDistance(_PrototypeMetric):
             without a prototype. The metric keeps a copy.
         distance: a name of :data:`~batchcam_captum.functional.DISTANCES`, or a function (N, ...), (N, ...) -> (N,).
         ignore_index: samples with this integer label are left out.
-        **options: ``resolution`` of the function, and keyword arguments of ``torchmetrics.Metric``.
+        **options: keyword arguments of ``torchmetrics.Metric``.
 
     Raises:
         TypeError: prototypes of another kind.
@@ -426,7 +426,7 @@ class PrototypeCosine(_PrototypeMetric):
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or a tensor (K, 1, *spatial), all zero for a class
             without a prototype. The metric keeps a copy.
         ignore_index: samples with this integer label are left out.
-        **options: ``resolution`` of the function, and keyword arguments of ``torchmetrics.Metric``.
+        **options: keyword arguments of ``torchmetrics.Metric``.
 
     Raises:
         TypeError: prototypes of another kind.
@@ -447,7 +447,7 @@ class NearestPrototypeAccuracy(_PrototypeMetric):
         distance: ``"centered_cosine"``, a name of :data:`~batchcam_captum.functional.DISTANCES`, or a function
             (N, ...), (N, ...) -> (N,).
         ignore_index: samples with this integer label are left out.
-        **options: ``resolution`` of the function, and keyword arguments of ``torchmetrics.Metric``.
+        **options: keyword arguments of ``torchmetrics.Metric``.
 
     Raises:
         TypeError: prototypes of another kind.

@@ -32,8 +32,6 @@ from .head import Head, HeadCams, HeadGradients, head_cams, head_gradients
 from .images import image_maps, to_one_channel, undo_standardization
 from .layout import TokenGrid, channels_last_to_first, infer_grid, tokens_to_grid
 from .losses import (
-    MaskResolution,
-    Resolution,
     Samples,
     batch_cam_loss,
     consistency_loss,
@@ -89,12 +87,10 @@ __all__ = [
     "Head",
     "HeadCams",
     "HeadGradients",
-    "MaskResolution",
     "Normalization",
     "PreparedCams",
     "Reduction",
     "Registry",
-    "Resolution",
     "Samples",
     "Score",
     "ShortcutShare",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform, get_origin
 
@@ -25,7 +24,6 @@ from ..functional.checks import both, check_choice, unless_all
 from ..functional.class_means import check_labels
 from ..functional.gradients import check_score
 from ..functional.losses.base import check_cams, counted_samples, prepare_samples
-from ..functional.losses.documented import complete, entries, sections
 
 #: Loss classes by name. Your own: ``@LOSSES.register("name")`` on a subclass of :class:`CamLoss`.
 LOSSES: Registry[type[CamLoss]] = Registry("loss")
@@ -52,12 +50,10 @@ class Batch(NamedTuple):
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
 class _Options(nn.Module):
-    """A module whose annotated class attributes are the options of its constructor, all of them described in its docstring."""
+    """A module whose annotated class attributes are the options of its constructor."""
 
     #: The values of each option that is annotated by a ``Literal``, which the constructor checks.
     choices: ClassVar[dict[str, Any]] = {}
-    #: The function of :mod:`batchcam_captum.functional` whose description is that of the class, if there is one.
-    function: ClassVar[Callable[..., Tensor] | None] = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -74,28 +70,12 @@ class _Options(nn.Module):
         cls.choices = {name: kind for name, kind in kinds.items() if get_origin(kind) is Literal}
         for base in cls.__mro__[1:]:
             cls.choices = getattr(base, "choices", {}) | cls.choices
-        doc = vars(cls).get("__doc__") or ""  # before dataclass() writes one
         dataclass(eq=False, repr=False, kw_only=True)(cls)
         for option in fields(cls):  # type: ignore[arg-type]
             if option.name in vars(cls):  # a default left on the class would hide a module of this name
                 delattr(cls, option.name)
         options = [*inspect.signature(cls.__init__).parameters.values()][1:]
         cls.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # for editors, which look at __new__
-        cls.__doc__ = _completed(cls, doc)
-
-
-def _completed(kind: type[_Options], doc: str) -> str:
-    """Complete the docstring of a loss: with the description of its function, if it has one, and all of its options."""
-    own, arguments, words = sections(doc), {}, {"target": "1"}
-    if vars(kind).get("function") is not None:
-        described = sections(kind.function.__doc__ or "")
-        own[""] = f"{described['']}\n\n{own['']}"
-        arguments, words = entries(described["Args"]), vars(kind.function)["words"]
-    for name in ("method", "score"):
-        if getattr(kind, f"default_{name}", None) is not None:
-            words = words | {name: f'``"{getattr(kind, f"default_{name}")}"``'}
-    arguments |= entries(own.pop("Args", ""))
-    return complete("\n\n".join(own.values()), inspect.signature(kind).parameters, words, arguments)
 
 
 class CamLoss(_Options):
@@ -103,6 +83,14 @@ class CamLoss(_Options):
 
     A subclass implements :meth:`per_sample`; what it declares as annotated class attributes become options of its constructor.
     Derive from :class:`RectifiedLoss` instead for a loss on rectified maps.
+
+    Args:
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        ignore_index: samples with this label are left out.
+        method: the weighting that makes the cam, a name in :data:`~batchcam_captum.functional.CAM_METHODS` or a callable.
+            Default: :attr:`default_method`.
+        score: the score that the cam explains: ``"label"``, ``"predicted"``, ``"confused"``, ``"log_prob_sum"`` (Σ log p over
+            all classes), or a callable (scores, labels) -> (N,). Default: :attr:`default_score`.
     """
 
     #: The weighting of the cam unless ``method`` says otherwise; None: that of the regularizer's ``grad_cam``.
@@ -116,7 +104,6 @@ class CamLoss(_Options):
     ignore_index: int = -100
     method: str | CamMethod | None = None
     score: Score | None = None
-    validate: bool = False
 
     def __post_init__(self) -> None:
         """Check the options, and fill in the defaults of the class."""
@@ -127,7 +114,7 @@ class CamLoss(_Options):
         if self.method is not None:
             get_method(self.method)
         check_score(self.score)
-        self.checks = ValueChecks(synchronize=self.validate)
+        self.checks = ValueChecks()
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -239,6 +226,10 @@ class RectifiedLoss(CamLoss):
     """A loss on maps, M = relu(C) / max relu(C), that brings dead cams back to life.
 
     A subclass implements :meth:`per_sample`, in which ``samples.maps`` are the maps.
+
+    Args:
+        revive: a dead cam, one without positive values, pays 1 − cosine in [0, 2] to what it is compared with (or to a map of
+            ones) instead, whose gradient brings it back to life. False: no gradient reaches a dead cam.
     """
 
     rectifies: ClassVar[bool] = True
@@ -251,7 +242,12 @@ class RectifiedLoss(CamLoss):
 
 
 class NormalizedLoss(RectifiedLoss):
-    """A loss on maps with a choice of how they are normalized."""
+    """A loss on maps with a choice of how they are normalized.
+
+    Args:
+        normalization: of the rectified cams: ``"max"`` divides by the largest value, ``"minmax"`` maps the smallest value to 0
+            and the largest to 1, ``"none"`` changes nothing.
+    """
 
     normalization: Normalization = "max"
 

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..functional import (
-    MaskResolution,
-    Samples,
-    energy_loss,
-    gradia_loss,
-    hint_loss,
-    l1_distance,
-    l2_distance,
-    rrr_cam_loss,
-)
+from ..functional import Samples, l1_distance, l2_distance
 from ..functional.losses.masks import energy, mask_samples, squares_outside
-from .base import LOSSES, Batch, CamLoss, NormalizedLoss, RectifiedLoss
+from .base import LOSSES, Batch, CamLoss, RectifiedLoss
 
 
-class AgainstMasks(CamLoss):
-    """A loss that compares with the masks of the batch."""
-
-    resolution: MaskResolution = "map"
-
-    def samples(self, batch: Batch) -> Samples:
-        """Check cams and masks, and prepare both."""
-        return against_masks(self, batch, self.resolution)
-
-
-def against_masks(loss: CamLoss, batch: Batch, resolution: MaskResolution = "map") -> Samples:
+def against_masks(loss: CamLoss, batch: Batch) -> Samples:
     """Check cams and masks, and prepare both for a loss."""
     if batch.masks is None:
         raise ValueError(
@@ -38,7 +19,6 @@ def against_masks(loss: CamLoss, batch: Batch, resolution: MaskResolution = "map
     return mask_samples(
         batch.cams,
         batch.masks,
-        resolution=resolution,
         counted=loss.counted(batch._replace(sample_weights=None)),
         sample_weights=batch.sample_weights,
         checks=loss.checks,
@@ -46,8 +26,16 @@ def against_masks(loss: CamLoss, batch: Batch, resolution: MaskResolution = "map
     )
 
 
+class AgainstMasks(RectifiedLoss):
+    """A loss that compares rectified cams with the masks of the batch."""
+
+    def samples(self, batch: Batch) -> Samples:
+        """Check cams and masks, and prepare both."""
+        return against_masks(self, batch)
+
+
 @LOSSES.register("energy")
-class EnergyLoss(AgainstMasks, RectifiedLoss):
+class EnergyLoss(AgainstMasks):
     """The module of :func:`~batchcam_captum.functional.energy_loss`; the masks come with the batch.
 
     Example:
@@ -59,15 +47,13 @@ class EnergyLoss(AgainstMasks, RectifiedLoss):
         tensor(0.5000)
     """
 
-    function = energy_loss
-
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the share outside the mask."""
         return energy(samples)
 
 
 @LOSSES.register("rrr_cam")
-class RrrCamLoss(AgainstMasks, NormalizedLoss):
+class RrrCamLoss(AgainstMasks):
     """The module of :func:`~batchcam_captum.functional.rrr_cam_loss`; the masks come with the batch.
 
     Example:
@@ -79,18 +65,14 @@ class RrrCamLoss(AgainstMasks, NormalizedLoss):
         tensor(18.)
     """
 
-    function = rrr_cam_loss
-
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the sum of squares outside the mask."""
         return squares_outside(samples)
 
 
 @LOSSES.register("gradia")
-class GradiaLoss(AgainstMasks, NormalizedLoss):
+class GradiaLoss(AgainstMasks):
     """The module of :func:`~batchcam_captum.functional.gradia_loss`; the masks come with the batch."""
-
-    function = gradia_loss
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the mean absolute difference."""
@@ -98,10 +80,8 @@ class GradiaLoss(AgainstMasks, NormalizedLoss):
 
 
 @LOSSES.register("hint")
-class HintLoss(AgainstMasks, NormalizedLoss):
+class HintLoss(AgainstMasks):
     """The module of :func:`~batchcam_captum.functional.hint_loss`; the masks come with the batch."""
-
-    function = hint_loss
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the mean squared difference."""

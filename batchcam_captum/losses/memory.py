@@ -40,7 +40,7 @@ class ClassSumsMemory(nn.Module):
         if self.maps.numel() and remembered != size:
             raise ValueError(
                 f"cams: expected maps of the size {remembered} that is remembered from earlier calls, got {size}; call "
-                f"loss.reset() where the size changes, or compare with resolution='prototype'"
+                f"loss.reset() where the size changes"
             )
 
     def with_earlier(self, sums: Tensor) -> Tensor:

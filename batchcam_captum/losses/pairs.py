@@ -8,19 +8,13 @@ from ..functional import (
     Distance,
     Samples,
     Score,
-    consistency_loss,
     get_distance,
-    image_loss,
     image_maps,
-    separability_loss,
-    total_variation_loss,
 )
 from ..functional.images import PerChannel, ToChannel, per_channel
-from ..functional.losses.base import ImageResolution, check_cams
+from ..functional.losses.base import check_cams
 from ..functional.losses.pairs import (
-    ConsistencyNormalization,
     Transform,
-    TransformName,
     against_images,
     check_soft_mask,
     check_transform,
@@ -29,7 +23,7 @@ from ..functional.losses.pairs import (
     variation,
     view_samples,
 )
-from .base import LOSSES, Batch, CamLoss, NormalizedLoss
+from .base import LOSSES, Batch, CamLoss, NormalizedLoss, RectifiedLoss
 
 
 @LOSSES.register("image")
@@ -39,6 +33,7 @@ class ImageLoss(NormalizedLoss):
     Labels say only which samples are ignored.
 
     Args:
+        distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         mean: the ``mean`` that the images were standardized with, one number or one per channel; it is undone.
         std: the ``std`` that the images were standardized with.
         to_channel: (N, C, *spatial) -> (N, 1, *spatial). Default: the mean over the channels.
@@ -52,13 +47,10 @@ class ImageLoss(NormalizedLoss):
         torch.Size([])
     """
 
-    function = image_loss
-
     distance: str | Distance = "l2"
     mean: PerChannel = None
     std: PerChannel = None
     to_channel: ToChannel | None = None
-    resolution: ImageResolution = "map"
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -77,7 +69,7 @@ class ImageLoss(NormalizedLoss):
             )
         samples = super().samples(batch)
         maps = image_maps(batch.images, mean=self.mean, std=self.std, to_channel=self.to_channel)
-        return against_images(samples, maps, self.resolution)
+        return against_images(samples, maps)
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the distance of each map to its image."""
@@ -90,6 +82,9 @@ class ConsistencyLoss(CamLoss):
 
     The batch holds both views: N images, then the same images transformed, in the same order, with the labels twice.
 
+    Args:
+        transform: ``"hflip"`` (the last dimension reversed), or a callable on maps, (N, 1, *spatial) -> (N, 1, *spatial).
+
     Example:
         >>> import torch
         >>> from batchcam_captum import ConsistencyLoss
@@ -99,10 +94,7 @@ class ConsistencyLoss(CamLoss):
         tensor(0.)
     """
 
-    function = consistency_loss
-
-    transform: TransformName | Transform = "hflip"
-    normalization: ConsistencyNormalization = "max"
+    transform: Transform = "hflip"
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -113,7 +105,7 @@ class ConsistencyLoss(CamLoss):
         """Check that the batch holds two views, and put them side by side."""
         check_cams(batch.cams)
         weights = batch.sample_weights
-        samples = view_samples(batch.cams, self.counted(batch), weights, reduction=self.reduction)
+        samples = view_samples(batch.cams, self.counted(batch), weights, self.reduction)
         first, second = batch.labels.chunk(2) if len(batch.labels) else (batch.labels, batch.labels)
         self.checks.require(
             first == second,
@@ -124,17 +116,19 @@ class ConsistencyLoss(CamLoss):
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the mean squared difference of each pair of views."""
-        return inconsistency(samples, self.transform, self.normalization)
+        return inconsistency(samples, self.transform)
 
 
 @LOSSES.register("separability")
-class SeparabilityLoss(NormalizedLoss):
+class SeparabilityLoss(RectifiedLoss):
     """The module of :func:`~batchcam_captum.functional.separability_loss`.
 
     It compares the cams of two scores, so it costs a second gradient. Labels themselves say only which samples are ignored.
 
     Args:
         score: what is compared with ``"confused"``. Default: ``"label"``.
+        threshold: of the soft mask, as a share of the largest value of the label's map, from 0 to 1.
+        sharpness: of the soft mask, positive; large values make it a step.
 
     Example:
         >>> import torch
@@ -147,8 +141,6 @@ class SeparabilityLoss(NormalizedLoss):
         >>> loss(apart, torch.tensor([4]))
         tensor(0.)
     """
-
-    function = separability_loss
 
     threshold: float = 0.5
     sharpness: float = 10.0
@@ -170,7 +162,7 @@ class SeparabilityLoss(NormalizedLoss):
 
 
 @LOSSES.register("total_variation")
-class TotalVariationLoss(NormalizedLoss):
+class TotalVariationLoss(RectifiedLoss):
     """The module of :func:`~batchcam_captum.functional.total_variation_loss`.
 
     Labels say only which samples are ignored.
@@ -183,8 +175,6 @@ class TotalVariationLoss(NormalizedLoss):
         >>> TotalVariationLoss()(cams, torch.tensor([4]))
         tensor(0.2000)
     """
-
-    function = total_variation_loss
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the total variation of each map."""

@@ -12,15 +12,10 @@ from torch import Tensor
 from ..distributed import Ranks, sum_over_ranks
 from ..functional import (
     Distance,
-    Resolution,
     Samples,
-    batch_cam_loss,
-    foreground_loss,
     full_precision,
     get_distance,
     prepare,
-    prototype_contrastive_loss,
-    prototype_loss,
 )
 from ..functional.checks import readable
 from ..functional.losses.base import (
@@ -151,6 +146,7 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
     Args:
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial), (K, P, *spatial)
             with several per class, of which the nearest counts.
+        distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
 
     Example:
         >>> import torch
@@ -163,19 +159,12 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
         tensor(0.)
     """
 
-    function = prototype_loss
-
     distance: str | Distance = "l1"
-    resolution: Resolution = "map"
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         self.distance = get_distance(self.distance)
-
-    def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
-        """Return the size at which cams and prototypes are compared; None: the prototypes' own."""
-        return cams.shape[2:] if self.resolution == "map" else None
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the distance of each map to the prototype of its class."""
@@ -209,6 +198,7 @@ class BatchCamLoss(PrototypeLoss):
     Args:
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial), (K, P, *spatial)
             with several per class, of which the nearest counts. Every rank needs the same.
+        distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         sync: True takes the means over all ranks of the process group, if there is one; a group, over that, which should be the
             one that the gradients are averaged over. In eval mode, as under :meth:`CamRegularizer.evaluate`, each rank is alone.
         memory: how many earlier calls the means are taken over as well, at least 0.
@@ -220,8 +210,6 @@ class BatchCamLoss(PrototypeLoss):
         >>> loss(torch.randn(4, 1, 7, 7), torch.tensor([0, 2, 2, 2])) > 0
         tensor([ True, False,  True])
     """
-
-    function = batch_cam_loss
 
     sync: bool | ProcessGroup = True
     memory: int = 0
@@ -284,6 +272,7 @@ class PrototypeContrastiveLoss(AgainstPrototypes):
     Args:
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial), (K, P, *spatial)
             with several per class, of which the nearest gives the logit of the class.
+        temperature: positive; lower is sharper.
 
     Example:
         >>> import torch
@@ -294,19 +283,15 @@ class PrototypeContrastiveLoss(AgainstPrototypes):
         True
     """
 
-    function = prototype_contrastive_loss
-
     temperature: float = 0.1
-    resolution: Resolution = "prototype"
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         check_positive("temperature", self.temperature)
 
-    def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
-        """Return the size at which cams and prototypes are compared; None: the prototypes' own."""
-        return cams.shape[2:] if self.resolution == "map" else None
+    def comparison_size(self, cams: Tensor) -> None:
+        """Return None: the cams are resized to the prototypes."""
 
     def make(self, maps: Tensor, seen: Tensor | None, cams: Tensor) -> Tensor:
         """Return the prototypes without what they share, each of unit length."""
@@ -325,6 +310,7 @@ class ForegroundLoss(AgainstPrototypes):
         prototypes: their maps say how much each place is foreground: any kind, or ready maps in [0, 1], (K, 1, *spatial) or
             several per class, (K, P, *spatial), which are taken as they are. None: the foreground of each sample is its mask,
             which comes with the batch; a sample whose mask is all zero is left out.
+        normalization: ``"none"`` squares the raw cam outside; ``"share"`` is the share of its absolute value that lies outside.
 
     Example:
         >>> import torch
@@ -335,8 +321,6 @@ class ForegroundLoss(AgainstPrototypes):
         >>> loss(torch.ones(2, 1, 6, 6), torch.tensor([0, 2]))
         tensor(0.5000)
     """
-
-    function = foreground_loss
 
     kind = ForegroundPrototypes
     default_method = "hires_cam"

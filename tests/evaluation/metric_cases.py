@@ -56,10 +56,8 @@ EVERY = {
         lambda case: functional.prototype_distance(case.cams, case.labels, PROTOTYPES),
     ),
     "ssim at the prototypes' size": (
-        lambda **kw: metrics.PrototypeDistance(PROTOTYPES, "ssim", resolution="prototype", **kw),
-        lambda case: functional.prototype_distance(
-            case.cams, case.labels, PROTOTYPES, "ssim", resolution="prototype"
-        ),
+        lambda **kw: metrics.PrototypeDistance(PROTOTYPES, "ssim", **kw),
+        lambda case: functional.prototype_distance(case.cams, case.labels, PROTOTYPES, "ssim"),
     ),
     "cosine": (
         lambda **kw: metrics.PrototypeCosine(PROTOTYPES, **kw),
@@ -85,16 +83,16 @@ EVERY = {
         lambda case: functional.energy_in_mask(case.cams, case.masks),
     ),
     "wrong reason": (
-        lambda **kw: metrics.WrongReasonRate(resolution="map", **kw),
-        lambda case: functional.wrong_reason(case.cams, case.masks, resolution="map"),
+        metrics.WrongReasonRate,
+        lambda case: functional.wrong_reason(case.cams, case.masks),
     ),
     "shortcut": (
         metrics.ShortcutReliance,
         lambda case: functional.shortcut_share(case.cams, case.shortcuts).share,
     ),
     "pointing game": (
-        lambda **kw: metrics.PointingGame(tolerance=1, **kw),
-        lambda case: functional.pointing_game(case.cams, case.masks, tolerance=1),
+        metrics.PointingGame,
+        lambda case: functional.pointing_game(case.cams, case.masks),
     ),
     "iou": (
         lambda **kw: metrics.MaskIoU(threshold=0.3, **kw),

@@ -188,7 +188,7 @@ def test_sums_of_inference_mode_can_be_added_to_outside():
 
 def test_signatures_show_the_options_of_the_function():
     assert list(inspect.signature(metrics.MaskIoU).parameters) == [
-        "ignore_index", "threshold", "resolution", "options",
+        "ignore_index", "threshold", "options",
     ]  # fmt: skip
     assert {"model", "order", "percentiles", "noise"} < set(inspect.signature(metrics.Road).parameters)
 

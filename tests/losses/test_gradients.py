@@ -59,7 +59,6 @@ CASES = {
         for name in ("prototype", "batch_cam")
         for distance in ("l1", "l2", "ssim", "cosine")
     },
-    "enlarged": (lambda cams: functional.prototype_loss(cams, LABELS, maps()[:K], resolution="prototype"),),
     "contrastive": (lambda cams: functional.prototype_contrastive_loss(cams, LABELS, maps()[:K]),),
     "image": (lambda cams: functional.image_loss(cams, maps()),),
     "foreground": (lambda cams: functional.foreground_loss(cams, LABELS, maps()[:K]), *FAITHFUL),
@@ -70,7 +69,7 @@ CASES = {
     "energy": (lambda cams: functional.energy_loss(cams, maps()),),
     "rrr_cam": (lambda cams: functional.rrr_cam_loss(cams, maps()),),
     "gradia": (lambda cams: functional.gradia_loss(cams, maps()),),
-    "hint": (lambda cams: functional.hint_loss(cams, maps(), resolution="mask"),),
+    "hint": (lambda cams: functional.hint_loss(cams, maps()),),
     "separability": (functional.separability_loss, "grad_cam", TWO),
     "consistency": (functional.consistency_loss,),
     "total_variation": (functional.total_variation_loss,),

@@ -197,9 +197,6 @@ def test_maps_of_another_size_are_refused_and_change_nothing():
     loss.reset()
     assert loss.earlier.num_calls == 0
     assert torch.equal(loss(turned, LABELS[:4]), BatchCamLoss(prototypes)(turned, LABELS[:4]))
-    in_prototypes_size = BatchCamLoss(prototypes, memory=1, resolution="prototype")
-    in_prototypes_size(*parts_of(cams)[0])
-    in_prototypes_size(turned, LABELS[:4])
 
 
 def test_what_raises_is_not_remembered():

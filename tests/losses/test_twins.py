@@ -85,13 +85,10 @@ def test_prototypes(kind, distance, revive, several, labels, weights):
 
 
 @revived
-@pytest.mark.parametrize("resolution", ["map", "prototype"])
-@pytest.mark.parametrize("distance", ["l1", "l2", "ssim", "cosine"])
+@pytest.mark.parametrize("distance", ["l2", "ssim"])
 @pytest.mark.parametrize("kind", AGAINST_PROTOTYPES)
-def test_prototypes_at_both_resolutions_by_each_distance(kind, distance, resolution, revive):
-    compare_with_prototypes(
-        kind, cams_of(), HARD, maps_of(), distance=distance, resolution=resolution, revive=revive
-    )
+def test_prototypes_by_each_distance(kind, distance, revive):
+    compare_with_prototypes(kind, cams_of(), HARD, maps_of(), distance=distance, revive=revive)
 
 
 @normalized
@@ -128,14 +125,13 @@ def test_batch_cam_with_more_classes_than_samples(weights):
 @labeled
 @pytest.mark.parametrize("several", [1, 3])
 @pytest.mark.parametrize("unseen", [False, True])
-@pytest.mark.parametrize("resolution", ["map", "prototype"])
-def test_prototype_contrastive(resolution, unseen, several, labels, weights):
+def test_prototype_contrastive(unseen, several, labels, weights):
     cams, prototypes, labels = cams_of(), maps_of(several), labels_of(labels)
     seen = torch.tensor([True, True, not unseen, True])
     if unseen:
         prototypes[2] = 0
         labels = labels if labels.dim() == 1 else labels * seen
-    options = {"temperature": 0.3, "resolution": resolution, "seen": seen}
+    options = {"temperature": 0.3, "seen": seen}
     slow = twins.contrastive_losses(cams, labels, prototypes, **options)
     options |= {"sample_weights": weights}
 
@@ -162,12 +158,11 @@ def test_foreground(normalization, several, labels, weights):
 
 
 @revived
-@pytest.mark.parametrize("resolution", ["map", "image"])
 @pytest.mark.parametrize("distance", ["l1", "l2", "ssim", "cosine"])
-def test_image(distance, resolution, revive):
+def test_image(distance, revive):
     cams, images = cams_of(), torch.rand(7, 1, 9, 8, dtype=torch.float64)
-    options = {"distance": distance, "resolution": resolution, "revive": revive}
-    slow = twins.image_losses(cams, images, distance, "map" if resolution == "map" else "prototype", revive)
+    options = {"distance": distance, "revive": revive}
+    slow = twins.image_losses(cams, images, distance, revive)
     compare(lambda r: functional.image_loss(cams, images, reduction=r, **options), slow, cams)
 
 
@@ -181,22 +176,14 @@ MASK_LOSSES = {
 
 @weighted
 @revived
-@pytest.mark.parametrize("resolution", ["map", "mask"])
-@pytest.mark.parametrize(
-    ("kind", "normalization"),
-    [
-        ("energy", "max"),  # it has no normalization
-        *[(kind, how) for kind in ("rrr_cam", "gradia", "hint") for how in ("max", "minmax", "none")],
-    ],
-)
-def test_masks(kind, normalization, resolution, revive, weights):
+@pytest.mark.parametrize("kind", MASK_LOSSES)
+def test_masks(kind, revive, weights):
     cams, masks = cams_of(), torch.rand(7, 1, 9, 10, dtype=torch.float64) * 0.8
     masks[3] = 0  # not annotated
     masks[4] = 0
     masks[4, :, 3, 4] = 1  # smaller than a pixel of the map
-    slow = twins.mask_losses(kind, cams, masks, normalization, resolution, revive)
-    options = {} if kind == "energy" else {"normalization": normalization}
-    options |= {"resolution": resolution, "revive": revive, "sample_weights": weights}
+    slow = twins.mask_losses(kind, cams, masks, revive)
+    options = {"revive": revive, "sample_weights": weights}
     compare(lambda r: MASK_LOSSES[kind](cams, masks, reduction=r, **options), slow, cams, weights)
 
 
@@ -215,14 +202,13 @@ def test_masks_of_each_number_of_dimensions(kind, shape):
 
 @weighted
 @revived
-@normalized
 @pytest.mark.parametrize(("threshold", "sharpness"), [(0.5, 10.0), (0.0, 1.0), (0.9, 50.0)])
-def test_separability(threshold, sharpness, normalization, revive, weights):
+def test_separability(threshold, sharpness, revive, weights):
     cams = cams_of(2)
     with torch.no_grad():
         cams[1, 0], cams[3, 1] = -1, -1  # only one of the two is dead
-    slow = twins.separability_losses(cams, threshold, sharpness, normalization, revive)
-    options = {"threshold": threshold, "sharpness": sharpness, "normalization": normalization}
+    slow = twins.separability_losses(cams, threshold, sharpness, revive)
+    options = {"threshold": threshold, "sharpness": sharpness}
     options |= {"revive": revive, "sample_weights": weights}
     compare(lambda r: functional.separability_loss(cams, reduction=r, **options), slow, cams, weights)
 
@@ -230,41 +216,37 @@ def test_separability(threshold, sharpness, normalization, revive, weights):
 @shapes
 @weighted
 @revived
-@normalized
-def test_total_variation(normalization, revive, weights, shape):
+def test_total_variation(revive, weights, shape):
     cams = cams_of(shape=shape)
-    slow = twins.total_variation_losses(cams, normalization, revive)
-    options = {"normalization": normalization, "revive": revive, "sample_weights": weights}
+    slow = twins.total_variation_losses(cams, revive)
+    options = {"revive": revive, "sample_weights": weights}
     compare(lambda r: functional.total_variation_loss(cams, reduction=r, **options), slow, cams, weights)
 
 
 @weighted
-@pytest.mark.parametrize("normalization", ["max", "none"])
-@pytest.mark.parametrize("transform", ["hflip", "vflip", "rot90"])
-def test_consistency(transform, normalization, weights):
+@pytest.mark.parametrize("transform", ["hflip", lambda maps: maps.rot90(1, (-2, -1))], ids=["hflip", "rot90"])
+def test_consistency(transform, weights):
     cams = torch.randn(14, 1, 5, 5, dtype=torch.float64)
     cams[3] = 0
     cams.requires_grad_()
-    slow = twins.consistency_losses(cams, transform, normalization)
+    slow = twins.consistency_losses(cams, transform)
     of_views = None if weights is None else torch.cat([weights, weights + (weights > 0)])
-    options = {"transform": transform, "normalization": normalization, "sample_weights": of_views}
+    options = {"transform": transform, "sample_weights": of_views}
     compare(lambda r: functional.consistency_loss(cams, reduction=r, **options), slow, cams, weights)
 
 
-@pytest.mark.parametrize("resolution", ["map", "prototype"])
 @pytest.mark.parametrize("kind", ["prototype", "batch_cam", "prototype_contrastive", "foreground"])
-def test_modules_are_their_functions_on_their_prototypes(kind, resolution):
+def test_modules_are_their_functions_on_their_prototypes(kind):
     """At two sizes in turn, before and after the prototypes change: what a loss keeps of them is never old."""
     prototypes = ClassPrototypes(K)
     options = {"ignore_index": 1, "reduction": "sum"}
-    options |= {} if kind == "foreground" else {"resolution": resolution}
     loss, function = LOSSES[kind](prototypes, **options), getattr(functional, f"{kind}_loss")
     values = []
     for seen in (K - 1, K):
         prototypes.update(torch.rand(24, 1, 12, 12), torch.arange(24) % seen)
         for size in ((6, 6), (4, 4), (6, 6)):
             cams, labels = torch.randn(7, 1, *size), HARD.clamp(0, seen - 1)
-            maps = prototypes.maps(size if resolution == "map" or kind == "foreground" else None)
+            maps = prototypes.maps(None if kind == "prototype_contrastive" else size)
             expected = function(cams, labels, maps, seen=prototypes.seen, **options)
             assert_close(loss(cams, labels), expected, rtol=1e-5, atol=1e-6)
             values.append(float(expected))

@@ -201,7 +201,7 @@ def many_losses(weight):
         "every class": every_class,
         "contrastive": PrototypeContrastiveLoss(ClassPrototypes.from_maps(maps)),
         "image": predicted,
-        "large": BatchCamLoss(maps, distance="l1", resolution="prototype"),
+        "large": BatchCamLoss(maps, distance="l1"),
     }
 
 

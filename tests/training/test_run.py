@@ -90,7 +90,7 @@ def streamed():
 
 LOSSES = {
     "batch_cam": lambda: BatchCamLoss(MAPS, distance="ssim"),
-    "prototype": lambda: PrototypeLoss(streamed(), resolution="prototype"),
+    "prototype": lambda: PrototypeLoss(streamed()),
     "contrastive": lambda: PrototypeContrastiveLoss(MAPS),
     "image": ImageLoss,
     "several": several,

@@ -4,14 +4,12 @@ They take raw, signed cams (N, 1, *spatial) with a graph. ``base`` prepares a ba
 ``prototypes``, ``masks`` and ``pairs``.
 """
 
-from .base import MaskResolution, Resolution, Samples
+from .base import Samples
 from .masks import energy_loss, gradia_loss, hint_loss, rrr_cam_loss
 from .pairs import consistency_loss, image_loss, separability_loss, total_variation_loss
 from .prototypes import batch_cam_loss, foreground_loss, prototype_contrastive_loss, prototype_loss
 
 __all__ = [
-    "MaskResolution",
-    "Resolution",
     "Samples",
     "batch_cam_loss",
     "consistency_loss",

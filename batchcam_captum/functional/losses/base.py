@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..checks import ValueChecks, check_choice, readable, unless_all
 from ..class_means import ClassWeights, check_sample_weights, class_weights
-from ..common import Reduction, full_precision, reduce
+from ..common import Reduction, full_precision, no_autocast, reduce
 from ..distance import Distance, cosine_distance, get_distance, unit
 from ..maps import Normalization, normalize, prepare, resize
 
-Resolution = Literal["map", "prototype"]
-MaskResolution = Literal["map", "mask"]
-ImageResolution = Literal["map", "image"]
+F = TypeVar("F", bound=Callable[..., Tensor])
 
 #: A cam with a shorter side cannot tell one place from another: a prototype averaged onto 1×1 is worse than the zero map.
 MIN_MAP_SIZE = 4
@@ -27,29 +26,26 @@ MIN_MAP_SIZE = 4
 _TOO_LARGE, _TOO_SMALL = 1, 3
 
 
-class Reducing(TypedDict, total=False):
-    """The options of every loss, with the defaults of :data:`~.documented.DEFAULTS`."""
+def cam_loss(function: F) -> F:
+    """Decorate a function whose first argument is cams: it runs with autocast off."""
 
-    reduction: Reduction
+    @functools.wraps(function)
+    def loss(cams: Tensor, *args: Any, **options: Any) -> Tensor:
+        with no_autocast(cams):
+            return function(cams, *args, **options)
 
-
-class Reviving(Reducing, total=False):
-    """The options of losses on rectified maps."""
-
-    revive: bool
+    return cast(F, loss)
 
 
 class Samples(NamedTuple):
     """A batch, prepared for the formula of a loss."""
 
     cams: Tensor  #: (N, S, *spatial), signed; zero where a sample does not count
-    maps: Tensor  #: (N, S, *size), rectified and normalized, zero where dead; signed cams if the loss does not rectify
-    dead: (
-        Tensor | None
-    )  #: (N,) booleans, which cams have no positive value; None: none of them, or the loss does not rectify
+    maps: Tensor  #: (N, S, *spatial), rectified and normalized, zero where dead; signed cams if the loss does not rectify
+    dead: Tensor | None  #: (N,) booleans; None: no cam is dead, or the loss does not rectify
     counted: Tensor | None  #: (N,) booleans, which samples count; None: all
     weights: Tensor | None  #: (N,) how much each sample counts; None: all alike
-    references: Tensor | None = None  #: (N, P, *size), what each map is compared with: the nearest of P
+    references: Tensor | None = None  #: (N, P, *spatial), what each map is compared with: the nearest of P
     belongs: ClassWeights | None = None  #: the labels as weights, in a loss against prototypes
     prototypes: Tensor | None = None  #: (K, P, *size), of all classes, in a loss against prototypes
     seen: Tensor | None = None  #: (K,) booleans, which classes have a prototype; None: all
@@ -58,10 +54,6 @@ class Samples(NamedTuple):
     masks: Tensor | None = None
     reduction: Reduction = "mean"
     revive: bool = False
-
-    def against(self, references: Tensor) -> Samples:
-        """Compare with these references (N, P, *size); the maps are brought to their size."""
-        return self._replace(maps=resize(self.maps, references.shape[2:]), references=references)
 
     def reduce(self, values: Tensor) -> Tensor:
         """Reduce values (N,) over the samples that count, those of dead cams replaced by :meth:`revival` if they revive."""
@@ -72,7 +64,7 @@ class Samples(NamedTuple):
     def revival(self) -> Tensor:
         """Return 1 − cosine(C, P) of each signed cam and its nearest reference, or a map of ones: (N,)."""
         target = torch.ones_like(self.maps[:, :1]) if self.references is None else self.references
-        return nearest(cosine_distance, resize(self.cams[:, :1], target.shape[2:]), target)
+        return nearest(cosine_distance, self.cams[:, :1], target)
 
     def distances(self, distance: str | Distance) -> Tensor:
         """Return the distance of each map to the nearest of its references: (N,).
@@ -101,15 +93,9 @@ def prepare_samples(
     reduction: Reduction = "mean",
     revive: bool = False,
 ) -> Samples:
-    """Prepare cams (N, S, *spatial), each channel by itself.
+    """Prepare cams (N, S, *spatial), each channel by itself; ``normalization=None`` leaves them signed.
 
-    Args:
-        cams: raw and signed.
-        counted: (N,) booleans, or None for all. Where False the cam becomes zero, so that not even a NaN reaches a gradient.
-        weights: (N,), or None.
-        normalization: of the rectified cams; None leaves them signed.
-        reduction: how :meth:`Samples.reduce` reduces.
-        revive: whether dead cams pay the distance to their reference instead.
+    Where ``counted`` is False the cam becomes zero, so that not even a NaN reaches a gradient.
     """
     check_choice("reduction", reduction, Reduction)
     cams = without(full_precision(cams), counted)
@@ -117,16 +103,9 @@ def prepare_samples(
         return Samples(cams, cams, None, counted, weights, reduction=reduction)
     prepared = prepare(cams.flatten(0, 1).unsqueeze(1), normalization)
     dead = prepared.dead.reshape(cams.shape[:2])[:, 0]
-    some_dead = not (readable(dead) and not bool(dead.any()))
-    return Samples(
-        cams,
-        prepared.maps.reshape(cams.shape),
-        dead if some_dead else None,
-        counted,
-        weights,
-        reduction=reduction,
-        revive=revive,
-    )
+    some_dead = None if readable(dead) and not bool(dead.any()) else dead
+    maps = prepared.maps.reshape(cams.shape)
+    return Samples(cams, maps, some_dead, counted, weights, reduction=reduction, revive=revive)
 
 
 def checked_samples(
@@ -134,13 +113,14 @@ def checked_samples(
     normalization: Normalization | None = "max",
     *,
     channels: int = 1,
-    sample_weights: Tensor | None = None,
-    **options: Unpack[Reviving],
+    sample_weights: Tensor | None,
+    reduction: Reduction,
+    revive: bool,
 ) -> Samples:
     """Check cams and the weights of samples, and prepare the cams."""
     check_cams(cams, channels)
     counted = counted_samples(cams.shape[0], sample_weights)
-    return prepare_samples(cams, counted, sample_weights, normalization, **options)
+    return prepare_samples(cams, counted, sample_weights, normalization, reduction=reduction, revive=revive)
 
 
 def without(cams: Tensor, counted: Tensor | None) -> Tensor:
@@ -158,7 +138,7 @@ def check_cams(cams: Tensor, channels: int = 1) -> None:
 
     Args:
         cams: expected (N, channels, *spatial), floating, 1 to 3 spatial dimensions of at least 4 pixels.
-        channels: how many scores the loss compares, each with its own channel.
+        channels: how many scores the loss compares, one channel each.
 
     Raises:
         ValueError: another shape, with what to do about it.
@@ -215,13 +195,6 @@ def counted_samples(
     return unless_all(check_sample_weights(sample_weights, num_samples, checks) > 0)
 
 
-def fit(maps: Tensor, prototypes: Tensor, resolution: Resolution) -> tuple[Tensor, Tensor]:
-    """Bring maps (N, 1, …) and prototypes (K, P, …) to one size and dtype; every prototype peaks at 1."""
-    size = check_size(resolution, Resolution, maps.shape[2:])
-    prototypes = fit_references(prototypes, size, maps.dtype)
-    return resize(maps, prototypes.shape[2:]), prototypes
-
-
 def fit_references(references: Tensor, size: Sequence[int] | None, dtype: torch.dtype) -> Tensor:
     """Bring maps (K, P, *spatial) to a dtype and a size, None for their own; each peaks at 1."""
     references = references.to(dtype)
@@ -242,12 +215,6 @@ def check_prototypes(cams: Tensor, prototypes: Tensor) -> None:
             f"cams {tuple(cams.shape)}, got {tuple(prototypes.shape)}"
         )
     check_aspect("prototypes", prototypes.shape[2:], cams.shape[2:])
-
-
-def check_size(resolution: str, choices: object, size: Sequence[int]) -> Sequence[int] | None:
-    """Check ``resolution``, and return the size to bring the references to: that of the cams, or None for their own."""
-    check_choice("resolution", resolution, choices)
-    return size if resolution == "map" else None
 
 
 def membership(
@@ -299,8 +266,8 @@ def own_prototypes(
 
     Args:
         belongs: the labels.
-        maps: (N, 1, …) of the prototypes' size.
-        prototypes: (K, P, …).
+        maps: (N, 1, *spatial).
+        prototypes: (K, P, *spatial).
         cams: (N, 1, *spatial), signed.
         dead: (N,) booleans, or None.
     """
@@ -311,7 +278,7 @@ def own_prototypes(
         # ‖m − p‖² without ‖m‖², which all have in common
         apart = candidates.square().sum(1) - 2 * rows @ candidates.T
         if dead is not None:
-            signed = unit(resize(full_precision(cams), maps.shape[2:])).flatten(1)
+            signed = unit(cams).flatten(1)
             apart = torch.where(dead.unsqueeze(1), -signed @ unit(candidates).T, apart)
         nearest_ones = apart.unflatten(1, prototypes.shape[:2]).argmin(2)
         chosen = torch.nn.functional.one_hot(nearest_ones, prototypes.shape[1]).to(maps.dtype)

@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Unpack
-
 from torch import Tensor
 
 from ..checks import ValueChecks, both, unless_all
-from ..common import full_precision
+from ..common import Reduction, full_precision
 from ..distance import l1_distance, l2_distance
 from ..maps import Normalization, peak, resize
-from .base import (
-    MaskResolution,
-    Reviving,
-    Samples,
-    check_aspect,
-    check_cams,
-    check_size,
-    counted_samples,
-    prepare_samples,
-    without,
-)
-from .documented import loss_function
-
-
-class MaskOptions(Reviving, total=False):
-    """The options that the losses against masks share."""
-
-    sample_weights: Tensor | None
+from .base import Samples, cam_loss, check_aspect, check_cams, counted_samples, prepare_samples, without
 
 
 def mask_samples(
     cams: Tensor,
     masks: Tensor,
-    normalization: Normalization | None = "max",
-    resolution: MaskResolution = "map",
     *,
+    normalization: Normalization | None = "max",
     counted: Tensor | None = None,
     sample_weights: Tensor | None = None,
     checks: ValueChecks | None = None,
-    **options: Unpack[Reviving],
+    reduction: Reduction = "mean",
+    revive: bool = True,
 ) -> Samples:
-    """Check cams and masks, and prepare both for a comparison at one size.
-
-    Args:
-        cams: (N, 1, *spatial), raw and signed.
-        masks: (N, 1, *spatial); all zero where a sample is not annotated.
-        normalization: of the rectified cams; None leaves them signed.
-        resolution: compare at the size of the cams or of the masks.
-        counted: (N,) booleans, or None for all.
-        sample_weights: (N,), or None.
-        checks: where checks of values go; None: they raise at once.
-        **options: of :func:`prepare_samples`.
-    """
+    """Check cams and masks, and bring the masks to the size of the cams."""
     check_cams(cams)
-    size = check_size(resolution, MaskResolution, cams.shape[2:])
     check_masks(masks, cams)
     checks = ValueChecks(synchronize=True) if checks is None else checks
     counted = both(counted, counted_samples(cams.shape[0], sample_weights, checks))
@@ -66,8 +35,15 @@ def mask_samples(
         lambda: f"found {'NaN' if bool(masks.isnan().any()) else f'{masks.min():.4g} to {masks.max():.4g}'}",
     )
     annotated = unless_all((masks.detach().flatten(1) > 0).any(1))
-    samples = prepare_samples(cams, both(counted, annotated), sample_weights, normalization, **options)
-    return samples.against(masks if size is None else fit_masks(masks, samples.maps))
+    samples = prepare_samples(
+        cams,
+        both(counted, annotated),
+        sample_weights,
+        normalization,
+        reduction=reduction,
+        revive=revive,
+    )
+    return samples._replace(references=fit_masks(masks, samples.maps))
 
 
 def fit_masks(masks: Tensor, maps: Tensor) -> Tensor:
@@ -108,13 +84,14 @@ def check_masks(masks: Tensor, cams: Tensor) -> None:
     check_aspect("masks", shape[2:], cams.shape[2:])
 
 
-@loss_function(other="mask", target="m")
+@cam_loss
 def energy_loss(
     cams: Tensor,
     masks: Tensor,
     *,
-    resolution: MaskResolution = "map",
-    **options: Unpack[MaskOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize the share of the positive evidence that lies outside the mask.
 
@@ -122,9 +99,24 @@ def energy_loss(
 
     (Rao et al. 2023, "Studying How to Efficiently and Effectively Guide Models with Explanations": their energy loss is the
     negative share inside, which is smaller by the constant 1.) In [0, 1]; a dead cam without ``revive`` gives 1 and no gradient.
-    It does not depend on the scale of the cam, so there is no normalization to choose.
+
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        masks: m, (N, 1, *spatial) in [0, 1], of any size and dtype: where the evidence should be. Resized by area to the cams
+            without lowering its peak. All zero: the sample is not annotated and is left out.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, m) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    samples = mask_samples(cams, masks, "max", resolution, **options)
+    samples = mask_samples(cams, masks, sample_weights=sample_weights, reduction=reduction, revive=revive)
     return samples.reduce(energy(samples))
 
 
@@ -139,14 +131,14 @@ def energy(samples: Samples) -> Tensor:
     return outside.masked_fill(samples.dead, 1) / total.masked_fill(samples.dead, 1)
 
 
-@loss_function(other="mask", target="m")
+@cam_loss
 def rrr_cam_loss(
     cams: Tensor,
     masks: Tensor,
     *,
-    normalization: Normalization = "max",
-    resolution: MaskResolution = "map",
-    **options: Unpack[MaskOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize the squared evidence outside the mask: right for the right reasons, on cams.
 
@@ -156,8 +148,24 @@ def rrr_cam_loss(
     here, as in every loss against masks, a mask says where the evidence should be, so the paper's mask is 1 − m.) A sum over
     pixels as in the papers, in [0, number of pixels], so its weight depends on the size of the map. A dead cam without
     ``revive`` gives 0 and no gradient.
+
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        masks: m, (N, 1, *spatial) in [0, 1], of any size and dtype: where the evidence should be. Resized by area to the cams
+            without lowering its peak. All zero: the sample is not annotated and is left out.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, m) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    samples = mask_samples(cams, masks, normalization, resolution, **options)
+    samples = mask_samples(cams, masks, sample_weights=sample_weights, reduction=reduction, revive=revive)
     return samples.reduce(squares_outside(samples))
 
 
@@ -167,14 +175,14 @@ def squares_outside(samples: Samples) -> Tensor:
     return ((1 - samples.references) * samples.maps).square().flatten(1).sum(1)
 
 
-@loss_function(other="mask", target="m")
+@cam_loss
 def gradia_loss(
     cams: Tensor,
     masks: Tensor,
     *,
-    normalization: Normalization = "max",
-    resolution: MaskResolution = "map",
-    **options: Unpack[MaskOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize the mean absolute difference between cam and mask.
 
@@ -183,19 +191,35 @@ def gradia_loss(
     (GRADIA's attention loss, Gao et al. 2022, "Aligning Eyes between Humans and Deep Neural Network through Interactive Attention
     Alignment"; the mean over pixels and the normalization are ours.) In [0, 1]; a dead cam without ``revive`` gives mean(m) and
     no gradient.
+
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        masks: m, (N, 1, *spatial) in [0, 1], of any size and dtype: where the evidence should be. Resized by area to the cams
+            without lowering its peak. All zero: the sample is not annotated and is left out.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, m) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    samples = mask_samples(cams, masks, normalization, resolution, **options)
+    samples = mask_samples(cams, masks, sample_weights=sample_weights, reduction=reduction, revive=revive)
     return samples.reduce(samples.distances(l1_distance))
 
 
-@loss_function(other="mask", target="m")
+@cam_loss
 def hint_loss(
     cams: Tensor,
     masks: Tensor,
     *,
-    normalization: Normalization = "max",
-    resolution: MaskResolution = "map",
-    **options: Unpack[MaskOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize the mean squared difference between cam and mask, after HINT.
 
@@ -203,6 +227,22 @@ def hint_loss(
 
     (After Selvaraju et al. 2019, who rank the regions of an image by human attention; the squared difference instead of the
     ranking is ours.) In [0, 1]; a dead cam without ``revive`` gives mean(m²) and no gradient.
+
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        masks: m, (N, 1, *spatial) in [0, 1], of any size and dtype: where the evidence should be. Resized by area to the cams
+            without lowering its peak. All zero: the sample is not annotated and is left out.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, m) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    samples = mask_samples(cams, masks, normalization, resolution, **options)
+    samples = mask_samples(cams, masks, sample_weights=sample_weights, reduction=reduction, revive=revive)
     return samples.reduce(samples.distances(l2_distance))

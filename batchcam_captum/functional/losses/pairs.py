@@ -3,66 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Unpack, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..checks import check_choice
 from ..common import Reduction
 from ..distance import Distance, l2_distance
 from ..maps import Normalization, peak
 from .base import (
-    ImageResolution,
-    Reviving,
     Samples,
+    cam_loss,
     check_aspect,
     check_cams,
     check_positive,
-    check_size,
     checked_samples,
     counted_samples,
     fit_references,
     prepare_samples,
 )
-from .documented import loss_function
 
-TransformName = Literal["hflip", "vflip", "rot90"]
 #: (N, 1, *spatial) -> (N, 1, *spatial): what was done to the images, done to maps.
-Transform = Callable[[Tensor], Tensor]
-ConsistencyNormalization = Literal["max", "none"]
-
-_DIMENSIONS = {"hflip": 1, "vflip": 2, "rot90": 2}
+Transform = Literal["hflip"] | Callable[[Tensor], Tensor]
 
 
-class PairOptions(Reviving, total=False):
-    """The options that the losses on rectified maps share."""
-
-    sample_weights: Tensor | None
-
-
-@loss_function(other="image", target="x")
+@cam_loss
 def image_loss(
     cams: Tensor,
     images: Tensor,
     *,
     distance: str | Distance = "l2",
     normalization: Normalization = "max",
-    resolution: ImageResolution = "map",
-    **options: Unpack[PairOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Compare each cam with its own image: the authors' term before Batch-CAM.
 
     .. math:: \frac{1}{N} \sum_i D(M_i, x_i), \qquad M = \mathrm{relu}(C) / \max \mathrm{relu}(C)
 
     Args:
+        cams: C, (N, 1, *spatial), raw and signed.
         images: x, (N, 1, *spatial) in [0, 1], of any size, as :func:`~batchcam_captum.functional.image_maps` makes them.
+        distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        normalization: of the rectified cams: ``"max"`` divides by the largest value, ``"minmax"`` maps the smallest value to 0
+            and the largest to 1, ``"none"`` changes nothing.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, x) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    samples = against_images(checked_samples(cams, normalization, **options), images, resolution)
+    samples = checked_samples(
+        cams, normalization, sample_weights=sample_weights, reduction=reduction, revive=revive
+    )
+    samples = against_images(samples, images)
     return samples.reduce(samples.distances(distance))
 
 
-def against_images(samples: Samples, images: Tensor, resolution: ImageResolution) -> Samples:
+def against_images(samples: Samples, images: Tensor) -> Samples:
     """Check images (N, 1, *spatial), and compare each cam with its own."""
     cams = samples.cams
     if images.shape[:2] != cams.shape[:2] or images.dim() != cams.dim():
@@ -71,16 +76,14 @@ def against_images(samples: Samples, images: Tensor, resolution: ImageResolution
             f"see functional.image_maps"
         )
     check_aspect("images", images.shape[2:], cams.shape[2:])
-    size = check_size(resolution, ImageResolution, cams.shape[2:])
-    return samples.against(fit_references(images, size, cams.dtype))
+    return samples._replace(references=fit_references(images, cams.shape[2:], cams.dtype))
 
 
-@loss_function(unit="pairs")
+@cam_loss
 def consistency_loss(
     cams: Tensor,
     *,
-    transform: TransformName | Transform = "hflip",
-    normalization: ConsistencyNormalization = "max",
+    transform: Transform = "hflip",
     reduction: Reduction = "mean",
     sample_weights: Tensor | None = None,
 ) -> Tensor:
@@ -90,37 +93,38 @@ def consistency_loss(
 
     (Guo et al. 2019, "Visual Attention Consistency under Image Transforms", whose batch holds both views as well. Dividing each
     cam by its largest absolute value is ours: without it the loss falls as the cams shrink.) The signed cams are compared, so a
-    dead cam learns like any other. In [0, 4] with ``normalization="max"``; two all-zero cams give 0.
+    dead cam learns like any other. In [0, 4]; two all-zero cams give 0.
 
     Args:
         cams: C, (2N, 1, *spatial), raw and signed: of the N images, then of the same images transformed, in the same order.
-        transform: T, ``"hflip"`` (the last dimension reversed), ``"vflip"`` (the last but one), ``"rot90"`` (as
-            ``torch.rot90(images, 1, (-2, -1))``), or a callable on maps, (N, 1, *spatial) -> (N, 1, *spatial).
-        normalization: ``"max"`` divides each cam by its largest absolute value; ``"none"`` compares raw cams.
+        transform: T, ``"hflip"`` (the last dimension reversed), or a callable on maps, (N, 1, *spatial) -> (N, 1, *spatial).
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the pairs.
         sample_weights: (2N,), at least 0; a pair has the lower weight of its views, and weight 0 leaves it out. Default: all
             alike.
 
     Returns:
         A scalar, or (N,), one number per pair, for ``reduction="none"``. With nothing to count the scalar is a zero that is
         connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
     check_cams(cams)
     check_transform(transform)
     counted = counted_samples(cams.shape[0], sample_weights)
-    samples = view_samples(cams, counted, sample_weights, reduction=reduction)
-    return samples.reduce(inconsistency(samples, transform, normalization))
+    samples = view_samples(cams, counted, sample_weights, reduction)
+    return samples.reduce(inconsistency(samples, transform))
 
 
-def check_transform(transform: TransformName | Transform) -> None:
-    """Raise a ``ValueError`` unless the transform is known, or a callable."""
-    if not callable(transform) and transform not in get_args(TransformName):
-        raise ValueError(
-            f"transform: expected 'hflip', 'vflip', 'rot90' or a callable on maps, got {transform!r}"
-        )
+def check_transform(transform: object) -> None:
+    """Raise a ``ValueError`` unless the transform is ``"hflip"`` or a callable."""
+    if not callable(transform) and transform != "hflip":
+        raise ValueError(f"transform: expected 'hflip' or a callable on maps, got {transform!r}")
 
 
 def view_samples(
-    cams: Tensor, counted: Tensor | None, sample_weights: Tensor | None, **options: Unpack[Reviving]
+    cams: Tensor, counted: Tensor | None, sample_weights: Tensor | None, reduction: Reduction
 ) -> Samples:
     """Prepare the cams of two views, (2N, 1, *spatial), as the two channels of N samples; a pair counts if both views do."""
     if cams.shape[0] % 2:
@@ -130,37 +134,19 @@ def view_samples(
         )
     counted = None if counted is None else torch.stack(counted.chunk(2)).all(0)
     weights = None if sample_weights is None else torch.stack(sample_weights.chunk(2)).amin(0)
-    return prepare_samples(torch.cat(cams.chunk(2), 1), counted, weights, None, **options)
+    return prepare_samples(torch.cat(cams.chunk(2), 1), counted, weights, None, reduction=reduction)
 
 
-def inconsistency(
-    samples: Samples, transform: TransformName | Transform, normalization: ConsistencyNormalization
-) -> Tensor:
-    """Return mean (C(Tx) − T C(x))² of each pair of views: (N,)."""
-    check_choice("normalization", normalization, ConsistencyNormalization)
-    plain, transformed = samples.cams.split(1, 1)
-    if normalization == "max":
-        plain, transformed = _over_peak(plain), _over_peak(transformed)
-    expected = _transformed(plain, transform)
+def inconsistency(samples: Samples, transform: Transform) -> Tensor:
+    """Return mean (C(Tx) − T C(x))² of each pair of views, each cam divided by its largest absolute value: (N,)."""
+    plain, transformed = (_over_peak(view) for view in samples.cams.split(1, 1))
+    expected = transform(plain) if callable(transform) else plain.flip(-1)
     if expected.shape != transformed.shape:
         raise ValueError(
             f"transform: expected maps of the shape of those of the second view {tuple(transformed.shape)}, got "
             f"{tuple(expected.shape)}; turn square images only, or pass a callable that keeps the shape"
         )
     return l2_distance(transformed, expected)
-
-
-def _transformed(maps: Tensor, transform: TransformName | Transform) -> Tensor:
-    if callable(transform):
-        return transform(maps)
-    if maps.dim() - 2 < _DIMENSIONS[transform]:
-        raise ValueError(
-            f"transform: expected cams with at least {_DIMENSIONS[transform]} spatial dimensions for {transform!r}, got "
-            f"{tuple(maps.shape)}"
-        )
-    if transform == "rot90":
-        return maps.rot90(1, (-2, -1))
-    return maps.flip(-1 if transform == "hflip" else -2)
 
 
 def _over_peak(cams: Tensor) -> Tensor:
@@ -170,14 +156,15 @@ def _over_peak(cams: Tensor) -> Tensor:
     return cams.masked_fill(zero, 0) / scale.masked_fill(zero, 1)
 
 
-@loss_function(target="1")
+@cam_loss
 def separability_loss(
     cams: Tensor,
     *,
     threshold: float = 0.5,
     sharpness: float = 10.0,
-    normalization: Normalization = "max",
-    **options: Unpack[PairOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize the overlap of the maps of the label and of the most confused class.
 
@@ -192,9 +179,22 @@ def separability_loss(
             :func:`~batchcam_captum.functional.select_scores`.
         threshold: σ as a share of the largest value of the label's map, from 0 to 1.
         sharpness: ω > 0; large values make T a step.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, 1) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
     check_soft_mask(threshold, sharpness)
-    samples = checked_samples(cams, normalization, channels=2, **options)
+    samples = checked_samples(
+        cams, channels=2, sample_weights=sample_weights, reduction=reduction, revive=revive
+    )
     return samples.reduce(overlap(samples, threshold, sharpness))
 
 
@@ -214,12 +214,13 @@ def overlap(samples: Samples, threshold: float, sharpness: float) -> Tensor:
     return shared / total.masked_fill(total == 0, 1)
 
 
-@loss_function(target="1")
+@cam_loss
 def total_variation_loss(
     cams: Tensor,
     *,
-    normalization: Normalization = "max",
-    **options: Unpack[PairOptions],
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize differences between neighboring pixels of a map.
 
@@ -227,9 +228,23 @@ def total_variation_loss(
 
     with d over the spatial dimensions and p over the pixels that have a next one. (Rudin, Osher and Fatemi 1992, in its
     anisotropic form; the mean over pixels, so that the weight does not depend on the size of the map, is ours.) In [0, d]; 0 for
-    a flat map. With ``normalization="none"`` a smaller cam is a smoother one.
+    a flat map.
+
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, 1) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    samples = checked_samples(cams, normalization, **options)
+    samples = checked_samples(cams, sample_weights=sample_weights, reduction=reduction, revive=revive)
     return samples.reduce(variation(samples))
 
 

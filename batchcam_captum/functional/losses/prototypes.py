@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Unpack
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +14,11 @@ from ..common import Reduction, reduce
 from ..distance import Distance, get_distance, scaled, unit
 from ..maps import Normalization, peak, resize
 from .base import (
-    Reducing,
-    Resolution,
-    Reviving,
     Samples,
+    cam_loss,
     check_cams,
     check_positive,
     check_prototypes,
-    check_size,
     fill_samples,
     fit_references,
     membership,
@@ -29,7 +26,6 @@ from .base import (
     own_prototypes,
     prepare_samples,
 )
-from .documented import loss_function
 
 ForegroundNormalization = Literal["none", "share"]
 
@@ -37,20 +33,6 @@ ForegroundNormalization = Literal["none", "share"]
 BESIDE_MAPS = 4
 
 _ROUNDING = 1e-5
-
-
-class LabelOptions(Reducing, total=False):
-    """The options that the losses with labels share."""
-
-    seen: Tensor | None
-    ignore_index: int
-    sample_weights: Tensor | None
-
-
-class PrototypeOptions(LabelOptions, total=False):
-    """The options of losses that compare rectified maps with prototypes."""
-
-    revive: bool
 
 
 def prototype_samples(
@@ -63,11 +45,14 @@ def prototype_samples(
     ignore_index: int = -100,
     sample_weights: Tensor | None = None,
     checks: ValueChecks | None = None,
-    **options: Unpack[Reviving],
+    reduction: Reduction = "mean",
+    revive: bool = False,
 ) -> Samples:
     """Prepare cams for a comparison with prototypes (K, P, *size) that have their size and scale already."""
     belongs = membership(cams, labels, prototypes, seen, ignore_index, sample_weights, checks)
-    samples = prepare_samples(cams, belongs.mask, belongs.importance, normalization, **options)
+    samples = prepare_samples(
+        cams, belongs.mask, belongs.importance, normalization, reduction=reduction, revive=revive
+    )
     return samples._replace(belongs=belongs, prototypes=prototypes, seen=seen)
 
 
@@ -75,12 +60,11 @@ def against_own(samples: Samples) -> Samples:
     """Compare each sample with the prototypes of its class."""
     assert samples.belongs is not None
     assert samples.prototypes is not None
-    maps = resize(samples.maps, samples.prototypes.shape[2:])
-    own = own_prototypes(samples.belongs, maps, samples.prototypes, samples.cams, samples.dead)
-    return samples._replace(maps=maps, references=own)
+    own = own_prototypes(samples.belongs, samples.maps, samples.prototypes, samples.cams, samples.dead)
+    return samples._replace(references=own)
 
 
-@loss_function()
+@cam_loss
 def prototype_loss(
     cams: Tensor,
     labels: Tensor,
@@ -88,8 +72,11 @@ def prototype_loss(
     *,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
-    resolution: Resolution = "map",
-    **options: Unpack[PrototypeOptions],
+    seen: Tensor | None = None,
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Compare each cam with the prototype of its class.
 
@@ -97,25 +84,52 @@ def prototype_loss(
 
     (Ignesti et al. 2025, arXiv 2510.00664; the normalization and the comparison at the size of the cams are ours.) With soft
     labels, or several labels per sample, the prototypes are mixed in the same proportions.
+
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        labels: (N,) class indices, or (N, K) soft labels, one weight per class.
+        prototypes: P, (K, 1, *spatial) in [0, 1], of any size, resized to the cams and divided by their maxima. With several per
+            class, (K, P, *spatial), the nearest counts; for soft labels that is the nearest in L2, whatever ``distance`` is.
+        distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        normalization: of the rectified cams: ``"max"`` divides by the largest value, ``"minmax"`` maps the smallest value to 0
+            and the largest to 1, ``"none"`` changes nothing.
+        seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, P) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        ignore_index: samples with this label are left out.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    prototypes = _fitted(cams, prototypes, resolution)
-    samples = against_own(prototype_samples(cams, labels, prototypes, normalization, **options))
-    return samples.reduce(samples.distances(distance))
-
-
-def _fitted(cams: Tensor, prototypes: Tensor, resolution: Resolution) -> Tensor:
-    """Check cams and prototypes, and bring the prototypes to the size and the scale of the comparison."""
     check_cams(cams)
     check_prototypes(cams, prototypes)
-    size = check_size(resolution, Resolution, cams.shape[2:])
-    return fit_references(prototypes, size, _dtype(cams))
+    prototypes = fit_references(prototypes, cams.shape[2:], _dtype(cams))
+    samples = prototype_samples(
+        cams,
+        labels,
+        prototypes,
+        normalization,
+        seen=seen,
+        ignore_index=ignore_index,
+        sample_weights=sample_weights,
+        reduction=reduction,
+        revive=revive,
+    )
+    samples = against_own(samples)
+    return samples.reduce(samples.distances(distance))
 
 
 def _dtype(cams: Tensor) -> torch.dtype:
     return torch.float64 if cams.dtype == torch.float64 else torch.float32
 
 
-@loss_function(unit="classes in the batch")
+@cam_loss
 def batch_cam_loss(
     cams: Tensor,
     labels: Tensor,
@@ -123,8 +137,11 @@ def batch_cam_loss(
     *,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
-    resolution: Resolution = "map",
-    **options: Unpack[PrototypeOptions],
+    seen: Tensor | None = None,
+    revive: bool = True,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Compare the mean cam of each class in the batch with the prototype of that class.
 
@@ -136,16 +153,43 @@ def batch_cam_loss(
     maps. Soft labels, or several labels per sample, weigh a cam into the means of several classes; a class with less than one
     image in total, as most classes have under label smoothing, counts proportionally less in the mean over the classes.
 
+    Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        labels: (N,) class indices, or (N, K) soft labels, one weight per class.
+        prototypes: P, (K, 1, *spatial) in [0, 1], of any size, resized to the cams and divided by their maxima. With several per
+            class, (K, P, *spatial), the nearest counts; for soft labels that is the nearest in L2, whatever ``distance`` is.
+        distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        normalization: of the rectified cams: ``"max"`` divides by the largest value, ``"minmax"`` maps the smallest value to 0
+            and the largest to 1, ``"none"`` changes nothing.
+        seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
+        revive: a dead cam, one without positive values, pays 1 − cosine(C, P) in [0, 2] instead, whose gradient brings it back
+            to life. False: no gradient reaches a dead cam.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the classes in the batch.
+        ignore_index: samples with this label are left out.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
     Returns:
         A scalar, or (K,) for ``reduction="none"``, zero for an absent class. With nothing to count the scalar is a zero that is
         connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
-    prototypes = _fitted(cams, prototypes, resolution)
-    return class_value(prototype_samples(cams, labels, prototypes, normalization, **options), distance)
-
-
-def class_value(samples: Samples, distance: str | Distance) -> Tensor:
-    """Return the loss of the class means of a batch."""
+    check_cams(cams)
+    check_prototypes(cams, prototypes)
+    prototypes = fit_references(prototypes, cams.shape[2:], _dtype(cams))
+    samples = prototype_samples(
+        cams,
+        labels,
+        prototypes,
+        normalization,
+        seen=seen,
+        ignore_index=ignore_index,
+        sample_weights=sample_weights,
+        reduction=reduction,
+        revive=revive,
+    )
     groups = Groups.of(samples)
     return groups.value(ClassSums.of(samples, groups), distance, samples.reduction)
 
@@ -204,7 +248,7 @@ class ClassSums(NamedTuple):
         """Sum over a batch."""
         assert samples.belongs is not None
         belongs = samples.belongs
-        rows = resize(samples.maps, groups.prototypes.shape[2:])
+        rows = samples.maps
         ones = torch.ones_like(rows.flatten(1)[:, 0])
         weights = ones if belongs.mask is None else belongs.mask.to(ones.dtype)
         if belongs.importance is not None:
@@ -243,15 +287,17 @@ def _over_groups(values: Tensor, belongs: ClassWeights, groups: Groups) -> Tenso
     return values.new_zeros(groups.prototypes.shape[0], *values.shape[1:]).index_add(0, groups.member, values)
 
 
-@loss_function()
+@cam_loss
 def prototype_contrastive_loss(
     cams: Tensor,
     labels: Tensor,
     prototypes: Tensor,
     *,
     temperature: float = 0.1,
-    resolution: Resolution = "prototype",
-    **options: Unpack[LabelOptions],
+    seen: Tensor | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Pull each cam to the prototype of its class, and push it away from the others.
 
@@ -263,13 +309,37 @@ def prototype_contrastive_loss(
     that are not ``seen`` take no part.
 
     Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        labels: (N,) class indices, or (N, K) soft labels, one weight per class.
+        prototypes: P, (K, 1, *spatial), of any size, to which the cams are resized. With several per class, (K, P, *spatial), the
+            nearest counts. The cost grows with their size: resize many large ones first.
         temperature: τ > 0; lower is sharper.
-        resolution: compare at the size of the cams, ``"map"``, or enlarge the cams to that of the ``"prototype"``. The first is
-            far cheaper where many large prototypes (a thousand of 224 pixels) are compared with each cam.
+        seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        ignore_index: samples with this label are left out.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
     check_positive("temperature", temperature)
-    prototypes = contrasted(_fitted(cams, prototypes, resolution), options.get("seen"))
-    samples = prototype_samples(cams, labels, prototypes, None, **options)
+    check_cams(cams)
+    check_prototypes(cams, prototypes)
+    prototypes = contrasted(fit_references(prototypes, None, _dtype(cams)), seen)
+    samples = prototype_samples(
+        cams,
+        labels,
+        prototypes,
+        None,
+        seen=seen,
+        ignore_index=ignore_index,
+        sample_weights=sample_weights,
+        reduction=reduction,
+    )
     return samples.reduce(contrast(samples, temperature))
 
 
@@ -311,14 +381,17 @@ def contrast(samples: Samples, temperature: float) -> Tensor:
     return (belongs.shares * log_probabilities).sum(1).neg()
 
 
-@loss_function()
+@cam_loss
 def foreground_loss(
     cams: Tensor,
     labels: Tensor,
     prototypes: Tensor,
     *,
     normalization: ForegroundNormalization = "none",
-    **options: Unpack[LabelOptions],
+    seen: Tensor | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Penalize evidence outside the foreground of the class, for or against it.
 
@@ -334,14 +407,37 @@ def foreground_loss(
     several labels add up, each times its weight divided by the largest, to at most 1.
 
     Args:
+        cams: C, (N, 1, *spatial), raw and signed.
+        labels: (N,) class indices, or (N, K) soft labels, one weight per class.
         prototypes: F, (K, 1, *spatial) in [0, 1], of any size, resized by area to the cams. With several per class,
             (K, P, *spatial), their union, the largest at each place, is the foreground.
         normalization: ``"none"`` squares the raw cam outside; ``"share"`` is the share of its absolute value that lies outside.
+        seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"`` over the samples.
+        ignore_index: samples with this label are left out.
+        sample_weights: (N,) how much each sample counts, at least 0; a sample of weight 0 is left out. Default: all alike.
+
+    Returns:
+        A scalar, or (N,) for ``reduction="none"``. With nothing to count the scalar is a zero that is connected to the graph.
+
+    Raises:
+        ValueError: a shape, a value or an option that does not fit.
+        TypeError: an argument of another kind.
     """
     check_cams(cams)
     check_prototypes(cams, prototypes)
     check_choice("normalization", normalization, ForegroundNormalization)
-    samples = prototype_samples(cams, labels, foregrounds(prototypes, cams, None), None, **options)
+    maps = foregrounds(prototypes, cams, None)
+    samples = prototype_samples(
+        cams,
+        labels,
+        maps,
+        None,
+        seen=seen,
+        ignore_index=ignore_index,
+        sample_weights=sample_weights,
+        reduction=reduction,
+    )
     return samples.reduce(outside(own_foreground(samples), normalization))
 
 
@@ -362,11 +458,11 @@ def own_foreground(samples: Samples) -> Samples:
     assert belongs is not None
     assert maps is not None
     if belongs.indices is not None:
-        return samples.against(belongs.pick(maps))
+        return samples._replace(references=belongs.pick(maps))
     largest = belongs.weights.amax(1, keepdim=True)
     weights = belongs.weights / largest.masked_fill(largest == 0, 1)
     union = (weights.to(maps.dtype) @ maps.flatten(1)).clamp(max=1)
-    return samples.against(union.reshape(-1, *maps.shape[1:]))
+    return samples._replace(references=union.reshape(-1, *maps.shape[1:]))
 
 
 def outside(samples: Samples, normalization: ForegroundNormalization) -> Tensor:

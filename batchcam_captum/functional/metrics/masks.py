@@ -1,8 +1,7 @@
 """Whether cams lie where masks say, per sample.
 
-Cams have the size of a layer, masks that of the images. ``resolution="mask"``, the default, rectifies the cams, divides them by
-their maxima and resizes them to the masks (linearly where they grow, by area where they shrink), so that no mask is blurred.
-``"map"`` resizes the masks to the cams by area and keeps their peaks.
+Cams have the size of a layer, masks that of the images. The cams are rectified, divided by their maxima and resized to the masks
+(linearly where they grow, by area where they shrink), so that no mask is blurred.
 
 The shares weight pixels by the mask's values; pointing game, IoU and rank accuracy count pixels above 0.5 as inside. A mask
 without such a pixel is no annotation: the value is NaN, and the metric classes leave the sample out. Against the mask of an
@@ -15,12 +14,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_choice, check_integer, check_number
-from ..losses.base import MaskResolution
-from ..losses.masks import check_masks, fit_masks
+from ..checks import check_number
+from ..losses.masks import check_masks
 from ..maps import normalize, prepare, resize
 from .base import cam_metric, finite
 
@@ -47,8 +44,7 @@ class _Located(NamedTuple):
         return values.to(self.maps.dtype).masked_fill(~(self.masks.flatten(1) > above).any(1), math.nan)
 
 
-def _locate(cams: Tensor, masks: Tensor, resolution: MaskResolution) -> _Located:
-    check_choice("resolution", resolution, MaskResolution)
+def _locate(cams: Tensor, masks: Tensor) -> _Located:
     check_masks(masks, cams)
     maps, dead = prepare(finite(cams))
     masks = masks.to(maps.dtype)
@@ -56,15 +52,14 @@ def _locate(cams: Tensor, masks: Tensor, resolution: MaskResolution) -> _Located
         raise ValueError(
             "masks: expected numbers from 0 to 1, got others or NaN; divide masks of bytes by 255"
         )
-    if resolution == "mask":
-        maps = resize(maps, masks.shape[2:])
-        # Where one dimension grows and another shrinks, linear interpolation may skip every positive pixel.
-        dead = dead | ~(maps.flatten(1) > 0).any(1)
-    return _Located(maps, fit_masks(masks, maps), dead)
+    maps = resize(maps, masks.shape[2:])
+    # Where one dimension grows and another shrinks, linear interpolation may skip every positive pixel.
+    dead = dead | ~(maps.flatten(1) > 0).any(1)
+    return _Located(maps, masks, dead)
 
 
 @cam_metric
-def energy_in_mask(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = "mask") -> Tensor:
+def energy_in_mask(cams: Tensor, masks: Tensor) -> Tensor:
     r"""Return the share of the positive evidence inside the mask (energy-based pointing game).
 
     .. math:: \frac{\sum m\, a}{\sum a}, \qquad a = \mathrm{relu}(C)
@@ -74,7 +69,6 @@ def energy_in_mask(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = 
     Args:
         cams: (N, 1, *spatial), signed.
         masks: m, (N, 1, *spatial) in [0, 1] or booleans, where the evidence should be.
-        resolution: ``"mask"`` resizes the cams to the masks, ``"map"`` the masks to the cams.
 
     Returns:
         (N,), in [0, 1]; larger is better, a flat map gets the mask's share of the pixels. A dead or all-zero cam gets 0. NaN for
@@ -84,18 +78,17 @@ def energy_in_mask(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = 
         ValueError: a shape, a value or an option that does not fit, or a cam that is not finite.
         TypeError: cams or masks of a wrong kind.
     """
-    located = _locate(cams, masks, resolution)
+    located = _locate(cams, masks)
     return located.annotated(located.share(), above=0)
 
 
-def wrong_reason(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = "mask") -> Tensor:
+def wrong_reason(cams: Tensor, masks: Tensor) -> Tensor:
     r"""Return the share of the positive evidence outside the mask, 1 − :func:`energy_in_mask`.
 
     Args:
         cams: (N, 1, *spatial), signed.
         masks: (N, 1, *spatial) in [0, 1] or booleans, where the evidence *should* be; for the mask of a shortcut use
             :func:`shortcut_share`.
-        resolution: ``"mask"`` resizes the cams to the masks, ``"map"`` the masks to the cams.
 
     Returns:
         (N,), in [0, 1]; smaller is better. A dead or all-zero cam gets 1, the worst value, as it has no evidence inside. NaN for
@@ -105,7 +98,7 @@ def wrong_reason(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = "m
         ValueError: a shape, a value or an option that does not fit, or a cam that is not finite.
         TypeError: cams or masks of a wrong kind.
     """
-    return 1 - energy_in_mask(cams, masks, resolution=resolution)
+    return 1 - energy_in_mask(cams, masks)
 
 
 class ShortcutShare(NamedTuple):
@@ -121,13 +114,12 @@ class ShortcutShare(NamedTuple):
 
 
 @cam_metric
-def shortcut_share(cams: Tensor, shortcuts: Tensor, *, resolution: MaskResolution = "mask") -> ShortcutShare:
+def shortcut_share(cams: Tensor, shortcuts: Tensor) -> ShortcutShare:
     """Return the share of the positive evidence on a shortcut, and the share of the pixels that the shortcut covers.
 
     Args:
         cams: (N, 1, *spatial), signed.
         shortcuts: (N, 1, *spatial) in [0, 1] or booleans, where the evidence should *not* be.
-        resolution: ``"mask"`` resizes the cams to the masks, ``"map"`` the masks to the cams.
 
     Returns:
         Both (N,), in [0, 1]. A dead or all-zero cam counts as a flat one, whose share is the area: it shows neither that the
@@ -138,26 +130,21 @@ def shortcut_share(cams: Tensor, shortcuts: Tensor, *, resolution: MaskResolutio
         ValueError: a shape, a value or an option that does not fit, or a cam that is not finite.
         TypeError: cams or shortcuts of a wrong kind.
     """
-    located = _locate(cams, shortcuts, resolution)
+    located = _locate(cams, shortcuts)
     area = located.masks.flatten(1).mean(1)
     share = torch.where(located.dead, area, located.share())
     return ShortcutShare(located.annotated(share, above=0), located.annotated(area, above=0))
 
 
 @cam_metric
-def pointing_game(
-    cams: Tensor, masks: Tensor, *, tolerance: int = 0, resolution: MaskResolution = "mask"
-) -> Tensor:
+def pointing_game(cams: Tensor, masks: Tensor) -> Tensor:
     """Return whether the maximum of each cam lies in the mask.
 
-    (Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", section 4.2.)
+    (Zhang et al. 2018, "Top-down Neural Attention by Excitation Backprop", section 4.2, without their tolerance of 15 pixels.)
 
     Args:
         cams: (N, 1, *spatial), signed.
         masks: (N, 1, *spatial) in [0, 1] or booleans; pixels above 0.5 are inside.
-        tolerance: maxima up to this Euclidean distance from the mask count as inside, in pixels of the compared size. The
-            authors use 15 on photographs.
-        resolution: ``"mask"`` resizes the cams to the masks, ``"map"`` the masks to the cams.
 
     Returns:
         (N,), in [0, 1]; larger is better. 1 for a hit, 0 for a miss. Where several pixels share the maximum, the share of them
@@ -165,36 +152,17 @@ def pointing_game(
 
     Raises:
         ValueError: a shape, a value or an option that does not fit, or a cam that is not finite.
-        TypeError: cams, masks or the tolerance of a wrong kind.
+        TypeError: cams or masks of a wrong kind.
     """
-    check_integer("tolerance", tolerance, 0)
-    located = _locate(cams, masks, resolution)
-    hits = _grow(located.inside, tolerance**2) if tolerance else located.inside
+    located = _locate(cams, masks)
     maps = located.maps.flatten(1)
     highest = maps == maps.amax(1, keepdim=True)
-    values = (highest & hits.flatten(1)).sum(1) / highest.sum(1)
+    values = (highest & located.inside.flatten(1)).sum(1) / highest.sum(1)
     return located.annotated(values.masked_fill(located.dead, 0), above=0.5)
 
 
-def _grow(inside: Tensor, reach: int, dim: int = 2) -> Tensor:
-    """Return all pixels whose squared distance to one inside is at most ``reach``, over the dimensions from ``dim`` on."""
-    radius = math.isqrt(reach)
-    if dim == inside.dim() - 1:
-        rows = inside.flatten(0, -2).unsqueeze(1).float()
-        return (F.max_pool1d(rows, 2 * radius + 1, 1, radius) > 0).reshape(inside.shape)
-    grown = _grow(inside, reach, dim + 1)
-    size = inside.shape[dim]
-    for shift in range(1, min(radius, size - 1) + 1):
-        narrower = _grow(inside, reach - shift**2, dim + 1)
-        grown.narrow(dim, shift, size - shift).logical_or_(narrower.narrow(dim, 0, size - shift))
-        grown.narrow(dim, 0, size - shift).logical_or_(narrower.narrow(dim, shift, size - shift))
-    return grown
-
-
 @cam_metric
-def mask_iou(
-    cams: Tensor, masks: Tensor, *, threshold: float = 0.5, resolution: MaskResolution = "mask"
-) -> Tensor:
+def mask_iou(cams: Tensor, masks: Tensor, *, threshold: float = 0.5) -> Tensor:
     """Return the intersection over union of the mask and the cam's pixels above a threshold.
 
     The cam is rectified, resized, and mapped to [0, 1] by its own smallest and largest value; pixels *above* the threshold are
@@ -204,7 +172,6 @@ def mask_iou(
         cams: (N, 1, *spatial), signed.
         masks: (N, 1, *spatial) in [0, 1] or booleans; pixels above 0.5 are inside.
         threshold: in [0, 1).
-        resolution: ``"mask"`` resizes the cams to the masks, ``"map"`` the masks to the cams.
 
     Returns:
         (N,), in [0, 1]; larger is better. A dead, all-zero or flat cam gets 0. NaN for an empty mask.
@@ -214,14 +181,14 @@ def mask_iou(
         TypeError: cams, masks or the threshold of a wrong kind.
     """
     check_number("threshold", threshold, zero=True, below=1)
-    located = _locate(cams, masks, resolution)
+    located = _locate(cams, masks)
     above = normalize(located.maps, "minmax") > threshold
     common, either = ((part.flatten(1).sum(1)) for part in (above & located.inside, above | located.inside))
     return located.annotated(common / either.clamp(min=1), above=0.5)
 
 
 @cam_metric
-def rank_accuracy(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = "mask") -> Tensor:
+def rank_accuracy(cams: Tensor, masks: Tensor) -> Tensor:
     """Return the share of the |mask| highest pixels of the rectified cam that lie in the mask (relevance rank accuracy).
 
     (Arras et al. 2022, "CLEVR-XAI", eq. 2.)
@@ -229,7 +196,6 @@ def rank_accuracy(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = "
     Args:
         cams: (N, 1, *spatial), signed.
         masks: (N, 1, *spatial) in [0, 1] or booleans; pixels above 0.5 are inside.
-        resolution: ``"mask"`` resizes the cams to the masks, ``"map"`` the masks to the cams.
 
     Returns:
         (N,), in [0, 1]; larger is better. Pixels that tie for the last ranks, zeros included, count in part: the value is the
@@ -239,7 +205,7 @@ def rank_accuracy(cams: Tensor, masks: Tensor, *, resolution: MaskResolution = "
         ValueError: a shape, a value or an option that does not fit, or a cam that is not finite.
         TypeError: cams or masks of a wrong kind.
     """
-    located = _locate(cams, masks, resolution)
+    located = _locate(cams, masks)
     maps, inside = located.maps.flatten(1), located.inside.flatten(1)
     places = inside.sum(1, keepdim=True)
     last = maps.sort(dim=1, descending=True).values.gather(1, (places - 1).clamp(min=0))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..class_means import class_weights
 from ..common import exact_matmul_dtype
 from ..distance import Distance, cosine_similarity, get_distance, unit
-from ..losses.base import Resolution, check_prototypes, fit, nearest
+from ..losses.base import check_prototypes, fit_references, nearest
 from ..maps import prepare
 from .base import cam_metric, finite
 
@@ -23,7 +23,6 @@ def prototype_distance(
     distance: str | Distance = "l1",
     *,
     seen: Tensor | None = None,
-    resolution: Resolution = "map",
     ignore_index: int = -100,
 ) -> Tensor:
     """Return the distance of each normalized cam relu(C) / max to the prototype of its class.
@@ -34,7 +33,6 @@ def prototype_distance(
         prototypes: (K, 1, *spatial), or P per class (K, P, *spatial), of which the closest counts; divided by their maxima.
         distance: a name of :data:`~batchcam_captum.functional.DISTANCES`, or a function (N, ...), (N, ...) -> (N,).
         seen: (K,) booleans, which classes have a prototype. Default: all.
-        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the cams to the prototypes.
         ignore_index: samples with this label get NaN.
 
     Returns:
@@ -47,7 +45,8 @@ def prototype_distance(
     """
     check_prototypes(cams, prototypes)
     indices, counted = labels_with_prototype(labels, len(cams), prototypes, seen, ignore_index)
-    maps, prototypes = fit(prepare(finite(cams, counted)).maps, prototypes, resolution)
+    maps = prepare(finite(cams, counted)).maps
+    prototypes = fit_references(prototypes, maps.shape[2:], maps.dtype)
     values = nearest(get_distance(distance), maps, prototypes[indices])
     if not bool((torch.isfinite(values) | ~counted).all()):
         raise ValueError(
@@ -84,7 +83,6 @@ def prototype_cosine(
     prototypes: Tensor,
     *,
     seen: Tensor | None = None,
-    resolution: Resolution = "map",
     ignore_index: int = -100,
 ) -> Tensor:
     """Return the cosine of each normalized cam and the prototype of its class.
@@ -94,7 +92,6 @@ def prototype_cosine(
         labels: (N,) class indices.
         prototypes: (K, 1, *spatial), or P per class (K, P, *spatial), of which the closest counts.
         seen: (K,) booleans, which classes have a prototype. Default: all.
-        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the cams to the prototypes.
         ignore_index: samples with this label get NaN.
 
     Returns:
@@ -110,7 +107,6 @@ def prototype_cosine(
         prototypes,
         lambda first, second: -cosine_similarity(first, second),  # keeps the digits that 1 − cosine loses
         seen=seen,
-        resolution=resolution,
         ignore_index=ignore_index,
     )
 
@@ -122,7 +118,6 @@ def nearest_prototype(
     distance: str | Distance = "centered_cosine",
     *,
     seen: Tensor | None = None,
-    resolution: Resolution = "map",
 ) -> Tensor:
     r"""Return the class whose prototype each cam is closest to.
 
@@ -139,7 +134,6 @@ def nearest_prototype(
         distance: ``"centered_cosine"``, a name of :data:`~batchcam_captum.functional.DISTANCES`, or a function
             (N, ...), (N, ...) -> (N,).
         seen: (K,) booleans, which classes take part. Default: those whose prototypes are not all zero.
-        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the cams to the prototypes.
 
     Returns:
         (N,) int64, 0 ... K−1; the first of equally close classes. −1, which is never the right class, for a dead or all-zero
@@ -151,7 +145,7 @@ def nearest_prototype(
     """
     check_prototypes(cams, prototypes)
     maps, dead = prepare(finite(cams))
-    maps, prototypes = fit(maps, prototypes, resolution)
+    prototypes = fit_references(prototypes, maps.shape[2:], maps.dtype)
     if not bool(torch.isfinite(prototypes).all()):
         raise ValueError("prototypes: expected finite numbers, got others")
     if seen is None:

@@ -50,14 +50,6 @@ def test_ignored_labels_have_no_value_whatever_their_cams():
     assert_close(prototype_distance(cams, labels, prototypes)[[0, 1, 3]], expected[[0, 1, 3]])
 
 
-def test_at_the_size_of_the_prototypes():
-    cams, prototypes = torch.rand(2, 1, 7, 7), torch.rand(3, 1, 14, 14)
-    maps = torch.nn.functional.interpolate(cams / cams.amax((1, 2, 3), True), size=(14, 14), mode="bilinear")
-    own = prototypes[LABELS[:2]] / prototypes[LABELS[:2]].amax((1, 2, 3), True)
-    value = prototype_distance(cams, LABELS[:2], prototypes, "l2", resolution="prototype")
-    assert_close(value, (maps - own).square().mean((1, 2, 3)))
-
-
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_nearest_prototype_by_centered_cosines_is_that_of_a_loop(dims):
     cams, prototypes = torch.randn(20, 1, *[5] * dims), torch.rand(4, 1, *[5] * dims) + 1
