@@ -81,32 +81,27 @@ def head_gradients(
         >>> gradients.shape, scores.shape
         (torch.Size([2, 4, 6, 6]), torch.Size([2, 3]))
     """
-    ((gradients,), scores), update = several_head_gradients(head, activations, labels, [score])
-    update()
-    return HeadGradients(gradients, scores)
+    run = run_head(head, activations, labels, [score])
+    run.update_buffers()
+    return HeadGradients(run.gradients[0], run.scores)
 
 
-class SeveralHeadGradients(NamedTuple):
-    """What :func:`several_head_gradients` returns."""
+class HeadRun(NamedTuple):
+    """One run of a head, whose buffers are not updated yet."""
 
     gradients: list[Tensor]  #: ∂score/∂A of each kind of score, in the shape of the activations
     scores: Tensor  #: (N, K), as the head returned them
+    buffers: list[tuple[Tensor, Tensor]]  #: of the head, each with its value after the run
+
+    @torch.no_grad()
+    def update_buffers(self) -> None:
+        """Copy the new values into the buffers of the head: last, as everything before may raise."""
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
 
 
-def several_head_gradients(
-    head: Head, activations: Tensor, labels: Tensor, kinds: Sequence[Score]
-) -> tuple[SeveralHeadGradients, Callable[[], None]]:
-    """Return the gradients of several kinds of scores from one run of the head.
-
-    Args:
-        head: A -> scores.
-        activations: A, (N, C, *spatial).
-        labels: (N,) class indices, or (N, K) soft labels.
-        kinds: of scores, as ``score`` of :func:`head_gradients`.
-
-    Returns:
-        The gradients and the scores; and a function that updates the buffers of the head, to be called after everything else.
-    """
+def run_head(head: Head, activations: Tensor, labels: Tensor, kinds: Sequence[Score]) -> HeadRun:
+    """Run the head once, and take the gradients of several kinds of scores, see :func:`head_gradients`."""
     _check(head, activations)
     buffers = _changing_buffers(head) if isinstance(head, nn.Module) else {}
 
@@ -150,12 +145,7 @@ def several_head_gradients(
             ones = tuple(torch.full_like(each, float(i == which)) for i, each in enumerate(selected))
             gradients += pull_back(ones)
 
-    @torch.no_grad()
-    def update() -> None:
-        for name, buffer in buffers.items():
-            buffer.copy_(held[name])
-
-    return SeveralHeadGradients(gradients, scores), update
+    return HeadRun(gradients, scores, [(buffer, held[name]) for name, buffer in buffers.items()])
 
 
 def head_cams(
@@ -209,12 +199,13 @@ def head_cams(
         (torch.Size([2, 1, 6, 6]), True)
     """
     method = get_method(method)
-    ((gradients,), scores), update = several_head_gradients(head, activations, labels, [score])
+    run = run_head(head, activations, labels, [score])
+    gradients = run.gradients[0]
     if reshape is not None:
         activations, gradients = reshape(activations), reshape(gradients)
     cams = apply_method(method, activations, gradients)
-    update()  # last: the reshape and the weighting may raise
-    return HeadCams(cams, scores)
+    run.update_buffers()
+    return HeadCams(cams, run.scores)
 
 
 def _changing_buffers(head: nn.Module) -> dict[str, Tensor]:

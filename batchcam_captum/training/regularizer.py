@@ -25,7 +25,7 @@ from ..attribution import (
     recordable,
 )
 from ..functional import activation_gradients, get_method, select_scores
-from ..functional.head import several_head_gradients
+from ..functional.head import run_head
 from ..losses import CamLoss
 from .cams import LayerGradient, TermCams
 from .gradient_norms import GradientNorms
@@ -404,15 +404,13 @@ class CamRegularizer(CamObjective):
             return StepOutput(scores, torch.zeros((), device=scores.device)), {}
         batch.check(activations)
         cams = TermCams(active.values(), split.method)
-        found, update_buffers = several_head_gradients(
-            split.head, activations, batch.labels, list(cams.scores.values())
-        )
+        found = run_head(split.head, activations, batch.labels, list(cams.scores.values()))
         with self._failures_noted(active, found.scores.device):
             self._check_scores(found.scores, active)
             for score, gradient in zip(cams.scores, found.gradients, strict=True):
                 cams.add(score, [activations], [LayerGradient(gradient)], [split.reshape or _as_it_is])
             total, values = self._weighted_sum(active, cams, batch)
-        update_buffers()  # last: a loss may raise
+        found.update_buffers()  # last: a loss may raise
         return StepOutput(found.scores, total), values
 
     def _cams(
