@@ -86,15 +86,17 @@ def data_of(package: str) -> dict[str, str]:
     for path in [path for path in sys.modules if path.startswith(package)]:
         comments |= ModuleAnalyzer.for_module(path).find_attr_docs()
     module = import_module(package)
-    names = [name for name in module.__all__ if name != "__version__"]
-    names = [name for name in names if not (inspect.isclass(obj := getattr(module, name)) or callable(obj))]
-    return {name: " ".join(escaped(comments.get(("", name), []))) for name in names}
+    described = (inspect.isclass, inspect.isroutine, inspect.ismodule)
+    names = [name for name in module.__all__ if not any(kind(getattr(module, name)) for kind in described)]
+    values = {name: f"``{getattr(module, name)}``".replace("typing.", "") for name in names}
+    return {name: " ".join(escaped(comments.get(("", name), [value]))) for name, value in values.items()}
 
 
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
 autosummary_context = {
     "data_of": data_of,
+    "functional": import_module("batchcam_captum.functional").__all__,
     # evaluation has the metrics as well; they are described once
     "metrics": import_module("batchcam_captum.evaluation.metrics").__all__,
     # descriptions of what is inherited end at these
