@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
-    DistributedSampler,
     IterableDataset,
     SequentialSampler,
     Subset,
@@ -188,10 +188,7 @@ def check_loader(loader: object) -> DataLoader[Any]:
             "__len__ and __getitem__"
         )
     order = loader.sampler
-    fixed = isinstance(order, SequentialSampler) or (
-        isinstance(order, DistributedSampler) and not order.shuffle
-    )
-    if loader.batch_size is None or not fixed:
+    if loader.batch_size is None or not isinstance(order, SequentialSampler):
         got = type(order if loader.batch_size is not None else loader.batch_sampler).__name__
         raise ValueError(
             f"loader: expected a DataLoader with a batch_size and shuffle=False, whose runs can be resumed, got one with {got}; "
@@ -221,22 +218,17 @@ def guarded_batches(
         ValueError: If samples make no batch, such as images of different sizes.
         OSError: If the file system fails, or too many files are missing.
     """
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {
-            "prefetch_factor": loader.prefetch_factor,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
     reader: DataLoader[Any] = DataLoader(
         _Guarded(loader.dataset),
         batch_sampler=positions,  # type: ignore[arg-type]  # ranges take less memory than lists
         num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor,
+        multiprocessing_context=loader.multiprocessing_context,
         collate_fn=_Collate(loader.collate_fn),
         pin_memory=pin_memory or loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
         generator=torch.Generator().manual_seed(0),  # leaves torch's own alone
-        **workers,
     )
     for read, problems, batch in reader:
         yield _checked(read, problems, batch, missing)
@@ -257,11 +249,7 @@ def first_readable(loader: DataLoader[Any], *, preferred: int = 0, max_missing: 
     missing = MissingFiles(max_missing)
     guarded, collate = _Guarded(loader.dataset), _Collate(loader.collate_fn)
     reasons: list[str] = []
-    if 0 < preferred < len(guarded):
-        items = collate([guarded[preferred]])
-        if not items[1]:
-            return _checked(*items, missing)
-    for position in range(len(guarded)):
+    for position in chain([min(preferred, len(guarded) - 1)], range(len(guarded))):
         batch = _checked(*collate([guarded[position]]), missing)
         if batch.images is not None:
             return batch

@@ -75,7 +75,6 @@ class Store:
         self.about = about
         #: Name -> (N, M) float32, of maps and masks; empty if the data set has no masks. NaN where there is none.
         self.metrics = {name: arrays[name] for name in layout.metrics}
-        self._arrays = arrays
         for name in NAMES:
             if name not in MASK_METRICS:
                 setattr(self, name, arrays.get(name))
@@ -105,10 +104,6 @@ class Store:
     def complete(self) -> bool:
         """True if every sample is written or known to be damaged."""
         return len(self.about["chunks"]) == self.layout.chunks
-
-    def arrays(self) -> dict[str, Any]:
-        """Return the arrays by name."""
-        return dict(self._arrays)
 
     def written(self) -> np.ndarray[Any, Any]:
         """Return the positions of the samples that have maps."""

@@ -51,7 +51,7 @@ def test_a_store_holds_what_was_written(whole):
     store = open_store(whole)
     assert store.complete
     for name, column in COLUMNS.items():
-        np.testing.assert_array_equal(store.arrays()[name][:], column)
+        np.testing.assert_array_equal(getattr(store, name)[:], column)
     assert set(store.problems[:]) == {""}
     assert store.settings == SETTINGS
     assert store.about["environments"] == [ENVIRONMENT]
