@@ -243,13 +243,12 @@ class Sparsity(CamMetric):
 
 
 class CamEntropy(CamMetric):
-    """Mean of :func:`~batchcam_captum.functional.entropy` of the cams, in [0, 1] by default: 0 is one pixel, 1 is flat.
+    """Mean of :func:`~batchcam_captum.functional.entropy` of the cams, in [0, 1]: 0 is one pixel, 1 is flat.
 
     Neither end is good by itself. A dead cam counts as flat.
     """
 
     function = staticmethod(entropy)
-    plot_upper_bound = None
 
 
 class EnergyPointingGame(CamMetric):

@@ -66,14 +66,8 @@ class Registry(Generic[T]):
                 f"pass one of these, or register your own under this name"
             ) from None
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from .checks import check_choice
 from .common import full_precision, reduce
 
 Normalization = Literal["max", "minmax", "none"]
-ResizeMode = Literal["linear", "area", "nearest", "auto"]
+ResizeMode = Literal["linear", "area", "auto"]
 
 #: A cam whose largest positive value is at most this share of its largest absolute value is dead.
 DEAD_TOLERANCE = 1e-3
@@ -118,7 +118,7 @@ def resize(maps: Tensor, size: Sequence[int], mode: ResizeMode = "auto") -> Tens
         maps: (N, C, *spatial).
         size: the new spatial size, one number per dimension.
         mode: ``"linear"`` (linear, bilinear or trilinear with ``align_corners=False``), ``"area"`` (the mean over the pixels
-            that fall into each new one), ``"nearest"``, or ``"auto"``: area where no dimension grows, linear otherwise.
+            that fall into each new one), or ``"auto"``: area where no dimension grows, linear otherwise.
 
     Returns:
         (N, C, *size); the input itself where nothing changes.

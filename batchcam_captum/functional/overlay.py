@@ -54,13 +54,13 @@ def overlay(images: Tensor, cams: Tensor, *, opacity: float = 0.7) -> Tensor:
         images: (N, C, H, W), standardized or not. Each is scaled to [0, 1] by its own minimum and maximum, and shown in color if
             C is 3, in gray otherwise.
         cams: (N, 1, h, w), signed. Values that are not positive leave the image as it is, and so does a dead cam.
-        opacity: Opacity of the map at its maximum, from 0 to 1.
+        opacity: of the map at its maximum, from 0 to 1.
 
     Returns:
         (N, 3, H, W) float32 in [0, 1], without a graph.
 
     Raises:
-        ValueError: If images and cams do not fit or are not two-dimensional, or if the opacity is out of range.
+        ValueError: images and cams that do not fit or are not two-dimensional, or an opacity out of range.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected a number from 0 to 1, got {opacity}")

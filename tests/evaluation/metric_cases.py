@@ -105,8 +105,8 @@ EVERY = {
     "dead": (metrics.DeadFraction, lambda case: functional.dead_cams(case.cams).float()),
     "sparsity": (metrics.Sparsity, lambda case: functional.sparsity(case.cams)),
     "entropy": (
-        lambda **kw: metrics.CamEntropy(relative=False, **kw),
-        lambda case: functional.entropy(case.cams, relative=False),
+        metrics.CamEntropy,
+        lambda case: functional.entropy(case.cams),
     ),
 }
 

@@ -10,13 +10,12 @@ from batchcam_captum.functional import Registry, exact_matmul_dtype, reduce
 VALUES = [1.0, 2.0, 6.0]
 
 
-def test_registry_finds_lists_and_counts_and_gives_a_name_once():
+def test_registry_finds_and_lists_and_gives_a_name_once():
     shapes = Registry("shape")
     square = shapes.register("square")(lambda side: side * side)
     shapes.register("circle")(len)
     assert shapes["square"] is square
     assert list(shapes) == ["circle", "square"]
-    assert len(shapes) == 2
     assert "line" not in shapes
     assert shapes.register("square")(square) is square
     with pytest.raises(ValueError, match="'square'"):

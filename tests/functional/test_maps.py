@@ -122,7 +122,6 @@ def test_auto_resizes_by_area_where_nothing_grows_and_linearly_otherwise(shape, 
     assert torch.equal(resize(maps, smaller), F.interpolate(maps, size=smaller, mode="area"))
     expected = F.interpolate(maps, size=mixed, mode=linear, align_corners=False)
     assert torch.equal(resize(maps, mixed), expected)
-    assert torch.equal(resize(maps, smaller, "nearest"), F.interpolate(maps, size=smaller, mode="nearest"))
 
 
 def test_area_is_the_mean_over_blocks():

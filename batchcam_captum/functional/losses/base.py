@@ -237,23 +237,29 @@ def membership(
         sample_weights=sample_weights,
         checks=checks,
     )
-    if seen is not None:
-        if belongs.indices is not None:
-            known = seen.index_select(0, belongs.indices)
-            known = known if belongs.mask is None else known | ~belongs.mask
-        else:
-            known = seen | (belongs.weighted == 0).all(0)
-        rows = belongs.indices
-        checks.require(
-            known,
-            "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "
-            "the prototypes over the whole training set, or ignore these labels",
-            lambda: (
-                f"classes without a prototype: "
-                f"{sorted(set((known.logical_not().nonzero().flatten() if rows is None else rows[~known]).tolist()))[:10]}"
-            ),
-        )
+    check_seen(belongs, seen, checks)
     return belongs
+
+
+def check_seen(belongs: ClassWeights, seen: Tensor | None, checks: ValueChecks) -> None:
+    """Check that every label that counts has a prototype, ``seen`` (K,); None: all classes have one."""
+    if seen is None:
+        return
+    rows = belongs.indices
+    if rows is None:
+        known = seen | (belongs.weighted == 0).all(0)
+    else:
+        known = seen.index_select(0, rows)
+        known = known if belongs.mask is None else known | ~belongs.mask
+    checks.require(
+        known,
+        "prototypes: expected a prototype for the class of every label, got labels of a class that was never seen; take "
+        "the prototypes over the whole training set, or ignore these labels",
+        lambda: (
+            f"classes without a prototype: "
+            f"{sorted(set((known.logical_not().nonzero().flatten() if rows is None else rows[~known]).tolist()))[:10]}"
+        ),
+    )
 
 
 def own_prototypes(

@@ -49,21 +49,18 @@ def sparsity(cams: Tensor) -> Tensor:
 
 
 @cam_metric
-def entropy(cams: Tensor, *, relative: bool = True) -> Tensor:
-    r"""Return the Shannon entropy of each rectified cam, taken as a distribution over its pixels.
+def entropy(cams: Tensor) -> Tensor:
+    r"""Return the Shannon entropy of each rectified cam, a distribution over n pixels, relative to that of a flat map.
 
-    .. math:: -\sum_i p_i \ln p_i, \qquad p = a / \sum_i a_i, \quad a = \mathrm{relu}(C)
+    .. math:: -\frac{1}{\ln n} \sum_i p_i \ln p_i, \qquad p = a / \sum_i a_i, \quad a = \mathrm{relu}(C)
 
     (Bhatt et al. 2020, "Evaluating and Aggregating Feature-based Model Explanations", complexity.)
 
     Args:
         cams: (N, 1, *spatial), signed.
-        relative: divide by ln n, the entropy of a flat map of n pixels, so that maps of different sizes are comparable. False:
-            nats.
 
     Returns:
-        (N,), in [0, 1], or in nats in [0, ln n]; 0: one pixel has everything. Neither end is good by itself. A dead or all-zero
-        cam counts as flat: 1, or ln n.
+        (N,), in [0, 1]; 0: one pixel has everything. Neither end is good by itself. A dead or all-zero cam counts as flat: 1.
 
     Raises:
         ValueError: a shape that does not fit, or a cam that is not finite.
@@ -72,8 +69,6 @@ def entropy(cams: Tensor, *, relative: bool = True) -> Tensor:
     shares = _distributions(cams)
     largest = math.log(shares.shape[1])
     values: Tensor = torch.special.entr(shares).sum(1).clamp(0, largest)
-    if not relative:
-        return values
     # A map of one pixel is flat and concentrated at once.
     return values / largest if largest else torch.ones_like(values)
 

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import ValueChecks
 from ..class_means import class_weights
 from ..common import exact_matmul_dtype
 from ..distance import Distance, cosine_similarity, get_distance, unit
-from ..losses.base import check_prototypes, fit_references, nearest
+from ..losses.base import check_prototypes, check_seen, fit_references, nearest
 from ..maps import prepare
 from .base import cam_metric, finite
 
@@ -68,12 +69,7 @@ def labels_with_prototype(
         raise TypeError(
             f"labels: expected class indices ({samples},), got soft labels {tuple(labels.shape)}; pass labels.argmax(1)"
         )
-    missing = (belongs.weights != 0).any(0) & ~seen if seen is not None else None
-    if missing is not None and bool(missing.any()):
-        raise ValueError(
-            f"prototypes: expected a prototype for the class of every label, got none for classes "
-            f"{missing.nonzero().flatten().tolist()[:10]}; compute them over the whole training set, or ignore these labels"
-        )
+    check_seen(belongs, seen, ValueChecks(synchronize=True))
     return belongs.indices, belongs.counted
 
 
