@@ -17,7 +17,7 @@ from ..functional import (
     get_distance,
     prepare,
 )
-from ..functional.checks import readable
+from ..functional.checks import check_choice, readable
 from ..functional.losses.base import (
     check_cams,
     check_positive,
@@ -29,6 +29,7 @@ from ..functional.losses.prototypes import (
     ClassSums,
     ForegroundNormalization,
     Groups,
+    Resolution,
     against_own,
     contrast,
     contrasted,
@@ -147,6 +148,7 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial), (K, P, *spatial)
             with several per class, of which the nearest counts.
         distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the maps to the prototypes.
 
     Example:
         >>> import torch
@@ -160,11 +162,17 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
     """
 
     distance: str | Distance = "l1"
+    resolution: Resolution = "map"
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         self.distance = get_distance(self.distance)
+        check_choice("resolution", self.resolution, Resolution)
+
+    def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
+        """Return the size at which cams and prototypes are compared; None: the prototypes' own."""
+        return cams.shape[2:] if self.resolution == "map" else None
 
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the distance of each map to the prototype of its class."""
@@ -199,6 +207,7 @@ class BatchCamLoss(PrototypeLoss):
         prototypes: :class:`~batchcam_captum.ClassPrototypes` or another kind, or ready maps (K, 1, *spatial), (K, P, *spatial)
             with several per class, of which the nearest counts. Every rank needs the same.
         distance: ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
+        resolution: ``"map"`` resizes the prototypes to the cams, ``"prototype"`` the maps to the prototypes.
         sync: True takes the means over all ranks of the process group, if there is one; a group, over that, which should be the
             one that the gradients are averaged over. In eval mode, as under :meth:`CamRegularizer.evaluate`, each rank is alone.
         memory: how many earlier calls the means are taken over as well, at least 0.

@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from batchcam_captum import (
+    BatchCamLoss,
     ConsistencyLoss,
     EnergyLoss,
     ForegroundLoss,
     ImageLoss,
+    PrototypeLoss,
     SeparabilityLoss,
     functional,
 )
@@ -21,6 +23,7 @@ from batchcam_captum.functional import (
     class_weights,
     prototype_contrastive_loss,
     prototype_loss,
+    resize,
 )
 from batchcam_captum.functional.losses.base import check_aspect
 from tests.losses.family import MAKERS, WITH_MASKS
@@ -317,3 +320,25 @@ def test_a_pair_of_views_counts_if_both_do():
     assert torch.equal(loss(cams, torch.tensor([7, 1, 7, 1])), expected)
     weights = torch.tensor([0.0, 2, 5, 2])
     assert torch.equal(loss(cams, torch.ones(4).long(), sample_weights=weights), expected)
+
+
+@pytest.mark.parametrize("make", [PrototypeLoss, BatchCamLoss])
+def test_at_the_resolution_of_the_prototypes(make):
+    """The normalized maps are enlarged, and a dead cam is revived at that size."""
+    maps, cams = torch.rand(3, 1, 8, 8), torch.randn(3, 1, 4, 4)
+    cams[2] = -cams[2].abs()
+    cams.requires_grad_()
+    large = resize(cams.relu() / cams.relu().amax((1, 2, 3), keepdim=True).clamp(min=1e-6), (8, 8))
+    targets = make(maps).held.maps()
+    targets = targets / targets.amax((2, 3), keepdim=True)
+    values = (large - targets).abs().mean((1, 2, 3))
+    signed = resize(cams, (8, 8)).flatten(1)
+    revived = 1 - F.cosine_similarity(signed, targets.flatten(1))
+    expected = torch.stack([values[0], values[1], revived[2]]).mean()
+    actual = make(maps, resolution="prototype")(cams, torch.arange(3))
+    assert_close(actual, expected)
+    gradients = [torch.autograd.grad(value, cams, retain_graph=True)[0] for value in (actual, expected)]
+    assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert gradients[0][2].abs().max() > 0
+    with pytest.raises(ValueError, match="resolution"):
+        make(maps, resolution="screen")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import ValueChecks, check_choice
 from ..class_means import ClassWeights, class_sums
-from ..common import Reduction, reduce
+from ..common import Reduction, full_precision, reduce
 from ..distance import Distance, get_distance, scaled, unit
 from ..maps import Normalization, peak, resize
 from .base import (
@@ -28,6 +28,8 @@ from .base import (
 )
 
 ForegroundNormalization = Literal["none", "share"]
+#: Where maps and prototypes are compared: at the size of the cams, or at that of the prototypes.
+Resolution = Literal["map", "prototype"]
 
 #: How many numbers per class :meth:`ClassSums.pack` puts beside the maps.
 BESIDE_MAPS = 4
@@ -48,11 +50,18 @@ def prototype_samples(
     reduction: Reduction = "mean",
     revive: bool = False,
 ) -> Samples:
-    """Prepare cams for a comparison with prototypes (K, P, *size) that have their size and scale already."""
+    """Prepare cams for a comparison with prototypes (K, P, *size) that have their size and scale already.
+
+    Normalized maps, and the cams that dead ones are revived by, are resized to the prototypes.
+    """
     belongs = membership(cams, labels, prototypes, seen, ignore_index, sample_weights, checks)
     samples = prepare_samples(
         cams, belongs.mask, belongs.importance, normalization, reduction=reduction, revive=revive
     )
+    size = prototypes.shape[2:]
+    if normalization is not None and size != cams.shape[2:]:
+        cams = resize(full_precision(samples.cams), size)
+        samples = samples._replace(cams=cams, maps=resize(samples.maps, size))
     return samples._replace(belongs=belongs, prototypes=prototypes, seen=seen)
 
 
@@ -72,6 +81,7 @@ def prototype_loss(
     *,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
+    resolution: Resolution = "map",
     seen: Tensor | None = None,
     revive: bool = True,
     reduction: Reduction = "mean",
@@ -88,11 +98,12 @@ def prototype_loss(
     Args:
         cams: C, (N, 1, *spatial), raw and signed.
         labels: (N,) class indices, or (N, K) soft labels, one weight per class.
-        prototypes: P, (K, 1, *spatial) in [0, 1], of any size, resized to the cams and divided by their maxima. With several per
-            class, (K, P, *spatial), the nearest counts; for soft labels that is the nearest in L2, whatever ``distance`` is.
+        prototypes: P, (K, 1, *spatial) in [0, 1], of any size, divided by their maxima. With several per class,
+            (K, P, *spatial), the nearest counts; for soft labels that is the nearest in L2, whatever ``distance`` is.
         distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         normalization: of the rectified cams: ``"max"`` divides by the largest value, ``"minmax"`` maps the smallest value to 0
             and the largest to 1, ``"none"`` changes nothing.
+        resolution: ``"map"`` resizes the prototypes to the cams (by area), ``"prototype"`` the maps to the prototypes.
         seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
         revive: a dead cam, one without positive values, pays 1 − cosine(C, P) in [0, 2] instead, whose gradient brings it back
             to life. False: no gradient reaches a dead cam.
@@ -109,7 +120,9 @@ def prototype_loss(
     """
     check_cams(cams)
     check_prototypes(cams, prototypes)
-    prototypes = fit_references(prototypes, cams.shape[2:], _dtype(cams))
+    check_choice("resolution", resolution, Resolution)
+    size = cams.shape[2:] if resolution == "map" else None
+    prototypes = fit_references(prototypes, size, _dtype(cams))
     samples = prototype_samples(
         cams,
         labels,
@@ -137,6 +150,7 @@ def batch_cam_loss(
     *,
     distance: str | Distance = "l1",
     normalization: Normalization = "max",
+    resolution: Resolution = "map",
     seen: Tensor | None = None,
     revive: bool = True,
     reduction: Reduction = "mean",
@@ -156,11 +170,12 @@ def batch_cam_loss(
     Args:
         cams: C, (N, 1, *spatial), raw and signed.
         labels: (N,) class indices, or (N, K) soft labels, one weight per class.
-        prototypes: P, (K, 1, *spatial) in [0, 1], of any size, resized to the cams and divided by their maxima. With several per
-            class, (K, P, *spatial), the nearest counts; for soft labels that is the nearest in L2, whatever ``distance`` is.
+        prototypes: P, (K, 1, *spatial) in [0, 1], of any size, divided by their maxima. With several per class,
+            (K, P, *spatial), the nearest counts; for soft labels that is the nearest in L2, whatever ``distance`` is.
         distance: D, ``"l1"``, ``"l2"``, ``"ssim"``, ``"cosine"``, or a callable (N, 1, …), (N, 1, …) -> (N,).
         normalization: of the rectified cams: ``"max"`` divides by the largest value, ``"minmax"`` maps the smallest value to 0
             and the largest to 1, ``"none"`` changes nothing.
+        resolution: ``"map"`` resizes the prototypes to the cams (by area), ``"prototype"`` the maps to the prototypes.
         seen: (K,) booleans, which classes have a prototype; a label of another class is an error. Default: all.
         revive: a dead cam, one without positive values, pays 1 − cosine(C, P) in [0, 2] instead, whose gradient brings it back
             to life. False: no gradient reaches a dead cam.
@@ -178,7 +193,9 @@ def batch_cam_loss(
     """
     check_cams(cams)
     check_prototypes(cams, prototypes)
-    prototypes = fit_references(prototypes, cams.shape[2:], _dtype(cams))
+    check_choice("resolution", resolution, Resolution)
+    size = cams.shape[2:] if resolution == "map" else None
+    prototypes = fit_references(prototypes, size, _dtype(cams))
     samples = prototype_samples(
         cams,
         labels,
