@@ -131,15 +131,7 @@ def summed_shares(
     gradients: Tensor,
     channel_sum: bool,
 ) -> Tensor:
-    """Check shapes, compute each channel's share of a cam in full precision, and sum over the channels.
-
-    Args:
-        name: of the weighting, for errors.
-        share: (activations, gradients), float32 or float64 -> the share of each channel, (N, C, *spatial).
-        activations: (N, C, *spatial).
-        gradients: of the same shape.
-        channel_sum: sum over the channels.
-    """
+    """Check shapes, compute each channel's share of a cam, (N, C, *spatial), in full precision, and sum over the channels."""
     if activations.shape != gradients.shape or activations.dim() < 2:
         raise ValueError(
             f"{name}: expected activations and gradients (N, C, *spatial) of one shape, got {tuple(activations.shape)} "
@@ -191,15 +183,7 @@ def _over_channels(weights: Tensor, activations: Tensor) -> Tensor:
 
 
 def weighted_channels(weights: Tensor, activations: Tensor) -> Tensor:
-    """Return Σ_k w_k A_k.
-
-    Args:
-        weights: (N, C, 1, …), float32 or float64.
-        activations: (N, C, *spatial).
-
-    Returns:
-        (N, 1, *spatial), float32, or float64 if the activations are.
-    """
+    """Return Σ_k w_k A_k, (N, C, 1, …) and (N, C, *spatial) -> (N, 1, *spatial), in full precision."""
     activations = full_precision(activations)
     # A matrix product only where it is differentiated eagerly and as exact as a sum of products.
     if (
@@ -267,13 +251,6 @@ def grad_cam_plus_plus(
 
     Raises:
         ValueError: the shapes differ, or a negative ``eps``.
-
-    Example:
-        >>> import torch
-        >>> activations = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-        >>> gradients = torch.tensor([[[[1.0, 1.0]], [[0.0, -1.0]]]])
-        >>> grad_cam_plus_plus(activations, gradients)
-        tensor([[[[0.4000, 0.8000]]]])
     """
     _check_eps(eps)
 
@@ -311,13 +288,6 @@ def xgrad_cam(
 
     Raises:
         ValueError: the shapes differ, or a negative ``eps``.
-
-    Example:
-        >>> import torch
-        >>> activations = torch.tensor([[[[1.0, 3.0]], [[2.0, -2.0]]]])
-        >>> gradients = torch.tensor([[[[1.0, 0.0]], [[5.0, -1.0]]]])
-        >>> xgrad_cam(activations, gradients)
-        tensor([[[[0.2500, 0.7500]]]])
     """
     _check_eps(eps)
 
@@ -348,13 +318,6 @@ def hires_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = Tru
 
     Raises:
         ValueError: the shapes differ.
-
-    Example:
-        >>> import torch
-        >>> activations = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-        >>> gradients = torch.tensor([[[[1.0, 1.0]], [[0.0, -1.0]]]])
-        >>> hires_cam(activations, gradients)
-        tensor([[[[ 1., -2.]]]])
     """
     return summed_shares("hires_cam", lambda a, g: g * a, activations, gradients, channel_sum)
 
@@ -375,13 +338,6 @@ def layer_cam(activations: Tensor, gradients: Tensor, *, channel_sum: bool = Tru
 
     Raises:
         ValueError: the shapes differ.
-
-    Example:
-        >>> import torch
-        >>> activations = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-        >>> gradients = torch.tensor([[[[1.0, 1.0]], [[0.0, -1.0]]]])
-        >>> layer_cam(activations, gradients)
-        tensor([[[[1., 2.]]]])
     """
     return summed_shares("layer_cam", lambda a, g: g.relu() * a, activations, gradients, channel_sum)
 

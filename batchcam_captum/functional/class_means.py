@@ -61,12 +61,7 @@ class ClassWeights:
 
 
 def check_labels(labels: Tensor, num_samples: int, num_classes: int | None = None) -> None:
-    """Check the shape and the dtype of labels.
-
-    Args:
-        labels: expected integers (N,), or floating (N, K).
-        num_samples: the number of samples, N.
-        num_classes: the number of classes, K; None for any.
+    """Check that labels are integers (N,), or floating (N, K); ``num_classes=None`` takes any K.
 
     Raises:
         ValueError: another shape.
@@ -101,13 +96,6 @@ def wide_indices(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return integer labels as int64, and which of them are class indices.
 
     In a smaller dtype neither is certain: compared with uint8 labels, 256 classes are 0, and an ignore index of -100 is 156.
-
-    Args:
-        labels: (N,), of any integer dtype.
-        num_classes: the number of classes, K.
-
-    Returns:
-        (N,) int64, and (N,) booleans.
     """
     indices = labels.long()
     return indices, (indices >= 0) & (indices < num_classes)

@@ -17,14 +17,7 @@ PerChannel = float | Sequence[float] | None
 
 
 def per_channel(name: str, value: Any) -> float | tuple[float, ...] | None:
-    """Convert a mean or a standard deviation to plain numbers.
-
-    Args:
-        name: of the argument, for the error.
-        value: None, a number, or a sequence, array or tensor of numbers.
-
-    Returns:
-        None, a float, or a tuple of floats.
+    """Convert a mean or a standard deviation, None or numbers of any kind, to None, a float or a tuple of floats.
 
     Raises:
         ValueError: anything else, or numbers that are not finite.
