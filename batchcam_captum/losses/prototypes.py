@@ -39,7 +39,7 @@ from ..functional.losses.prototypes import (
     prototype_samples,
 )
 from ..prototypes import ClassPrototypes, ForegroundPrototypes, Prototypes
-from .base import LOSSES, Batch, CamLoss, NormalizedLoss
+from .base import LOSSES, Batch, CamLoss, NormalizedLoss, RectifiedLoss
 from .masks import against_masks
 from .memory import ClassSumsMemory
 
@@ -140,8 +140,25 @@ class AgainstPrototypes(CamLoss):
         return vars(self) | {"_made": {}}
 
 
+class RectifiedAgainstPrototypes(AgainstPrototypes, RectifiedLoss):
+    """A loss on maps that compares with the prototypes of their classes by a distance."""
+
+    distance: str | Distance = "l1"
+    resolution: Resolution = "map"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        self.distance = get_distance(self.distance)
+        check_choice("resolution", self.resolution, Resolution)
+
+    def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
+        """Return the size at which cams and prototypes are compared; None: the prototypes' own."""
+        return cams.shape[2:] if self.resolution == "map" else None
+
+
 @LOSSES.register("prototype")
-class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
+class PrototypeLoss(RectifiedAgainstPrototypes, NormalizedLoss):
     """The module of :func:`~batchcam_captum.functional.prototype_loss`.
 
     Args:
@@ -161,19 +178,6 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
         tensor(0.)
     """
 
-    distance: str | Distance = "l1"
-    resolution: Resolution = "map"
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        super().__post_init__()
-        self.distance = get_distance(self.distance)
-        check_choice("resolution", self.resolution, Resolution)
-
-    def comparison_size(self, cams: Tensor) -> Sequence[int] | None:
-        """Return the size at which cams and prototypes are compared; None: the prototypes' own."""
-        return cams.shape[2:] if self.resolution == "map" else None
-
     def per_sample(self, samples: Samples) -> Tensor:
         """Return the distance of each map to the prototype of its class."""
         return samples.distances(self.distance)
@@ -184,7 +188,7 @@ class PrototypeLoss(AgainstPrototypes, NormalizedLoss):
 
 
 @LOSSES.register("batch_cam")
-class BatchCamLoss(PrototypeLoss):
+class BatchCamLoss(RectifiedAgainstPrototypes):
     r"""The module of :func:`~batchcam_captum.functional.batch_cam_loss`.
 
     **Several processes.** In training the sums and counts of the classes are those of the batches of all ranks together: two
