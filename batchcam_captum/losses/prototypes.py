@@ -39,7 +39,7 @@ from ..functional.losses.prototypes import (
     prototype_samples,
 )
 from ..prototypes import ClassPrototypes, ForegroundPrototypes, Prototypes
-from .base import LOSSES, Batch, CamLoss, NormalizedLoss, RectifiedLoss
+from .base import LOSSES, Batch, CamLoss, NormalizedLoss
 from .masks import against_masks
 from .memory import ClassSumsMemory
 
@@ -140,7 +140,7 @@ class AgainstPrototypes(CamLoss):
         return vars(self) | {"_made": {}}
 
 
-class RectifiedAgainstPrototypes(AgainstPrototypes, RectifiedLoss):
+class MapsAgainstPrototypes(AgainstPrototypes, NormalizedLoss):
     """A loss on maps that compares with the prototypes of their classes by a distance."""
 
     distance: str | Distance = "l1"
@@ -158,7 +158,7 @@ class RectifiedAgainstPrototypes(AgainstPrototypes, RectifiedLoss):
 
 
 @LOSSES.register("prototype")
-class PrototypeLoss(RectifiedAgainstPrototypes, NormalizedLoss):
+class PrototypeLoss(MapsAgainstPrototypes):
     """The module of :func:`~batchcam_captum.functional.prototype_loss`.
 
     Args:
@@ -188,7 +188,7 @@ class PrototypeLoss(RectifiedAgainstPrototypes, NormalizedLoss):
 
 
 @LOSSES.register("batch_cam")
-class BatchCamLoss(RectifiedAgainstPrototypes):
+class BatchCamLoss(MapsAgainstPrototypes):
     r"""The module of :func:`~batchcam_captum.functional.batch_cam_loss`.
 
     **Several processes.** In training the sums and counts of the classes are those of the batches of all ranks together: two
