@@ -82,7 +82,7 @@ def head_gradients(
         (torch.Size([2, 4, 6, 6]), torch.Size([2, 3]))
     """
     run = run_head(head, activations, labels, [score])
-    run.update_buffers()
+    update_buffers(run)
     return HeadGradients(run.gradients[0], run.scores)
 
 
@@ -93,11 +93,12 @@ class HeadRun(NamedTuple):
     scores: Tensor  #: (N, K), as the head returned them
     buffers: list[tuple[Tensor, Tensor]]  #: of the head, each with its value after the run
 
-    @torch.no_grad()
-    def update_buffers(self) -> None:
-        """Copy the new values into the buffers of the head: last, as everything before may raise."""
-        for buffer, value in self.buffers:
-            buffer.copy_(value)
+
+@torch.no_grad()
+def update_buffers(run: HeadRun) -> None:
+    """Copy the new values into the buffers of the head: last, as everything before may raise."""
+    for buffer, value in run.buffers:
+        buffer.copy_(value)
 
 
 def run_head(head: Head, activations: Tensor, labels: Tensor, kinds: Sequence[Score]) -> HeadRun:
@@ -204,7 +205,7 @@ def head_cams(
     if reshape is not None:
         activations, gradients = reshape(activations), reshape(gradients)
     cams = apply_method(method, activations, gradients)
-    run.update_buffers()
+    update_buffers(run)
     return HeadCams(cams, run.scores)
 
 

@@ -25,7 +25,7 @@ from ..attribution import (
     recordable,
 )
 from ..functional import activation_gradients, get_method, select_scores
-from ..functional.head import run_head
+from ..functional.head import run_head, update_buffers
 from ..losses import CamLoss
 from .cams import LayerGradient, TermCams
 from .gradient_norms import GradientNorms
@@ -410,7 +410,7 @@ class CamRegularizer(CamObjective):
             for score, gradient in zip(cams.scores, found.gradients, strict=True):
                 cams.add(score, [activations], [LayerGradient(gradient)], [split.reshape or _as_it_is])
             total, values = self._weighted_sum(active, cams, batch)
-        found.update_buffers()  # last: a loss may raise
+        update_buffers(found)  # last: a loss may raise
         return StepOutput(found.scores, total), values
 
     def _cams(

@@ -150,12 +150,11 @@ VIT = {"img_size": 64, "embed_dim": 12, "depth": 3, "num_heads": 2}
 )
 def test_timm_models_with_checkpointing(name, layer):
     vit = name.startswith("vit")
-    side = 64 if vit else 32
     model = timm.create_model(name, num_classes=K, **(VIT if vit else {}))
     model = strong_heads(model).double().train()
     twin = copy.deepcopy(model)
     model.set_grad_checkpointing()
-    images, labels, maps = torch.randn(3, 3, side, side).double(), torch.tensor([0, 2, 1]), prototypes()
+    images, labels, maps = torch.randn(3, 3, 64, 64).double(), torch.tensor([0, 2, 1]), prototypes()
     gradients = []
     for each in (model, twin):
         grad_cam = BatchGradCam(each, layer, reshape="auto" if vit else None)
