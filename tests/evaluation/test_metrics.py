@@ -150,7 +150,7 @@ def test_shortcut_relative_to_chance_and_coherence_by_class():
         (lambda: metrics.ClassCoherence(3, 7), {}, ValueError, "size"),
         (lambda: metrics.ClassCoherence(3, (7.5, 7)), {}, TypeError, "size"),
         (lambda: metrics.ClassCoherence(3, (4,), average="micro"), {}, ValueError, "average"),
-        (lambda: metrics.CamEntropy(relativ=True), {}, ValueError, "relativ"),
+        (lambda: metrics.CamEntropy(unknown=True), {}, ValueError, "unknown"),
         (lambda: metrics.InsertionAUC("resnet"), {}, TypeError, "model"),
         (lambda: metrics.Road(torch.nn.Flatten(), "mean"), {}, ValueError, "order"),
     ],
