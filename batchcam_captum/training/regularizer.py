@@ -354,7 +354,7 @@ class CamRegularizer(CamObjective):
                         [_single(layer, row) for layer, row in rows.items()],
                         None,
                         input_shape(inputs),
-                        hooked=True,
+                        forward.hooked,
                     )
                     scores = pick_output(forward.output, self.grad_cam.output)
                     batch.check(scores)

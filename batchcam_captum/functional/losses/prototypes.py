@@ -118,15 +118,10 @@ def prototype_loss(
         ValueError: a shape, a value or an option that does not fit.
         TypeError: an argument of another kind.
     """
-    check_cams(cams)
-    check_prototypes(cams, prototypes)
-    check_choice("resolution", resolution, Resolution)
-    size = cams.shape[2:] if resolution == "map" else None
-    prototypes = fit_references(prototypes, size, _dtype(cams))
     samples = prototype_samples(
         cams,
         labels,
-        prototypes,
+        _fitted(cams, prototypes, resolution),
         normalization,
         seen=seen,
         ignore_index=ignore_index,
@@ -138,8 +133,13 @@ def prototype_loss(
     return samples.reduce(samples.distances(distance))
 
 
-def _dtype(cams: Tensor) -> torch.dtype:
-    return torch.float64 if cams.dtype == torch.float64 else torch.float32
+def _fitted(cams: Tensor, prototypes: Tensor, resolution: Resolution) -> Tensor:
+    """Check cams and prototypes, and bring the prototypes to the size and scale at which they are compared."""
+    check_cams(cams)
+    check_prototypes(cams, prototypes)
+    check_choice("resolution", resolution, Resolution)
+    size = cams.shape[2:] if resolution == "map" else None
+    return fit_references(prototypes, size, full_precision(cams).dtype)
 
 
 @cam_loss
@@ -191,15 +191,10 @@ def batch_cam_loss(
         ValueError: a shape, a value or an option that does not fit.
         TypeError: an argument of another kind.
     """
-    check_cams(cams)
-    check_prototypes(cams, prototypes)
-    check_choice("resolution", resolution, Resolution)
-    size = cams.shape[2:] if resolution == "map" else None
-    prototypes = fit_references(prototypes, size, _dtype(cams))
     samples = prototype_samples(
         cams,
         labels,
-        prototypes,
+        _fitted(cams, prototypes, resolution),
         normalization,
         seen=seen,
         ignore_index=ignore_index,
@@ -344,9 +339,7 @@ def prototype_contrastive_loss(
         TypeError: an argument of another kind.
     """
     check_positive("temperature", temperature)
-    check_cams(cams)
-    check_prototypes(cams, prototypes)
-    prototypes = contrasted(fit_references(prototypes, None, _dtype(cams)), seen)
+    prototypes = contrasted(_fitted(cams, prototypes, "prototype"), seen)
     samples = prototype_samples(
         cams,
         labels,
@@ -460,7 +453,7 @@ def foreground_loss(
 
 def foregrounds(prototypes: Tensor, cams: Tensor, checks: ValueChecks | None) -> Tensor:
     """Return the foreground of each class at the size of the cams, (K, P, *spatial) -> (K, 1, *size)."""
-    maps = resize(prototypes.to(_dtype(cams)), cams.shape[2:]).amax(1, keepdim=True)
+    maps = resize(prototypes.to(full_precision(cams).dtype), cams.shape[2:]).amax(1, keepdim=True)
     checks = ValueChecks(synchronize=True) if checks is None else checks
     checks.require(
         (maps >= -_ROUNDING) & (maps <= 1 + _ROUNDING),
